@@ -1,0 +1,313 @@
+"""Every accepted record format to its normal form; what is mended, dropped, and refused with which words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tinyllm.data.records import Pair, Prompt, Reader, read
+from tinyllm.errors import UserError
+from tinyllm.text.chat import validate_messages
+
+
+def reader(tmp_path: Path, kind: str, *rows: Any, **options: Any) -> Reader:
+    file = tmp_path / "x.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return read([file], kind, **options)
+
+
+def turns(*spoken: str) -> list[dict[str, str]]:
+    """`u:hi` is a user turn."""
+    roles = {"s": "system", "u": "user", "a": "assistant", "t": "tool"}
+    return [{"role": roles[said[0]], "content": said[2:]} for said in spoken]
+
+
+def sharegpt(*spoken: str) -> list[dict[str, str]]:
+    names = {"s": "system", "u": "human", "a": "gpt", "t": "observation", "f": "function_call"}
+    return [{"from": names[said[0]], "value": said[2:]} for said in spoken]
+
+
+CONVERSATIONS = [
+    ({"messages": turns("s:be kind", "u:hi", "a:yes")}, ["s:be kind", "u:hi", "a:yes"]),
+    ({"messages": sharegpt("u:hi", "a:yes")}, ["u:hi", "a:yes"]),
+    ({"conversations": turns("u:hi", "a:yes")}, ["u:hi", "a:yes"]),
+    ({"conversations": sharegpt("u:q", "f:{}", "t:4", "a:four")}, ["u:q", "a:{}", "t:4", "a:four"]),
+    ({"conversations": sharegpt("u:q", "f:{}", "t:", "a:x")}, ["u:q", "a:{}", "t:", "a:x"]),  # a tool may say nothing
+    ({"conversations": sharegpt("u:q", "f:{}", "t:1", "t:2", "a:x")}, ["u:q", "a:{}", "t:1", "t:2", "a:x"]),
+    ({"conversations": sharegpt("u:q", "a:x"), "tools": "[1]"}, ["s:Tools:\n[1]", "u:q", "a:x"]),
+    ({"prompt": "q", "completion": "x", "system": "be kind"}, ["s:be kind", "u:q", "a:x"]),
+    ({"prompt": turns("u:q"), "completion": turns("a:x")}, ["u:q", "a:x"]),
+    ({"instruction": "add", "input": "1 2", "output": "3"}, ["u:add\n\n1 2", "a:3"]),
+    (
+        {"instruction": "go", "output": "3", "history": [["q", "r"]], "system": "s"},
+        ["s:s", "u:q", "a:r", "u:go", "a:3"],
+    ),
+    ({"instruction": "go", "instances": [{"input": "", "output": "3"}]}, ["u:go", "a:3"]),
+    ({"question": "1+1?", "answer": "2\n#### 2"}, ["u:1+1?", "a:2\n#### 2"]),
+    ({"messages": [*turns("u:q"), {"role": "assistant", "content": [{"type": "text", "text": "x"}]}]}, ["u:q", "a:x"]),
+    (
+        {
+            "messages": [
+                *turns("u:q"),
+                {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]},
+            ]
+        },
+        ["u:q", 'a:{"name": "f"}'],
+    ),
+]
+
+
+@pytest.mark.parametrize(("row", "expected"), CONVERSATIONS)
+def test_conversation_formats(tmp_path: Path, row: dict, expected: list[str]) -> None:
+    (found,) = reader(tmp_path, "conversations", row)
+    assert list(found.messages) == turns(*expected)
+    validate_messages(list(found.messages), "", require_assistant=True)
+
+
+MENDED = [
+    (["a:hello", "u:q", "a:x"], ["u:q", "a:x"], "assistant turns before the first user turn left out"),
+    (["s:s", "a:hello", "u:q", "a:x"], ["s:s", "u:q", "a:x"], "assistant turns before the first user turn left out"),
+    (["u:q", "a:x", "u:more"], ["u:q", "a:x"], "turns after the last answer left out"),
+    (["u:q", "u:r", "a:x", "a:y"], ["u:q\n\nr", "a:x\n\ny"], "turns of one role in a row joined"),
+    (["u:q", "a:x", "u: ", "a:y"], ["u:q", "a:x"], "turns from an empty one on left out"),
+    (["u:q", "a:x", "u:r", "a:"], ["u:q", "a:x"], "turns from an empty one on left out"),
+]
+
+
+@pytest.mark.parametrize(("said", "kept", "what"), MENDED)
+def test_odd_conversations_are_mended_and_counted(tmp_path: Path, said: list[str], kept: list[str], what: str) -> None:
+    odd = reader(
+        tmp_path, "conversations", {"conversations": sharegpt("u:1", "a:2")}, {"conversations": sharegpt(*said)}
+    )
+    assert list(list(odd)[1].messages) == turns(*kept)
+    ((reason, tally),) = odd.report.mended.items()
+    assert reason.startswith(what)
+    assert tally.count == 1
+    assert tally.places == [f"{tmp_path / 'x.jsonl'}:2"]
+
+
+PAIRS = [
+    ({"prompt": "q", "chosen": "good", "rejected": "bad", "margin": 2}, ["u:q"], 2.0),
+    ({"prompt": turns("s:s", "u:q"), "chosen": turns("a:good"), "rejected": turns("a:bad")}, ["s:s", "u:q"], None),
+    ({"prompt": "q", "chosen": turns("u:q", "a:good"), "rejected": turns("u:q", "a:bad")}, ["u:q"], None),
+    ({"chosen": turns("u:q", "a:good"), "rejected": turns("u:q", "a:bad")}, ["u:q"], None),
+    ({"chosen": "\n\nHuman: q\n\nAssistant: good", "rejected": "\n\nHuman: q\n\nAssistant: bad"}, ["u:q"], None),
+    (
+        {
+            "conversations": sharegpt("s:s", "u:q", "a:r", "u:t"),
+            "chosen": {"from": "gpt", "value": "good"},
+            "rejected": {"from": "gpt", "value": "bad"},
+        },
+        ["s:s", "u:q", "a:r", "u:t"],
+        None,
+    ),
+    ({"instruction": "q", "input": "", "chosen": "good", "rejected": "bad"}, ["u:q"], None),
+    ({"question": "q", "answer_matching_behavior": " good", "answer_not_matching_behavior": " bad"}, ["u:q"], None),
+]
+
+
+@pytest.mark.parametrize(("row", "prompt", "margin"), PAIRS)
+def test_pair_formats(tmp_path: Path, row: dict, prompt: list[str], margin: float | None) -> None:
+    (found,) = reader(tmp_path, "pairs", row)
+    assert found == Pair(tuple(turns(*prompt)), tuple(turns("a:good")), tuple(turns("a:bad")), margin)
+
+
+PROMPTS = [
+    ({"prompt": "q", "answer": 4, "meta": {"a": 1}}, ["u:q"], {"answer": 4, "meta": {"a": 1}}),
+    ({"question": "q", "answer": "x\n#### 4"}, ["u:q"], {"answer": "x\n#### 4"}),
+    ({"prompt": turns("s:s", "u:q"), "answer": "4"}, ["s:s", "u:q"], {"answer": "4"}),
+    ({"prompt": "q", "completion": "4"}, ["u:q"], {"answer": "4", "completion": "4"}),
+    ({"messages": turns("s:s", "u:q", "a:4", "u:r", "a:5"), "id": 7}, ["s:s", "u:q"], {"answer": "4", "id": 7}),
+    ({"messages": turns("u:q", "a:so it is 4"), "answer": "4"}, ["u:q"], {"answer": "4"}),  # its own answer stays
+    ({"instruction": "q", "input": "i", "output": "4"}, ["u:q\n\ni"], {"answer": "4"}),
+    ({"prompt": "q", "chosen": "c", "rejected": "r"}, ["u:q"], {"chosen": "c", "rejected": "r"}),
+    ({"conversations": sharegpt("u:q"), "chosen": 1, "rejected": 2}, ["u:q"], {"chosen": 1, "rejected": 2}),
+]
+
+
+@pytest.mark.parametrize(("row", "messages", "columns"), PROMPTS)
+def test_prompt_formats(tmp_path: Path, row: dict, messages: list[str], columns: dict) -> None:
+    assert list(reader(tmp_path, "prompts", row)) == [Prompt(tuple(turns(*messages)), columns)]
+
+
+DROPPED = [
+    ("documents", {"text": "fine"}, {"text": " \n"}, "empty text"),
+    ("conversations", {"prompt": "q", "completion": "x"}, {"prompt": "q", "completion": " "}, "empty answer"),
+    ("conversations", {"messages": turns("u:q", "a:x")}, {"messages": turns("u:q")}, "no assistant turn"),
+    ("conversations", {"messages": turns("u:q", "a:x")}, {"messages": []}, "no assistant turn"),
+    ("conversations", {"messages": turns("u:q", "a:x")}, {"messages": turns("a:x")}, "no user turn"),
+    (
+        "conversations",
+        {"messages": turns("u:q", "a:x")},
+        {"messages": turns("a:x", "u:q")},
+        "no answer after the first",
+    ),
+    (
+        "pairs",
+        {"prompt": "q", "chosen": "a", "rejected": "b"},
+        {"prompt": "q", "chosen": "a", "rejected": "a "},
+        "chosen eq",
+    ),
+    (
+        "pairs",
+        {"prompt": "q", "chosen": "a", "rejected": "b"},
+        {"prompt": "q", "chosen": "", "rejected": "b"},
+        "empty ans",
+    ),
+    (
+        "pairs",
+        {"prompt": "q", "chosen": "a", "rejected": "b"},
+        {"prompt": " ", "chosen": "a", "rejected": "b"},
+        "empty pr",
+    ),
+    ("prompts", {"prompt": "q"}, {"prompt": turns("u:q", "a:x")}, "the prompt does not end with a user turn"),
+]
+
+
+@pytest.mark.parametrize(("kind", "good", "bad", "reason"), DROPPED)
+def test_rows_that_cannot_train_are_dropped_and_counted(
+    tmp_path: Path, kind: str, good: dict, bad: dict, reason: str
+) -> None:
+    mixed = reader(tmp_path, kind, good, *[bad] * 7)
+    assert len(list(mixed)) == 1
+    ((found, tally),) = mixed.report.dropped.items()
+    assert found.startswith(reason)
+    assert tally.count == 7
+    assert [place.rpartition(":")[2] for place in tally.places] == ["2", "3", "4", "5", "6"]  # the first five
+    with pytest.raises(UserError, match=f"0 {kind} in .*x.jsonl: all rows were dropped\n +7  {reason}") as none_left:
+        list(reader(tmp_path, kind, *[bad] * 7))
+    assert none_left.value.code == 2
+
+
+BAD = [
+    ("documents", {"text": None}, "text: a text was expected, found None"),
+    ("documents", {"text": ["a"]}, "text: a text was expected, found ['a']"),
+    ("conversations", {"messages": "hi"}, "messages: a list of messages was expected, found 'hi'"),
+    ("conversations", {"messages": ["hi"]}, "messages[0]: an object with role and content was expected, found 'hi'"),
+    ("conversations", {"messages": [{"role": "user"}]}, "messages[0]: no 'content'; found: role"),
+    (
+        "conversations",
+        {"messages": [{"role": "user", "content": 3}]},
+        "messages[0].content: a text was expected, found 3",
+    ),
+    ("conversations", {"messages": [{"role": "user", "content": None}]}, "messages[0].content: a text was expected"),
+    (
+        "conversations",
+        {"messages": [{"role": 3, "content": ""}]},
+        "messages[0].role: 3 is none of system, user, assist",
+    ),
+    (
+        "conversations",
+        {"messages": [*turns("u:q"), {"role": "asistant", "content": "x"}]},
+        "messages[1].role: 'asistant' is none of system, user, assistant, tool; did you mean 'assistant'?",
+    ),
+    (
+        "conversations",
+        {"conversations": [{"from": "\x1b[2J", "value": "x"}]},
+        "conversations[0].from: '\\x1b[2J' is none",
+    ),
+    ("conversations", {"prompt": 1, "completion": "x"}, "prompt: a list of messages was expected, found 1"),
+    ("conversations", {"instruction": "a", "output": {}}, "output: a text was expected, found {}"),
+    ("conversations", {"instruction": "a", "output": "b", "history": [["q"]]}, "history: a list of [question, answer]"),
+    ("conversations", {"instruction": "a", "instances": [1]}, "instances: a list of input and output was expected"),
+    (
+        "pairs",
+        {"prompt": "q", "chosen": "a", "rejected": None},
+        "rejected: a list of messages was expected, found None",
+    ),
+    ("pairs", {"prompt": "q", "chosen": "a", "rejected": "b", "margin": True}, "margin: a finite number was expected"),
+    ("pairs", {"prompt": "q", "chosen": "a", "rejected": "b", "margin": "1"}, "margin: a finite number was expected"),
+    ("pairs", {"chosen": "a", "rejected": "b"}, "no 'prompt', and chosen is a text alone; found: chosen, rejected"),
+    ("prompts", {"prompt": {"role": "user"}}, "prompt: no 'content'; found: role"),
+    ("prompts", {"question": 7}, "question: a list of messages was expected, found 7"),
+]
+
+
+@pytest.mark.parametrize(("kind", "row", "what"), BAD)
+def test_bad_rows_name_line_path_and_value(tmp_path: Path, kind: str, row: dict, what: str) -> None:
+    with pytest.raises(UserError) as error:
+        list(reader(tmp_path, kind, row))
+    assert error.value.what.startswith(what)
+    assert error.value.where == f"{tmp_path / 'x.jsonl'}:1"
+    assert error.value.code == 2
+    assert error.value.fix
+
+
+REFUSED = [
+    (
+        "conversations",
+        {"message": turns("u:q", "a:x"), "id": 1},
+        "no 'messages' in line 1; found: message, id - did you mean 'message'?",
+        "name the column: --field messages=message",
+    ),
+    ("documents", {"id": 1, "body": "x y z"}, "no 'text' in line 1; found: id, body", "--field text=body"),
+    (
+        "conversations",
+        {"prompt": "q", "reply": "x"},
+        "no 'completion' in line 1; found: prompt, reply",
+        "completion=reply",
+    ),
+    ("documents", {}, "no 'text' in line 1; found: nothing", "--field text=COLUMN"),
+    (
+        "documents",
+        {"messages": turns("u:q", "a:x")},
+        "these are conversations (format messages), and documents were",
+        "sft",
+    ),
+    (
+        "conversations",
+        {"prompt": "q", "chosen": "a", "rejected": "b"},
+        "these are pairs (format preference)",
+        "tinyllm rm",
+    ),
+    (
+        "conversations",
+        {"conversations": sharegpt("u:q"), "chosen": "a", "rejected": "b"},
+        "these are pairs (format sharegpt-preference)",
+        "tinyllm rm",
+    ),
+    ("pairs", {"text": "x"}, "these are documents (format text), and pairs were asked for", "tinyllm pretrain"),
+    ("conversations", {"messages": turns("u:q", "a:x"), "label": True}, "KTO data", "prompt, chosen and rejected"),
+    ("prompts", {"prompt": "q", "completion": "x", "label": False}, "KTO data", "prompt, chosen and rejected"),
+]
+
+
+@pytest.mark.parametrize(("kind", "row", "what", "fix"), REFUSED)
+def test_missing_columns_and_other_kinds_of_data(tmp_path: Path, kind: str, row: dict, what: str, fix: str) -> None:
+    with pytest.raises(UserError) as error:
+        list(reader(tmp_path, kind, row))
+    assert error.value.what.startswith(what)
+    assert fix in error.value.fix
+    assert error.value.where.endswith("x.jsonl:1")
+
+
+def test_a_format_holds_for_the_whole_file(tmp_path: Path) -> None:
+    rows = [{"messages": turns("u:q", "a:x")}, {"prompt": "q", "completion": "x"}]
+    with pytest.raises(UserError, match="no 'messages' in line 2; found: prompt, completion"):
+        list(reader(tmp_path, "conversations", *rows))
+    skipping = reader(tmp_path, "conversations", *rows, on_bad_line="skip")
+    assert len(list(skipping)) == 1
+    assert skipping.report.dropped["missing column"].count == 1
+
+
+def test_field_and_format_options(tmp_path: Path) -> None:
+    (named,) = reader(tmp_path, "documents", {"body": "x", "text": "not this"}, field={"text": "body"})
+    assert named.text == "x"
+    (asked,) = reader(tmp_path, "prompts", {"input": "q", "target": "4"}, field={"prompt": "input"})
+    assert asked == Prompt(tuple(turns("u:q")), {"target": "4"})
+    kto = {"messages": turns("u:q", "a:x"), "label": True}
+    assert len(list(reader(tmp_path, "conversations", kto, format="messages"))) == 1
+    with pytest.raises(UserError, match=r"no 'bdy' .asked for as text.; found: body") as error:
+        list(reader(tmp_path, "documents", {"body": "x"}, field={"text": "bdy"}))
+    assert error.value.fix == "name it: --field text=body"
+    with pytest.raises(UserError, match="'alpacca' is no format of conversations") as error:
+        reader(tmp_path, "conversations", {}, format="alpacca")
+    assert error.value.fix == "did you mean 'alpaca'?"
+    with pytest.raises(UserError, match="'txt' is no column of documents") as error:
+        reader(tmp_path, "documents", {}, field={"txt": "body"})
+    assert error.value.fix == "did you mean 'text'?"
+    with pytest.raises(UserError, match="'documnets' is no kind of data"):
+        read(["x"], "documnets")

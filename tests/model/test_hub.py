@@ -1,0 +1,155 @@
+"""Hugging Face files: round trips, and transformers and PEFT as independent readers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tinyllm.errors import UserError
+from tinyllm.model import hub, lora
+from tinyllm.model.config import LoRAConfig, ModelConfig
+from tinyllm.model.generate import Sampling, generate
+from tinyllm.model.transformer import CausalLM, SequenceScorer
+
+TINY = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 32}
+SHAPES = {
+    "qwen3-tied-gqa": ModelConfig(**TINY, num_key_value_heads=2),
+    "qwen3-untied": ModelConfig(**TINY, num_key_value_heads=4, tie_word_embeddings=False),
+    "llama-gqa": ModelConfig(**{**TINY, "head_dim": 8}, model_type="llama", num_key_value_heads=1, tie_word_embeddings=False),
+    "qwen2-tied": ModelConfig(**{**TINY, "head_dim": 8}, model_type="qwen2", num_key_value_heads=2),
+}
+IDS = torch.randint(0, 64, (2, 17), generator=torch.Generator().manual_seed(0))
+
+
+def rough(kind: type, config: ModelConfig) -> torch.nn.Module:
+    model = kind(config)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator) * (0.3 if p.ndim > 1 else 1))
+    return model.eval()
+
+
+def saved(model: torch.nn.Module, folder: Path) -> Path:
+    hub.save(model, folder, bos=None, stop=(2, 0), pad=3)
+    return folder
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_save_and_load_is_bitwise(name: str, tmp_path: Path) -> None:
+    model = rough(CausalLM, SHAPES[name])
+    again = hub.load_causal_lm(saved(model, tmp_path))
+    assert torch.equal(again.logits(again(IDS)), model.logits(model(IDS)))
+    assert again.config == model.config
+    if SHAPES[name].tie_word_embeddings:
+        assert again.lm_head.weight is again.model.embed_tokens.weight
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", SHAPES)
+def test_transformers_opens_it_unchanged(name: str, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    model = rough(CausalLM, SHAPES[name])
+    theirs, report = transformers.AutoModelForCausalLM.from_pretrained(saved(model, tmp_path), output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(IDS).logits, model.logits(model(IDS)), atol=1e-5, rtol=1e-5)
+    ours = generate(model, [IDS[0].tolist()], Sampling(30, temperature=0))[0].ids
+    got = theirs.generate(IDS[:1], max_new_tokens=30, do_sample=False, eos_token_id=None, attention_mask=torch.ones(1, 17))[0, 17:]
+    assert got.tolist() == ours
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", SHAPES)
+def test_what_transformers_writes_opens_here(name: str, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    model = rough(CausalLM, SHAPES[name])
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(saved(model, tmp_path))
+    theirs.save_pretrained(tmp_path / "theirs")
+    again = hub.load_causal_lm(tmp_path / "theirs")
+    assert torch.equal(again(IDS), model(IDS))
+
+
+@pytest.mark.parity
+def test_a_reward_model_scores_alike_in_transformers(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    model = rough(SequenceScorer, SHAPES["qwen3-tied-gqa"])
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(saved(model, tmp_path))
+    ids, real = IDS.clone().clamp(min=4), torch.ones_like(IDS, dtype=torch.bool)
+    ids[1, 12:], real[1, 12:] = 3, False  # padding
+    with torch.no_grad():
+        got = theirs(ids, attention_mask=real.long()).logits.squeeze(1)
+        torch.testing.assert_close(got, model.rewards(ids, real), atol=1e-5, rtol=1e-5)
+    again = hub.load_scorer(tmp_path)
+    assert torch.equal(again(IDS), model(IDS))
+
+
+@pytest.mark.parity
+def test_peft_reads_our_adapter_and_we_read_peft_s(tmp_path: Path) -> None:
+    transformers, peft = pytest.importorskip("transformers"), pytest.importorskip("peft")
+    model = rough(CausalLM, SHAPES["qwen3-tied-gqa"])
+    base = tmp_path / "base"
+    base.mkdir()
+    saved(model, base)
+    config = LoRAConfig(r=4, alpha=6, targets=("q_proj", "up_proj", "down_proj"))
+    lora.attach(model, config)
+    for layer in lora.layers(model).values():
+        torch.nn.init.normal_(layer.lora_B.weight, std=0.2)
+    ours = tmp_path / "ours"
+    ours.mkdir()
+    lora.save(model, config, ours, base.as_posix())
+    theirs = peft.PeftModel.from_pretrained(transformers.AutoModelForCausalLM.from_pretrained(base), ours)
+    with torch.no_grad():
+        want = model.logits(model(IDS))
+        torch.testing.assert_close(theirs(IDS).logits, want, atol=1e-5, rtol=1e-5)
+    theirs.save_pretrained(tmp_path / "theirs")
+    again = hub.load_causal_lm(tmp_path / "theirs", merged=False)
+    with torch.no_grad():
+        torch.testing.assert_close(again.logits(again(IDS)), want, atol=1e-6, rtol=1e-6)
+
+
+def test_a_scorer_starts_from_the_policy(tmp_path: Path) -> None:
+    policy = rough(CausalLM, SHAPES["qwen3-tied-gqa"])
+    scorer = hub.scorer_from(policy, seed=0)
+    assert torch.equal(scorer.model(IDS), policy(IDS))
+    assert torch.equal(hub.scorer_from(policy, seed=0).score.weight, scorer.score.weight)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("hidden_act", "gelu"), ("model_type", "gpt2"), ("rope_parameters", {"rope_type": "yarn"}), ("quantization_config", {"bits": 4})],
+)
+def test_what_we_do_not_compute_is_refused(tmp_path: Path, key: str, value: object) -> None:
+    saved(rough(CausalLM, SHAPES["qwen3-tied-gqa"]), tmp_path)
+    found = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(found | {key: value}))
+    with pytest.raises(UserError):
+        hub.load_causal_lm(tmp_path)
+
+
+def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    saved(rough(CausalLM, SHAPES["qwen3-tied-gqa"]), tmp_path)
+    found = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(found | {"num_hidden_layers": 3}))
+    with pytest.raises(UserError, match=r"model\.layers\.2\.\S+ is missing and 10 more") as caught:
+        hub.load_causal_lm(tmp_path)
+    assert caught.value.code == 3
+
+
+def test_no_path_out_of_the_folder(tmp_path: Path) -> None:
+    saved(rough(CausalLM, SHAPES["qwen3-tied-gqa"]), tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path.parent / "stolen.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../stolen.safetensors"}}))
+    with pytest.raises(UserError, match="not a file beside it"):
+        hub.load_causal_lm(tmp_path)
+
+
+def test_a_pickle_is_refused_unopened(tmp_path: Path) -> None:
+    saved(rough(CausalLM, SHAPES["qwen3-tied-gqa"]), tmp_path)
+    torch.save({"a": torch.ones(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="cannot be read"):
+        hub.load_causal_lm(tmp_path)

@@ -1,0 +1,101 @@
+"""LoRA: nothing at first, only the adapter trains, exact merge, a reference in the same weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tinyllm.errors import UserError
+from tinyllm.model import lora
+from tinyllm.model.config import LoRAConfig, ModelConfig
+from tinyllm.model.transformer import CausalLM, initialise
+
+SHAPE = ModelConfig(vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8)
+IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
+
+
+@pytest.fixture
+def model() -> CausalLM:
+    model = CausalLM(SHAPE)
+    initialise(model, 0)
+    return model.eval()
+
+
+def stirred(model: CausalLM) -> CausalLM:
+    """B is zero at first; give it something to say."""
+    for layer in lora.layers(model).values():
+        torch.nn.init.normal_(layer.lora_B.weight, std=0.3)
+    return model
+
+
+def test_an_adapter_starts_as_the_identity(model: CausalLM) -> None:
+    before = model(IDS)
+    lora.attach(model, LoRAConfig())
+    assert torch.equal(model(IDS), before)
+
+
+def test_at_the_start_only_b_has_a_gradient_and_the_base_never(model: CausalLM) -> None:
+    lora.attach(model, LoRAConfig())
+    model(IDS).square().sum().backward()
+    for layer in lora.layers(model).values():
+        assert layer.weight.grad is None
+        assert layer.lora_A.weight.grad.abs().sum() == 0
+        assert layer.lora_B.weight.grad.abs().sum() > 0
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == {n for n, _ in model.named_parameters() if ".lora_" in n}
+
+
+@pytest.mark.parametrize(("rslora", "scale"), [(False, 4.0), (True, 8.0)])
+def test_the_branch_is_scaled_by_alpha_over_r_or_its_root(model: CausalLM, rslora: bool, scale: float) -> None:
+    config = LoRAConfig(r=4, alpha=16, rslora=rslora, targets=("q_proj",))
+    lora.attach(model, config)
+    stirred(model)
+    layer = lora.layers(model)["model.layers.0.self_attn.q_proj"]
+    x = torch.randn(3, 32)
+    want = x @ layer.weight.T + scale * (x @ layer.lora_A.weight.T) @ layer.lora_B.weight.T
+    torch.testing.assert_close(layer(x), want)
+
+
+def test_every_named_layer_is_adapted_square_or_not(model: CausalLM) -> None:
+    lora.attach(model, LoRAConfig(r=3))
+    assert len(lora.layers(model)) == 7 * SHAPE.num_hidden_layers
+    assert {tuple(m.lora_B.weight.shape) for m in lora.layers(model).values()} == {(32, 3), (16, 3), (48, 3)}
+
+
+def test_merged_is_unmerged_and_disabled_is_the_base(model: CausalLM) -> None:
+    base = model(IDS)
+    stirred(lora.attach(model, LoRAConfig()))
+    adapted = model(IDS)
+    with lora.disabled(model) as reference:
+        assert torch.equal(reference(IDS), base)
+    assert torch.equal(model(IDS), adapted)
+    assert not torch.allclose(adapted, base)
+    merged = lora.merge(model)
+    assert not lora.layers(merged)
+    torch.testing.assert_close(merged(IDS), adapted, atol=1e-5, rtol=1e-5)
+
+
+def test_an_adapter_file_comes_back(model: CausalLM, tmp_path: Path) -> None:
+    other = CausalLM(SHAPE)
+    other.load_state_dict(model.state_dict())
+    config = LoRAConfig(r=5, alpha=7, targets=("q_proj", "down_proj"), rslora=True)
+    stirred(lora.attach(model, config))
+    lora.save(model, config, tmp_path, "base")
+    loaded = lora.load(other.eval(), tmp_path)
+    assert loaded.model_dump(exclude={"targets"}) == config.model_dump(exclude={"targets"})
+    assert set(loaded.targets) == set(config.targets)
+    assert torch.equal(other(IDS), model(IDS))
+
+
+@pytest.mark.parametrize("target", ["lm_head", "w_proj"])
+def test_targets_that_cannot_be(model: CausalLM, target: str) -> None:
+    with pytest.raises(UserError):
+        lora.attach(model, LoRAConfig(targets=("q_proj", target)))
+
+
+def test_an_adapter_of_another_shape_is_refused(model: CausalLM, tmp_path: Path) -> None:
+    lora.save(lora.attach(model, LoRAConfig()), LoRAConfig(), tmp_path, "base")
+    deeper = CausalLM(SHAPE.model_copy(update={"num_hidden_layers": 3}))
+    with pytest.raises(UserError, match="does not fit"):
+        lora.load(deeper, tmp_path)

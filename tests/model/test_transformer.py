@@ -1,0 +1,137 @@
+"""The decoder: causality, padding on either side, shapes that match their arithmetic, all three architectures."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from tinyllm.model.config import ModelConfig
+from tinyllm.model.transformer import CausalLM, RMSNorm, SequenceScorer, initialise, rotate, set_dropout
+
+TINY = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
+SHAPES = {
+    "qwen3": ModelConfig(**TINY, num_attention_heads=4, num_key_value_heads=2),
+    "llama": ModelConfig(**TINY, model_type="llama", num_attention_heads=4, num_key_value_heads=4, tie_word_embeddings=False),
+    "qwen2": ModelConfig(**TINY, model_type="qwen2", num_attention_heads=4, num_key_value_heads=1),
+}
+
+
+def rough(config: ModelConfig, seed: int = 0) -> CausalLM:
+    """A model with weights of order one: at a std of 0.02 every log-probability is about -ln V and hides mistakes."""
+    model = CausalLM(config).double()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator, dtype=torch.float64) * (0.5 if p.ndim > 1 else 1))
+    return model.eval()
+
+
+@pytest.fixture(params=SHAPES)
+def model(request: pytest.FixtureRequest) -> CausalLM:
+    return rough(SHAPES[request.param])
+
+
+def ids(rows: int, length: int) -> torch.Tensor:
+    return torch.randint(0, 61, (rows, length), generator=torch.Generator().manual_seed(1))
+
+
+def test_the_default_model_has_as_many_parameters_as_is_said() -> None:
+    assert ModelConfig().parameters() == 1_377_920
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_parameter_arithmetic_is_what_is_allocated(name: str) -> None:
+    model = CausalLM(SHAPES[name])
+    assert sum(p.numel() for p in model.parameters()) == SHAPES[name].parameters()
+
+
+def test_a_token_does_not_see_the_future(model: CausalLM) -> None:
+    x = ids(2, 9)
+    y = x.clone()
+    y[:, 6:] = (y[:, 6:] + 1) % 61
+    before, after = model(x), model(y)
+    assert torch.equal(before[:, :6], after[:, :6])
+    assert not torch.allclose(before[:, 6], after[:, 6])
+
+
+def test_left_padding_changes_nothing(model: CausalLM) -> None:
+    x = ids(1, 7)
+    padded = torch.cat([torch.full((1, 4), 3), x], 1)
+    attend = torch.tensor([[False] * 4 + [True] * 7])
+    torch.testing.assert_close(model(padded, attend)[:, 4:], model(x), atol=1e-12, rtol=0)
+
+
+def test_right_padding_changes_nothing_with_or_without_a_mask(model: CausalLM) -> None:
+    x = ids(1, 7)
+    padded = torch.cat([x, torch.full((1, 4), 3)], 1)
+    attend = torch.tensor([[True] * 7 + [False] * 4])
+    torch.testing.assert_close(model(padded)[:, :7], model(x), atol=1e-12, rtol=0)
+    torch.testing.assert_close(model(padded, attend)[:, :7], model(x), atol=1e-12, rtol=0)
+
+
+def test_rows_do_not_see_each_other(model: CausalLM) -> None:
+    x = ids(3, 8)
+    torch.testing.assert_close(model(x)[1:2], model(x[1:2]), atol=1e-12, rtol=0)
+
+
+def test_rotation_depends_on_distance_alone() -> None:
+    """q at position m and k at position n: their product is a function of m - n (arXiv 2104.09864 Eq. 16)."""
+    decoder = CausalLM(ModelConfig(**TINY, num_attention_heads=4, num_key_value_heads=4)).model
+    q, k = torch.randn(2, 1, 1, 1, 8).double()
+    cos, sin = decoder.cos.double(), decoder.sin.double()
+
+    def product(m: int, n: int) -> torch.Tensor:
+        return (rotate(q, cos[m], sin[m]) * rotate(k, cos[n], sin[n])).sum()
+
+    torch.testing.assert_close(product(3, 1), product(9, 7), atol=1e-5, rtol=0)
+    assert abs(product(3, 1) - product(3, 2)) > 1e-3
+    assert not torch.equal(rotate(q, cos[1], sin[1]), q)
+
+
+def test_rms_norm_closed_form() -> None:
+    norm = RMSNorm(2, 0.0)
+    torch.testing.assert_close(norm(torch.tensor([3.0, 4.0])), torch.tensor([3.0, 4.0]) / (12.5**0.5))
+
+
+def test_a_fresh_model_knows_nothing() -> None:
+    """Its loss starts at ln V: logits are near zero, whatever the depth."""
+    model = CausalLM(ModelConfig())
+    initialise(model, 0)
+    x = torch.randint(0, 4096, (2, 64))
+    mask = torch.ones_like(x, dtype=torch.bool)
+    mask[:, 0] = False
+    loss = -model.log_probs(x, mask).log_probs.sum() / mask.sum()
+    assert abs(loss.item() - 8.3178) < 0.1
+
+
+def test_initialisation_is_a_function_of_the_seed() -> None:
+    models = [CausalLM(SHAPES["qwen3"]) for _ in range(3)]
+    for model, seed in zip(models, (1, 1, 2), strict=True):
+        initialise(model, seed)
+    first, same, other = (m.state_dict()["model.layers.0.mlp.up_proj.weight"] for m in models)
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+
+
+def test_dropout_is_set_from_outside_and_acts_in_training_only() -> None:
+    model = rough(SHAPES["qwen3"])
+    set_dropout(model, 0.5)
+    x = ids(1, 6)
+    assert torch.equal(model(x), model(x))
+    model.train()
+    assert not torch.equal(model(x), model(x))
+
+
+def test_scores_are_read_at_the_last_real_token() -> None:
+    scorer = SequenceScorer(SHAPES["qwen3"]).eval()
+    x = ids(2, 6)
+    real = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
+    scores = scorer(x)
+    assert scorer.rewards(x, real).tolist() == [scores[0, 5].item(), scores[1, 3].item()]
+
+
+@pytest.mark.parametrize("wrong", [{"num_attention_heads": 3, "num_key_value_heads": 2}, {"head_dim": 7}, {"num_hidden_layers": 0}])
+def test_shapes_that_cannot_be_are_refused(wrong: dict) -> None:
+    with pytest.raises(ValidationError):
+        ModelConfig(**wrong)

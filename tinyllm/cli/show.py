@@ -1,0 +1,125 @@
+"""Results for people and for programs: on stdout, as a few plain lines, a table, or one JSON object."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tinyllm.config import Resolved, flat
+from tinyllm.errors import UserError
+
+_START = """tinyllm takes a small language model through its whole life, on this machine.
+
+  tinyllm lifecycle --smoke         every stage, end to end, in about a minute
+  tinyllm pretrain                  a model from raw text
+  tinyllm sft                       teach it to answer          (--lora: with an adapter)
+  tinyllm rm                        a reward model from preferences
+  tinyllm align-offline             DPO, ORPO                   (--algorithm NAME)
+  tinyllm align-online              GRPO, GSPO, PPO             (--algorithm NAME)
+  tinyllm eval                      perplexity and bits per byte
+  tinyllm chat                      talk to it
+
+Every command rehearses with --fast-dev-run, explains itself with --dry-run and lists its options with --help."""
+
+_NEXT = {
+    "data": "tinyllm pretrain",
+    "pretrain": "tinyllm eval, then tinyllm sft",
+    "sft": "tinyllm chat, then tinyllm rm or tinyllm align-offline",
+    "sft-lora": "tinyllm chat",
+    "rm": "tinyllm align-online --algorithm ppo",
+}
+
+
+def start_here() -> None:
+    print(_START)
+
+
+def result(found: dict[str, Any], *, as_json: bool) -> None:
+    """What a stage did."""
+    if as_json:
+        print(json.dumps(found, ensure_ascii=False))
+        return
+    if found["stage"] == "lifecycle":
+        _table(found)
+    elif found["stage"] != "chat":
+        _lines(found)
+
+
+def _lines(found: dict[str, Any]) -> None:
+    moved = found["moved"]
+    print(f"{found['stage']}: {moved['what']} {_number(moved['from'])} -> {_number(moved['to'])} in {found['seconds']:.1f} s")
+    figures = found.get("best") or {k: v for k, v in found.items() if isinstance(v, float) and k != "seconds"}
+    print("  " + "  ".join(f"{name} {_number(value)}" for name, value in figures.items()))
+    print(f"  {found.get('checkpoint') or found.get('run')}")
+    if found["stage"] in _NEXT:
+        print(f"  next: {_NEXT[found['stage']]}")
+
+
+def _table(found: dict[str, Any]) -> None:
+    """A row a stage: seconds, what moved, from where to where."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=None)
+    for column, side in (("stage", "left"), ("seconds", "right"), ("what moved", "left"), ("from", "right"), ("to", "right")):
+        table.add_column(column, justify=side)
+    for row in found["stages"]:
+        moved = row["moved"]
+        table.add_row(row["stage"], f"{row['seconds']:.1f}", moved["what"], _number(moved["from"]), _number(moved["to"]))
+    Console().print(table)
+    print(f"{len(found['stages'])} stages in {found['seconds']:.1f} s, at most {found['peak_memory_mb']:,} MB of memory; runs/*/fast-dev-run")
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def plan(key: str, resolved: Resolved, *, fast: bool, as_json: bool) -> None:
+    """--dry-run: every value with its origin, the parent, and what the run would take."""
+    config = resolved.config
+    values = {name: {"value": value, "origin": resolved.origins.get(name, "default")} for name, value in flat(config).items()}
+    cost = _cost(key, config, fast)
+    if as_json:
+        print(json.dumps({"schema_version": 1, "stage": key, "values": values, "cost": cost}, default=str, ensure_ascii=False))
+        return
+    for name, entry in values.items():
+        print(f"{name} = {entry['value']}  ({entry['origin']})")
+    print()
+    for name, value in cost.items():
+        print(f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value}")
+
+
+def _cost(key: str, config: Any, fast: bool) -> dict[str, Any]:
+    """Parameters, tokens and memory by arithmetic, without torch; the parent must exist."""
+    from tinyllm.model.config import ModelConfig
+    from tinyllm.stages.parents import BEFORE, find
+
+    found: dict[str, Any] = {}
+    family = {"dpo": "align-offline", "orpo": "align-offline", "ppo": "align-online", "gspo": "align-online", "grpo": "align-online"}
+    place = family.get(key, key.removesuffix("-lora"))
+    shape = config.model if key in ("pretrain", "data") else None
+    if place in BEFORE:
+        try:
+            parent = find(place, config.parent, fast=fast)
+        except UserError as error:
+            return {"parent": f"missing: {error.fix}"}
+        found["parent"] = parent.folder.as_posix()
+        if (parent.folder / "config.json").is_file():
+            there = json.loads((parent.folder / "config.json").read_text(encoding="utf-8"))
+            shape = ModelConfig(**{k: there[k] for k in ModelConfig.model_fields if k in there})
+    if shape is None:
+        return found
+    parameters = shape.parameters()
+    found["parameters"] = parameters
+    if key in ("data", "eval", "chat"):
+        return found
+    train, length = config.train, config.data.max_length
+    rows = min(train.micro_batch_size, train.batch_size)
+    found["tokens at most"] = train.steps * train.batch_size * length
+    # weights, gradients and two moments of Adam, each 4 bytes; a token's activations: about 14 vectors of width and 4 of the MLP a layer
+    found["memory for weights, gradients and optimiser (MB)"] = round(parameters * 16 / 1e6)
+    per_token = shape.num_hidden_layers * (14 * shape.hidden_size + 4 * shape.intermediate_size) * 4
+    found["memory for activations, about (MB)"] = round(rows * length * per_token / 1e6)
+    return found

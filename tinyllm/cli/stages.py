@@ -1,0 +1,79 @@
+"""Which verb runs which stage, with which configuration by default. Names only: a stage is imported when it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from tinyllm.config import Config, Resolved, load, parse_set
+from tinyllm.errors import UserError
+from tinyllm.stages import config as settings
+from tinyllm.train.run import FAST_DEV_RUN
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One verb."""
+
+    module: str  # in tinyllm.stages
+    config: type[Config]
+    default: str  # in configs/
+
+    def function(self, name: str = "run") -> Callable[..., dict[str, Any]]:
+        return getattr(import_module(f"tinyllm.stages.{self.module}"), name)
+
+
+_PRETRAIN = "pretrain/1.4M_pretrain_fast.yaml"
+STAGES = {
+    "data": Stage("data", settings.PretrainConfig, _PRETRAIN),
+    "pretrain": Stage("pretrain", settings.PretrainConfig, _PRETRAIN),
+    "eval": Stage("evaluate", settings.EvalConfig, "eval/eval.yaml"),
+    "sft": Stage("sft", settings.SftConfig, "sft/full/1.4M_sft_full.yaml"),
+    "sft-lora": Stage("sft", settings.SftConfig, "sft/peft/lora/1.4M_sft_lora.yaml"),
+    "chat": Stage("chat", settings.ChatConfig, "chat/chat.yaml"),
+    "rm": Stage("rm", settings.RmConfig, "rlhf/rm/1.4M_rm.yaml"),
+    "dpo": Stage("align_offline", settings.AlignOfflineConfig, "rlhf/offline/dpo/1.4M_dpo.yaml"),
+    "orpo": Stage("align_offline", settings.AlignOfflineConfig, "rlhf/offline/orpo/1.4M_orpo.yaml"),
+    "ppo": Stage("align_online", settings.AlignOnlineConfig, "rlhf/online/ppo/1.4M_ppo.yaml"),
+    "gspo": Stage("align_online", settings.AlignOnlineConfig, "rlhf/online/gspo/1.4M_gspo.yaml"),
+    "grpo": Stage("align_online", settings.AlignOnlineConfig, "rlhf/online/grpo/1.4M_grpo.yaml"),
+}
+
+
+def configs_folder() -> Path:
+    """Where the shipped configurations are: inside an installed package, or at the top of a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def find_config(given: Path | None, stage: Stage) -> Path:
+    """The file the user named (`configs/…` means a shipped one from any directory), or the stage's default."""
+    if given is None:
+        return configs_folder() / stage.default
+    if not given.exists() and given.parts[:1] == ("configs",):
+        shipped = configs_folder().joinpath(*given.parts[1:])
+        if shipped.is_file():
+            return shipped
+    return given
+
+
+def resolve(
+    stage: Stage, given: Path | None, sets: list[str], options: Mapping[str, Any], environ: Mapping[str, str], *, fast: bool
+) -> Resolved:
+    """The stage's configuration, from all its sources. `options` are values of options that stand for a key: key -> value."""
+    overrides = [(*parse_set(text), "--set") for text in sets]
+    overrides += [(key, _as_yaml(value), f"--{key.replace('_', '-')}") for key, value in options.items() if value is not None]
+    if fast:
+        if options.get("name") not in (None, FAST_DEV_RUN):
+            raise UserError("--fast-dev-run has a name of its own", where="--name", fix="leave out --name")
+        overrides.append(("name", FAST_DEV_RUN, "--fast-dev-run"))
+    return load(stage.config, files=[find_config(given, stage)], environ=environ, overrides=overrides, fast=fast)
+
+
+def _as_yaml(value: Any) -> str:
+    text = value.as_posix() if isinstance(value, Path) else str(value)
+    return f'"{text}"' if isinstance(value, str | Path) else text

@@ -1,0 +1,94 @@
+"""The bundled world: documents, conversations, preference pairs and prompts from one closed world whose truth is
+known.
+
+Thirty-six people and nine towns with 333 facts, and thirteen kinds of question. Everything is generated from a seed:
+nothing is downloaded or shipped, and record i is a pure function of (seed, split, i). Train and val are disjoint by
+content for every seed (docs/world.md). The records are plain dicts in the public formats, so that they are read like
+a user's own files. Left out: other languages, facts of the real world, questions about people who do not exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+from tinyllm.data.world.chat import demonstrated, exchange
+from tinyllm.data.world.documents import document
+from tinyllm.data.world.draw import Record, check_choice, check_stream, stream
+from tinyllm.data.world.gold import TASKS, gold
+from tinyllm.data.world.preferences import pair, preference
+from tinyllm.errors import UserError
+
+__all__ = ["TASKS", "conversations", "documents", "gold", "pairs", "preference", "prompts"]
+
+Choice = str | tuple[str, ...] | None
+
+
+def documents(count: int, *, seed: int = 0, split: str = "train") -> Iterator[Record]:
+    """Stories, portraits, lists and worked tasks: `{"text"}`, some 100 to 1,500 characters each.
+
+    Raises:
+        UserError: a negative count or an unknown split (so do all streams below).
+    """
+    check_stream(count, split)
+    return stream(document, "documents", count, seed, split)
+
+
+def conversations(
+    count: int, *, seed: int = 0, split: str = "train", wrong: float = 0.0, task: Choice = None
+) -> Iterator[Record]:
+    """Questions answered, `{"messages", "task"}`; `task` is the last question's.
+
+    Args:
+        wrong: probability that an answer is a wrong one in the right form (an unreliable demonstrator, for RL to beat).
+        task: one task or several to draw from; None mixes all.
+    """
+    check_stream(count, split)
+    _check_range(wrong, "wrong", 1.0)
+    tasks = _tasks(task)
+
+    def make(rng, split) -> Record:
+        asked = exchange(rng, split, tasks, wrong)
+        answer = {"role": "assistant", "content": demonstrated(rng, asked.item, wrong)}
+        return {"messages": [*asked.messages, answer], "task": asked.item.task}
+
+    return stream(make, "conversations", count, seed, split)
+
+
+def pairs(
+    count: int, *, seed: int = 0, split: str = "train", noise: float = 0.0, task: Choice = None
+) -> Iterator[Record]:
+    """Two answers of different gold, `{"prompt", "chosen", "rejected", "answer", "task"}`.
+
+    Args:
+        noise: Bradley-Terry temperature in units of gold; 0 always chooses the better answer (see `preference`).
+        task: as in `conversations`.
+    """
+    check_stream(count, split)
+    _check_range(noise, "noise", float("inf"))
+    return stream(partial(pair, tasks=_tasks(task), noise=noise), "pairs", count, seed, split)
+
+
+def prompts(count: int, *, seed: int = 0, split: str = "train", task: Choice = None) -> Iterator[Record]:
+    """Open questions, `{"prompt", "answer", "task"}`; with `split="val"` they are the evaluation questions.
+
+    Args:
+        task: as in `conversations`.
+    """
+    check_stream(count, split)
+    tasks = _tasks(task)
+    return stream(lambda rng, split: exchange(rng, split, tasks).prompt_record(), "prompts", count, seed, split)
+
+
+def _tasks(task: Choice) -> tuple[str, ...]:
+    names = TASKS if task is None else (task,) if isinstance(task, str) else tuple(task)
+    if not names:
+        raise UserError("no task to draw from", where="task", fix=f"use one of {', '.join(TASKS)}")
+    for name in names:
+        check_choice(name, TASKS, "task")
+    return names
+
+
+def _check_range(value: float, name: str, top: float) -> None:
+    if not 0.0 <= value <= top:
+        raise UserError(f"{name} {value} is out of range", where=name, fix=f"use a number from 0 to {top:g}")

@@ -1,0 +1,148 @@
+"""Questions become exchanges: one to three turns, now and then a greeting or a system message, the last question
+unanswered.
+
+`conversations` answers the last question, `prompts` leaves it open, `pairs` answers it twice: all three are the same
+exchanges, drawn from streams of their own. A system message may ask for one-word answers; then all questions of that
+exchange are of the kind that has one.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from tinyllm.data.world.draw import Item, Record
+from tinyllm.data.world.facts import Fact
+from tinyllm.data.world.lexicon import PERSON
+from tinyllm.data.world.questions import Form, askable, follow_up, hops, single_fact, whose, yesno
+from tinyllm.data.world.tasks import rule_task
+
+WEIGHTS = {
+    "facts": 30,
+    "whose": 7,
+    "yesno": 8,
+    "hops": 5,
+    "sort": 9,
+    "copy": 7,
+    "reverse": 6,
+    "spell": 5,
+    "count": 5,
+    "sums": 6,
+    "addition": 3,
+    "compare": 5,
+    "odd": 6,
+}
+_FACT_TASKS: dict[str, Callable[[random.Random, str, Form], Item]] = {
+    "facts": single_fact,
+    "whose": whose,
+    "yesno": yesno,
+    "hops": hops,
+}
+
+SHORT_SYSTEM = (
+    "Answer every question with one word.",
+    "You give answers of one word.",
+    "Use one word for each answer.",
+    "Keep all answers to one word.",
+)
+PLAIN_SYSTEM = (
+    "You are a helpful friend.",
+    "You know all people of the nine towns.",
+    "You answer questions.",
+    "Be kind and helpful.",
+    "You are a good teacher.",
+    "Help the user.",
+)
+GREETINGS = (
+    ("Hello!", "Hello! What would you like to know?"),
+    ("Hi!", "Hi! How can I help you?"),
+    ("Good morning!", "Good morning! What can I do for you?"),
+    ("Hello, can you help me?", "Yes, I can. What would you like to know?"),
+    ("Who are you?", "I am a small language model. I know the people of nine towns."),
+    ("What can you do?", "I can answer questions about nine towns and do small tasks."),
+    ("Can I ask you something?", "Yes, please ask."),
+    ("Good evening!", "Good evening! How can I help you?"),
+)
+LEAD_INS = ("",) * 12 + ("Please help me. ", "I have a question. ", "A question for you. ")
+
+SHORT_RATE = 0.25  # of fact questions, those that ask for one word
+SYSTEM_RATE = 0.08
+GREETING_RATE = 0.05
+FOLLOW_RATE = 0.7  # where the question before was about a person and this one is about a fact
+TURNS = (1, 1, 1, 1, 1, 1, 1, 2, 2, 3)
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """Messages up to and with the open question, and that question's item."""
+
+    messages: list[dict[str, str]]
+    item: Item
+
+    def prompt_record(self) -> Record:
+        return {"prompt": self.messages, "answer": self.item.answer, "task": self.item.task}
+
+
+def exchange(rng: random.Random, split: str, tasks: tuple[str, ...], wrong: float = 0.0) -> Exchange:
+    """Draw an exchange whose questions are all of these tasks; earlier answers are wrong with probability `wrong`."""
+    facts_only = all(task in _FACT_TASKS for task in tasks)
+    system, short = _system(rng, facts_only or any(task in _FACT_TASKS for task in tasks))
+    allowed = tuple(task for task in tasks if not short or task in _FACT_TASKS)
+    messages = [_message("system", system)] if system else []
+    if rng.random() < GREETING_RATE and not short:
+        hello, reply = rng.choice(GREETINGS)
+        messages += [_message("user", hello), _message("assistant", reply)]
+    about: Fact | None = None
+    for left in range(rng.choice(TURNS) - 1, -1, -1):
+        item, about = _turn(rng, split, allowed, short, about)
+        messages.append(_message("user", item.question))
+        if left:
+            messages.append(_message("assistant", demonstrated(rng, item, wrong)))
+    return Exchange(messages, item)
+
+
+def demonstrated(rng: random.Random, item: Item, wrong: float) -> str:
+    """The answer a demonstrator gives: right, or with probability `wrong` one that has the right form only."""
+    return rng.choice(item.wrong) if wrong and rng.random() < wrong else item.answer
+
+
+def _message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def _system(rng: random.Random, may_be_short: bool) -> tuple[str, bool]:
+    if rng.random() >= SYSTEM_RATE:
+        return "", False
+    if may_be_short and rng.random() < 0.5:
+        return rng.choice(SHORT_SYSTEM), True
+    return rng.choice(PLAIN_SYSTEM), False
+
+
+def _turn(
+    rng: random.Random, split: str, tasks: tuple[str, ...], short: bool, last: Fact | None
+) -> tuple[Item, Fact | None]:
+    """One question, and its fact if it is about one: the next question may then go on with "he" or "she"."""
+    task = rng.choices(tasks, [WEIGHTS[task] for task in tasks])[0]
+    if task not in _FACT_TASKS:
+        return _led_in(rng, rule_task(rng, task, split)), None
+    form: Form = "word by system" if short else "word" if rng.random() < SHORT_RATE else "sentence"
+    if task != "facts":
+        return _led_in(rng, _FACT_TASKS[task](rng, split, form)), None
+    follow = _same_person(split, last) if last else ()
+    if follow and rng.random() < FOLLOW_RATE:
+        one = rng.choice(follow)
+        return follow_up(rng, split, form, one, PERSON[one.subject].he), one
+    one = rng.choice(askable(split))
+    return _led_in(rng, single_fact(rng, split, form, one)), one
+
+
+def _same_person(split: str, last: Fact) -> tuple[Fact, ...]:
+    """What else may be asked about the person of the last question."""
+    if last.subject not in PERSON:
+        return ()
+    return tuple(one for one in askable(split) if one.subject == last.subject and one.attribute != last.attribute)
+
+
+def _led_in(rng: random.Random, item: Item) -> Item:
+    return replace(item, question=rng.choice(LEAD_INS) + item.question)

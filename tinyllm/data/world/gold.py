@@ -1,0 +1,161 @@
+"""The gold reward: how good an answer really is, which in this world is known.
+
+    gold = correct - 0.25 [not in the asked form] - 0.05 per padding word (0.5 at most) - 0.5 [did not stop], in [-1, 1]
+
+`correct` is 1 for the right content, whatever its dress; 0 for wrong content; between them for sequences (half the
+fraction of items in their right place) and for yes/no with a correction (half for each part). So 1.0 means right,
+complete, in the asked form, not padded out, and stopped; 0.0 a tidy wrong answer; an endless wrong one is at -1. A
+fact may be stated in any of its paraphrases. Left out: grammar and style of what is neither a known statement nor a
+single word.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+
+from tinyllm.data.world.draw import Record, check_choice
+from tinyllm.data.world.facts import Fact, statement_index, statements
+from tinyllm.data.world.lexicon import CATEGORY_OF, KIND_OF, VALUES, WORDS
+from tinyllm.data.world.tasks import NUMBERS, SEQUENCES
+from tinyllm.errors import UserError
+
+TASKS = ("facts", "whose", "yesno", "hops", *SEQUENCES, *NUMBERS, "odd")
+
+BAD_FORM = 0.25
+PAD_WORD = 0.05
+MAX_PADDING = 0.5
+NOT_STOPPED = 0.5
+
+_WORD = re.compile(r"[A-Za-z0-9]+")
+_SENTENCE = re.compile(r"[A-Z][^.!?\n]*\.")
+
+
+def gold(record: Record, completion: str, finished: bool) -> float:
+    """The true worth of an answer to a record of `prompts` or `pairs`.
+
+    Args:
+        record: needs `task` and `answer`.
+        completion: the assistant's text, without control tokens; white space around it does not count.
+        finished: whether the answer ended by itself (an end token), not by the length limit.
+
+    Returns:
+        A number in [-1, 1]; 1.0 is reached by the record's own answer and by equally good ones only.
+
+    Raises:
+        UserError: the record is not one of this world's.
+    """
+    missing = [name for name in ("prompt", "answer", "task") if name not in record]
+    if missing:
+        raise UserError(
+            f"the gold reward needs {' and '.join(missing)}",
+            where=f"record with {', '.join(sorted(record))}",
+            fix="use records made by tinyllm.data.world.prompts or pairs",
+        )
+    task, answer, reply = record["task"], record["answer"], completion.strip()
+    check_choice(task, TASKS, "task")
+    if reply in accepted(task, answer):
+        worth = 1.0
+    else:
+        asked = " ".join(message["content"] for message in record["prompt"] if message["role"] == "user")
+        worth = _graded(task, answer, reply, frozenset(_WORD.findall(asked)))
+    return max(-1.0, worth - (0.0 if finished else NOT_STOPPED))
+
+
+@cache
+def accepted(task: str, answer: str) -> frozenset[str]:
+    """Every answer that is as good as the canonical one: a true sentence may be any paraphrase of its fact."""
+    return frozenset(
+        {answer, *(verdict + text for verdict, one in [_told(answer)] if one for text in _fitting(verdict, one))}
+    )
+
+
+def _told(answer: str) -> tuple[str, Fact | None]:
+    """Split "No, Ada lives in Fernby." into its verdict and the fact it states (none for a bare word or number)."""
+    verdict = next((start for start in ("Yes, ", "No, ") if answer.startswith(start)), "")
+    return verdict, statement_index().get(answer.removeprefix(verdict))
+
+
+def _fitting(verdict: str, one: Fact) -> tuple[str, ...]:
+    """The paraphrases that can follow a verdict: after a comma only those that begin with a name."""
+    return tuple(text for text in statements(one) if not verdict or _WORD.findall(text)[0] in KIND_OF)
+
+
+def _graded(task: str, answer: str, reply: str, asked: frozenset[str]) -> float:
+    """The worth of a reply that is not acceptable as it stands; `asked` are the user's words."""
+    if task in SEQUENCES:
+        correct = _sequence_correct(answer, reply)
+    elif task in NUMBERS:
+        correct = float(set(re.findall(r"[0-9]+", reply)) == {answer})
+    elif task == "yesno":
+        correct = _yesno_correct(answer, reply)
+    else:
+        correct = _word_correct(task, answer, reply, asked)
+    good_form = correct < 1.0 and _form_fits(task, answer, reply)
+    longest = max(len(text.split()) for text in accepted(task, answer))
+    padding = min(MAX_PADDING, PAD_WORD * max(0, len(reply.split()) - longest))
+    return correct - (0.0 if good_form else BAD_FORM) - padding
+
+
+def _form_fits(task: str, answer: str, reply: str) -> bool:
+    """Whether the reply has the shape asked for: one sentence, one word or number, or items between single spaces."""
+    if answer.endswith("."):
+        return _SENTENCE.fullmatch(reply) is not None
+    if task in SEQUENCES:
+        return re.fullmatch(r"[a-z0-9]+( [a-z0-9]+)*", reply) is not None
+    return re.fullmatch(r"[0-9]+" if task in NUMBERS else r"[A-Za-z]+", reply) is not None
+
+
+def _items(answer: str, reply: str) -> list[str]:
+    """The reply's items, whatever stands between: its digits, or its longest run of single letters or known words."""
+    if answer.replace(" ", "").isdigit():
+        return re.findall(r"[0-9]", reply)
+    letters = all(len(item) == 1 for item in answer.split())
+    runs: list[list[str]] = [[]]
+    for word in _WORD.findall(reply):
+        if (len(word) == 1 and word.islower()) if letters else word in CATEGORY_OF:
+            runs[-1].append(word)
+        else:
+            runs.append([])
+    return max(runs, key=len)
+
+
+def _sequence_correct(answer: str, reply: str) -> float:
+    right, given = answer.split(), _items(answer, reply)
+    if right == given:
+        return 1.0
+    hits = sum(a == b for a, b in zip(right, given, strict=False))
+    return 0.5 * hits / max(len(right), len(given))
+
+
+def _yesno_correct(answer: str, reply: str) -> float:
+    """The verdict, and the true value where the answer states it; "yes and no" is no verdict."""
+    said = {word.lower() for word in _WORD.findall(reply)} & {"yes", "no"}
+    verdict = float(said == {_WORD.findall(answer)[0].lower()})
+    _, one = _told(answer)
+    if one is None:
+        return verdict
+    return 0.5 * verdict + 0.5 * float(_names_only(reply, one.value, _kind(one.value), frozenset({one.subject})))
+
+
+def _word_correct(task: str, answer: str, reply: str, asked: frozenset[str]) -> float:
+    """The word that was asked for is there, and no other of its kind (naming every colour is not an answer)."""
+    if task == "odd":
+        return float(_names_only(reply, answer, WORDS, frozenset()))
+    _, one = _told(answer)
+    if one is None:
+        return float(_names_only(reply, answer, _kind(answer), asked))
+    key = one.subject if task == "whose" else one.value
+    return float(_names_only(reply, key, _kind(key), asked | {one.subject}))
+
+
+def _kind(value: str) -> tuple[str, ...]:
+    """The values it must be told from; a record's answer that no table holds is a kind of its own."""
+    return VALUES[KIND_OF[value]] if value in KIND_OF else (value,)
+
+
+def _names_only(reply: str, key: str, kind: tuple[str, ...], besides: frozenset[str]) -> bool:
+    """Whether `key` is named and nothing else of its kind except `besides` (in any spelling of capitals)."""
+    spelled = {word.lower(): word for word in kind}
+    named = {spelled[word] for word in _WORD.findall(reply.lower()) if word in spelled}
+    return key in named and named <= {key} | besides

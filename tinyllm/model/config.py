@@ -1,0 +1,69 @@
+"""What a model looks like and how it is adapted: settings alone, so that they can be checked without importing torch."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from tinyllm.config import Config
+
+
+class ModelConfig(Config):
+    """The shape of a model. Field names are those of Hugging Face's config.json."""
+
+    model_type: Literal["qwen3", "llama", "qwen2"] = "qwen3"
+    """qwen3 normalises queries and keys per head; llama does not; qwen2 has biases on q, k and v instead"""
+    vocab_size: int = 4096
+    """upper bound while the tokenizer is trained, exact afterwards"""
+    hidden_size: int = 128
+    intermediate_size: int = 384
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 2
+    num_key_value_heads: int = 2
+    head_dim: int = 64
+    max_position_embeddings: int = 512
+    """the longest sequence, prompt and answer together"""
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    tie_word_embeddings: bool = True
+
+    @model_validator(mode="after")
+    def _shapes_fit(self) -> ModelConfig:
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_attention_heads {self.num_attention_heads} must be a multiple of "
+                f"num_key_value_heads {self.num_key_value_heads}"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim {self.head_dim} must be even: the rotary embedding turns pairs")
+        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_key_value_heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1")
+        return self
+
+    def parameters(self) -> int:
+        """How many parameters a `CausalLM` of this shape has, by arithmetic (for --dry-run, before anything is allocated)."""
+        q, kv = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
+        attention = self.hidden_size * (2 * q + 2 * kv)
+        attention += {"qwen3": 2 * self.head_dim, "llama": 0, "qwen2": q + 2 * kv}[self.model_type]
+        block = attention + 3 * self.hidden_size * self.intermediate_size + 2 * self.hidden_size
+        embeddings = self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
+        return embeddings + self.num_hidden_layers * block + self.hidden_size
+
+
+class LoRAConfig(Config):
+    """Which layers are adapted, and how strongly."""
+
+    r: int = 8
+    """rank of the update"""
+    alpha: float = 16.0
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """names of linear layers; every layer so named is adapted"""
+    rslora: bool = False
+
+    @property
+    def scaling(self) -> float:
+        return self.alpha / math.sqrt(self.r) if self.rslora else self.alpha / self.r

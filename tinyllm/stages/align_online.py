@@ -1,0 +1,110 @@
+"""`tinyllm align-online`: a policy from rewards for its own answers. Which algorithm: a file in `algorithms`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from tinyllm import algorithms, dist
+from tinyllm.config import Config
+from tinyllm.model import hub, lora
+from tinyllm.model.transformer import ActorCritic, CausalLM, SequenceScorer
+from tinyllm.rollout.rewards import check_columns
+from tinyllm.rollout.source import RolloutSource
+from tinyllm.stages.common import (
+    Call,
+    Files,
+    base_of,
+    begin,
+    facts_of,
+    load_policy,
+    prompts_from,
+    read_split,
+    result,
+    scorer_for,
+)
+from tinyllm.stages.config import AlignOnlineConfig
+from tinyllm.stages.fit import Fit, Job
+from tinyllm.stages.judging import REWARD_MODEL, answer_figures, judge_of
+from tinyllm.stages.parents import ONLINE, RUNS
+from tinyllm.train.engine import Engine, autocast, choose_precision
+from tinyllm.train.run import Run
+
+
+def run(config: AlignOnlineConfig, call: Call) -> dict[str, Any]:
+    algorithm = algorithms.load(config.algorithm, "online")
+    settings: Config = getattr(config, config.algorithm)
+    device = begin(config)
+    policy, tokenizer, parent = load_policy("align-online", config, call, device)
+    train, val, sources = read_split(config.data, "prompts", config.seed, task=config.task or None)
+    room = policy.config.max_position_embeddings - config.rollout.max_new_tokens
+    prompts = prompts_from(train, tokenizer, min(config.data.max_length, room), "train")
+    held = prompts_from(val, tokenizer, min(config.data.max_length, room), "val")[: config.train.eval_rows]
+    check_columns(config.rewards, prompts[0].columns, "rewards")
+
+    scorer, judge_facts = None, {}
+    if REWARD_MODEL in config.rewards:
+        scorer, scorer_parent = scorer_for(tokenizer, config.reward_model, device, fast=call.fast)
+        judge_facts = {"reward_model": scorer_parent.facts()}
+    judge = judge_of(config.rewards, tokenizer, scorer, config.rollout.unfinished_penalty)
+
+    folder = RUNS / ONLINE / f"{config.algorithm}-{config.name}"
+    base = base_of(policy, tokenizer, parent, folder) if config.lora else ""
+    # the frozen copy is made before a critic or an update exists
+    reference = _reference(policy, config) if algorithm.uses_reference(settings) else None
+    model = ActorCritic(policy, _critic(policy, scorer, config.seed)) if algorithm.CRITIC else policy
+    files = Files(model, tokenizer, adapter=config.lora, base=base)
+    precision = choose_precision(config.train.precision, device)
+    source = RolloutSource(
+        model,
+        prompts,
+        judge,
+        partial(algorithm.credit, settings),
+        config.rollout,
+        reference=reference,
+        stop=tokenizer.stop_ids,
+        batch_size=config.train.batch_size,
+        micro_batch_size=config.train.micro_batch_size,
+        seed=config.seed,
+        rank=dist.rank(),
+        world_size=dist.world_size(),
+        autocast=partial(autocast, precision, device),
+    )
+
+    def evaluate(engine: Engine) -> dict[str, float]:
+        length = config.rollout.max_new_tokens
+        return answer_figures(policy, held, judge, tokenizer, temperature=config.rollout.temperature, max_new_tokens=length)
+
+    job = Job(
+        title=config.algorithm,
+        model=model,
+        loss=partial(algorithm.loss, settings, temperature=config.rollout.temperature),
+        source=source,
+        evaluate=evaluate,
+        write=files.write,
+        restore=files.restore,
+        train=config.train,
+        optim=config.optim,
+        seed=config.seed,
+        best=("reward", "max"),
+        boundary=config.rollout.steps,
+    )
+    facts = facts_of(policy, tokenizer, sources, config.seed, parent) | judge_facts | {"algorithm": config.algorithm}
+    fitted = Fit(Run(folder, call.yaml, facts, resume=call.resume), job).go()
+    return result(config.algorithm, fitted, folder, "reward", algorithm=config.algorithm)
+
+
+def _reference(policy: CausalLM, config: Any) -> CausalLM | Callable[[], Any]:
+    """The policy as loaded: without its adapter, or a frozen copy."""
+    if config.lora is not None:
+        return partial(lora.disabled, policy)
+    return copy.deepcopy(policy).eval().requires_grad_(False)
+
+
+def _critic(policy: CausalLM, scorer: SequenceScorer | None, seed: int) -> SequenceScorer:
+    """A critic that starts where judging is known already: at the reward model if there is one, else at the policy's decoder."""
+    if scorer is not None and scorer.config == policy.config:
+        return copy.deepcopy(scorer).requires_grad_(True)
+    return hub.scorer_from(policy, seed)

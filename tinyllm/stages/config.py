@@ -1,0 +1,123 @@
+"""What each command can be told: one Config a stage, made of the rooms' own. Light to import: no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, create_model, model_validator
+
+from tinyllm import algorithms
+from tinyllm.config import Config
+from tinyllm.model.config import LoRAConfig, ModelConfig
+from tinyllm.rollout.config import RolloutConfig
+from tinyllm.train.config import OptimConfig, TrainConfig
+
+
+class DataConfig(Config):
+    """Where records come from."""
+
+    train: tuple[str, ...] = ("world:20000",)
+    """files, folders, globs, `-` for standard input, or `world:N`: N records of the bundled world"""
+    val: tuple[str, ...] = ()
+    """the same for validation; empty: `world` holds out its own, of files val_fraction is split off"""
+    val_fraction: float = Field(0.05, gt=0, lt=1)
+    format: str | None = None
+    """the records' format, where detection guesses wrong"""
+    field: dict[str, str] = {}
+    """wanted column: the name it has in the files"""
+    on_bad_line: Literal["error", "skip"] = "error"
+    max_length: int = Field(256, ge=8)
+    """tokens in a row; longer records are cut, and the number of them is reported"""
+
+
+class StageConfig(Config):
+    """What every stage has."""
+
+    name: str = Field("default", pattern=r"^[\w][\w.~-]*$")
+    """the run's name"""
+    seed: int = Field(0, ge=0)
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+
+
+class PretrainConfig(StageConfig):
+    model: ModelConfig = ModelConfig()
+    tokenizer: Path | None = None
+    """a folder with tokenizer.json; none: one of at most model.vocab_size tokens is trained on the data"""
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    optim: OptimConfig = OptimConfig()
+
+    @model_validator(mode="after")
+    def _rows_fit_the_model(self) -> PretrainConfig:
+        if self.data.max_length > self.model.max_position_embeddings:
+            raise ValueError(
+                f"data.max_length {self.data.max_length} is more than model.max_position_embeddings "
+                f"{self.model.max_position_embeddings}"
+            )
+        return self
+
+
+class TunedConfig(StageConfig):
+    """A stage that starts from a checkpoint."""
+
+    parent: Path | None = None
+    """the checkpoint to start from; none: the newest of the stage before"""
+    lora: LoRAConfig | None = None
+    """adapt with LoRA instead of training all weights"""
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    optim: OptimConfig = OptimConfig()
+
+
+class SftConfig(TunedConfig):
+    wrong: float = Field(0.0, ge=0, le=1)
+    """share of the bundled world's task demonstrations that are wrong, to leave online alignment something to mend"""
+
+
+class RmConfig(TunedConfig):
+    bradley_terry: algorithms.load("bradley_terry", "reward").Settings = algorithms.load("bradley_terry", "reward").Settings()
+
+
+def _with_algorithms(base: type[Config], name: str, family: str) -> type[Config]:
+    """`base` with a section for every algorithm of the family, so that a new file in `algorithms` needs no line here."""
+    settings = {file: algorithms.load(file, family).Settings for file in algorithms.names(family)}
+    return create_model(name, __base__=base, __module__=__name__, **{file: (kind, kind()) for file, kind in settings.items()})
+
+
+class _Offline(TunedConfig):
+    algorithm: str = "dpo"
+
+
+class _Online(TunedConfig):
+    algorithm: str = "grpo"
+    rollout: RolloutConfig = RolloutConfig()
+    rewards: dict[str, float] = {"gold": 1.0}
+    """reward: weight. Built in: exact_answer, contains_answer, gold, reward_model; your own: path/to/file.py:function"""
+    reward_model: Path | None = None
+    """the checkpoint of the reward model; none: the newest, if `rewards` names reward_model"""
+    task: tuple[str, ...] = ()
+    """tasks of the bundled world to take prompts from; empty: all"""
+
+
+AlignOfflineConfig = _with_algorithms(_Offline, "AlignOfflineConfig", "offline")
+AlignOnlineConfig = _with_algorithms(_Online, "AlignOnlineConfig", "online")
+
+
+class EvalConfig(StageConfig):
+    parent: Path | None = None
+    """the checkpoint to evaluate; none: the newest one"""
+    data: DataConfig = DataConfig(train=(), val=("world:500",))
+    rows: int = Field(2000, ge=1)
+    """documents that are scored at most"""
+    batch_size: int = Field(16, ge=1)
+
+
+class ChatConfig(StageConfig):
+    parent: Path | None = None
+    """the checkpoint to talk to; none: the newest one"""
+    system: str = ""
+    max_new_tokens: int = Field(128, ge=0)
+    temperature: float = Field(0.7, ge=0)
+    top_k: int = Field(0, ge=0)
+    top_p: float = Field(0.95, gt=0, le=1)

@@ -1,0 +1,50 @@
+"""Looking at answers: held-out prompts, sampled once each, judged by the rules and models that a stage names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from tinyllm import dist
+from tinyllm.model.generate import Sampling
+from tinyllm.model.transformer import CausalLM, SequenceScorer
+from tinyllm.rollout import rewards
+from tinyllm.rollout.source import Judge, TokenPrompt, judged
+from tinyllm.text.tokenizer import Tokenizer
+from tinyllm.train.engine import pool_over_ranks
+
+REWARD_MODEL = "reward_model"
+
+
+def judge_of(
+    weights: Mapping[str, float], tokenizer: Tokenizer, scorer: SequenceScorer | None, unfinished_penalty: float
+) -> Judge:
+    """The judge a configuration's `rewards` table describes."""
+    rules = {Path(name).stem if ".py:" in name else name: (rewards.find(name), w) for name, w in weights.items() if name != REWARD_MODEL}
+    return Judge(tokenizer, rules, scorer, weights.get(REWARD_MODEL, 0.0), unfinished_penalty)
+
+
+def gold_judge(tokenizer: Tokenizer) -> Judge:
+    """The bundled world's own: its graded judgement as the reward, and whether the answer was exactly right beside it."""
+    rules = {"gold": (rewards.gold, 1.0), "exact_answer": (rewards.exact_answer, 0.0)}
+    return Judge(tokenizer, rules, None, 0.0, 0.0)
+
+
+def answer_figures(
+    policy: CausalLM,
+    prompts: Sequence[TokenPrompt],
+    judge: Judge,
+    tokenizer: Tokenizer,
+    *,
+    temperature: float,
+    max_new_tokens: int = 48,
+) -> dict[str, float]:
+    """reward, its parts, length and share of finished answers over all prompts; every rank answers its share."""
+    sampling = Sampling(max_new_tokens, temperature, stop=tokenizer.stop_ids, seed=dist.rank())
+    mine = prompts[dist.rank() :: dist.world_size()]
+    with torch.no_grad():
+        pooled, _ = judged(policy, mine, judge, sampling)
+    pooled = pool_over_ranks(pooled, policy.lm_head.weight.device)
+    return {name: mean.value for name, mean in pooled.items()}

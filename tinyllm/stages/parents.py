@@ -1,0 +1,82 @@
+"""Where runs lie, and which checkpoint a stage starts from.
+
+A stage that is not told its parent takes the newest finished run of the stage before it, says which, and records its hash. A rehearsal
+(`--fast-dev-run`) starts from rehearsals, anything else never does. Nothing is ever replaced by fresh weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tinyllm.errors import UserError
+from tinyllm.train import checkpoint
+from tinyllm.train.run import FAST_DEV_RUN, read_facts
+
+RUNS = Path("runs")
+PRETRAIN, SFT_FULL, SFT_LORA = "pretrain", "sft/full", "sft/peft/lora"
+REWARD, OFFLINE, ONLINE = "rlhf/rm", "rlhf/offline", "rlhf/online"
+BEFORE = {  # stage -> the places its parent may lie, in the order they are tried
+    "sft": (PRETRAIN,),
+    "rm": (SFT_FULL, SFT_LORA),
+    "align-offline": (SFT_FULL, SFT_LORA),
+    "align-online": (SFT_FULL, SFT_LORA),
+    "chat": (ONLINE, OFFLINE, SFT_FULL, SFT_LORA, PRETRAIN),
+    "eval": (PRETRAIN,),
+    "reward model": (REWARD,),
+}
+_COMMANDS = {PRETRAIN: "tinyllm pretrain", SFT_FULL: "tinyllm sft", REWARD: "tinyllm rm"}
+
+
+@dataclass(frozen=True)
+class Parent:
+    """A checkpoint that exists and whose files are what its manifest says."""
+
+    folder: Path
+    sha256: str  # of its manifest; empty for a model from elsewhere, which has none
+
+    def facts(self) -> dict[str, Any]:
+        return {"checkpoint": self.folder.as_posix(), "manifest_sha256": self.sha256 or None}
+
+
+def find(stage: str, given: Path | None, *, fast: bool) -> Parent:
+    """The checkpoint `given`, or the newest fitting one. UserError (exit 2) with the command that makes one where there is none."""
+    if given is not None:
+        return _checked(_inside(given))
+    for place in BEFORE[stage]:
+        candidates = [run for run in _runs(place) if (FAST_DEV_RUN in run.name) == fast]
+        if candidates:
+            newest = max(candidates, key=lambda run: read_facts(run).get("ended", ""))
+            return _checked(newest / "checkpoints" / checkpoint.BEST)
+    option = " --fast-dev-run" if fast else ""
+    needed = next(p for p in BEFORE[stage] if p in _COMMANDS)
+    what = "there is no reward model yet" if stage == "reward model" else f"{stage} needs a checkpoint to start from, and there is none"
+    raise UserError(what, where=str(RUNS / needed), fix=f"run `{_COMMANDS[needed]}{option}` first")
+
+
+def _runs(place: str) -> list[Path]:
+    folder = RUNS / place
+    runs = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [run for run in runs if (run / "checkpoints" / checkpoint.BEST).exists() and "~" not in run.name]
+
+
+def _inside(given: Path) -> Path:
+    """A checkpoint itself, or a run directory whose best one is meant."""
+    for folder in (given, given / "checkpoints" / checkpoint.BEST, given / checkpoint.BEST):
+        if (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
+            return folder
+    raise UserError(f"no checkpoint at {given}", where="--checkpoint", fix="name a run or a checkpoint directory")
+
+
+def _checked(folder: Path) -> Parent:
+    """The link followed, so that what is recorded is the step and not `ckpt_best`; its files verified if it has a manifest."""
+    folder = folder.parent.resolve() / folder.resolve().name if folder.is_symlink() else folder
+    try:
+        folder = folder.relative_to(Path.cwd())
+    except ValueError:
+        pass  # outside the working directory: stay absolute
+    if not (folder / checkpoint.MANIFEST).is_file():
+        return Parent(folder, "")
+    checkpoint.verify(folder)
+    return Parent(folder, checkpoint.fingerprint(folder))

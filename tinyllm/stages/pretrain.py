@@ -1,0 +1,90 @@
+"""`tinyllm pretrain`: a model from raw text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from tinyllm import dist
+from tinyllm.algorithms import next_token
+from tinyllm.data.batches import Answers, Source, Windows, scored_documents
+from tinyllm.data.shards import Shards
+from tinyllm.model.transformer import CausalLM, initialise
+from tinyllm.stages import data
+from tinyllm.stages.common import Call, Files, begin, facts_of, pooled_loss, result
+from tinyllm.stages.config import PretrainConfig
+from tinyllm.stages.fit import Fit, Job
+from tinyllm.stages.parents import PRETRAIN, RUNS
+from tinyllm.text.tokenizer import Tokenizer
+from tinyllm.train.engine import Engine
+from tinyllm.train.progress import say
+from tinyllm.train.run import Run
+
+
+def run(config: PretrainConfig, call: Call) -> dict[str, Any]:
+    device = begin(config)
+    tokenizer, shards = data.ensure(config)
+    shape = config.model.model_copy(update={"vocab_size": tokenizer.vocab_size})
+    model = CausalLM(shape)
+    initialise(model, config.seed)
+    model.to(device)
+    say(f"{shape.parameters():,} parameters, {shards.manifest.train.tokens:,} tokens, on {device}")
+
+    windows = Windows(shards.train, config.data.max_length, seed=config.seed)
+    train = config.train
+    source = Source(windows, train.batch_size, train.micro_batch_size, seed=config.seed, rank=dist.rank(), world_size=dist.world_size())
+    facts = facts_of(model, tokenizer, [{"shards": shards.path.as_posix(), "fingerprint": shards.manifest.fingerprint}], config.seed, None)
+    folder = RUNS / PRETRAIN / config.name
+    files = Files(model, tokenizer)
+    job = Job(
+        title="pretrain",
+        model=model,
+        loss=partial(next_token.loss, next_token.Settings()),
+        source=source,
+        evaluate=_evaluate(shards, tokenizer, config),
+        write=files.write,
+        restore=files.restore,
+        train=train,
+        optim=config.optim,
+        seed=config.seed,
+    )
+    fitted = Fit(Run(folder, call.yaml, facts, resume=call.resume), job).go()
+    return result("pretrain", fitted, folder, "bits_per_byte", parameters=shape.parameters())
+
+
+def _evaluate(shards: Shards, tokenizer: Tokenizer, config: PretrainConfig) -> Callable[[Engine], dict[str, float]]:
+    starts = shards.document_starts("val")
+    ends = np.append(starts[1:], len(shards.val))  # a document ends with the end-of-text token before the next one's first
+    documents = [shards.val[start:end] for start, end in zip(starts, ends, strict=True)][: config.train.eval_rows]
+    rows = config.train.micro_batch_size
+    return lambda engine: text_figures(engine, documents, tokenizer, config.data.max_length, rows)
+
+
+@torch.no_grad()
+def text_figures(
+    engine: Engine, documents: Iterable[Sequence[int]], tokenizer: Tokenizer, context: int, rows: int
+) -> dict[str, float]:
+    """How well documents (ids, each ending in end-of-text) are predicted: nats a token, perplexity, bits a byte.
+
+    Every token counts once and alike, whatever document, batch or rank it is in. Bits per byte divides by the UTF-8 bytes of the text,
+    so models with different vocabularies compare; the end of the document is paid for like everything else.
+    """
+    documents = [np.asarray(d, dtype=np.int64) for d in documents]
+    begin = tokenizer.endoftext if tokenizer.bos is None else tokenizer.bos
+    scored = sorted(scored_documents(documents, context, begin), key=lambda row: len(row[0]))
+    source = Source(Answers(scored, tokenizer.endoftext), rows * dist.world_size(), rows, seed=0, rank=dist.rank(), world_size=dist.world_size())
+    loss = pooled_loss(engine, source, len(scored))["loss"]
+    lengths = tokenizer.byte_lengths()
+    size = sum(int(lengths[d].sum()) for d in documents)
+    return {
+        "loss": loss.value,
+        "perplexity": math.exp(min(loss.value, 700.0)),
+        "bits_per_byte": loss.total / math.log(2) / size,
+        "tokens": loss.count,
+        "bytes": size,
+    }

@@ -1,0 +1,64 @@
+"""`tinyllm sft`: conversations; the loss covers what the assistant said, its end token included. Full weights or LoRA."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from tinyllm.algorithms import next_token
+from tinyllm.stages.common import (
+    Call,
+    Files,
+    answers_from,
+    base_of,
+    begin,
+    facts_of,
+    held_out,
+    is_world,
+    load_policy,
+    prompts_from,
+    read_split,
+    result,
+    source_of,
+)
+from tinyllm.stages.config import SftConfig
+from tinyllm.stages.fit import Fit, Job
+from tinyllm.stages.judging import answer_figures, gold_judge
+from tinyllm.stages.parents import RUNS, SFT_FULL, SFT_LORA
+from tinyllm.train.engine import Engine
+from tinyllm.train.run import Run
+
+
+def run(config: SftConfig, call: Call) -> dict[str, Any]:
+    device = begin(config)
+    model, tokenizer, parent = load_policy("sft", config, call, device)
+    train, val, sources = read_split(config.data, "conversations", config.seed, wrong=config.wrong)
+    dataset = answers_from(train, tokenizer, config.data.max_length, "train")
+    loss_on_val = held_out(answers_from(val, tokenizer, config.data.max_length, "val"), config)
+    evaluate = loss_on_val
+    if all(map(is_world, config.data.train)):  # the world knows what a right answer is
+        _, asked, _ = read_split(config.data.model_copy(update={"val": ()}), "prompts", config.seed)
+        prompts = prompts_from(asked[: config.train.eval_rows], tokenizer, config.data.max_length, "questions")
+        judge = gold_judge(tokenizer)
+
+        def evaluate(engine: Engine) -> dict[str, float]:
+            return loss_on_val(engine) | answer_figures(model, prompts, judge, tokenizer, temperature=0.0)
+
+    folder = RUNS / (SFT_LORA if config.lora else SFT_FULL) / config.name
+    base = base_of(model, tokenizer, parent, folder) if config.lora else ""
+    files = Files(model, tokenizer, adapter=config.lora, base=base)
+    facts = facts_of(model, tokenizer, sources, config.seed, parent)
+    job = Job(
+        title="sft (LoRA)" if config.lora else "sft",
+        model=model,
+        loss=partial(next_token.loss, next_token.Settings()),
+        source=source_of(dataset, config),
+        evaluate=evaluate,
+        write=files.write,
+        restore=files.restore,
+        train=config.train,
+        optim=config.optim,
+        seed=config.seed,
+    )
+    fitted = Fit(Run(folder, call.yaml, facts, resume=call.resume), job).go()
+    return result("sft-lora" if config.lora else "sft", fitted, folder, "loss")

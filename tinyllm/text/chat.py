@@ -1,0 +1,207 @@
+"""Chat messages to token ids and a loss mask: the one place where a conversation becomes tokens.
+
+ChatML: `<|im_start|>role\\ncontent<|im_end|>\\n`. Ids are joined segment by segment, structure by id and text by
+`Tokenizer.encode`, so no text can forge a turn. The mask is built in the same pass. `CHAT_TEMPLATE` says the same in
+Jinja for other programs and is never rendered here; tests hold the two to equal ids.
+
+Left out: tool-call objects and images (content is a string), truncation (the data floor decides), a default system
+prompt.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypedDict
+
+from tinyllm.errors import UserError
+
+if TYPE_CHECKING:
+    from tinyllm.text.tokenizer import Tokenizer  # which imports CHAT_TEMPLATE from here
+
+ROLES = ("system", "user", "assistant", "tool")
+OTHER_NAMES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "observation": "tool"}
+
+# Every tag strips the white space around it and every newline that counts is a string: `-%}` would swallow a literal
+# one. Content is trimmed so that a text tokenised whole splits at the same places as ours. The generation block marks
+# what transformers counts as the assistant's tokens.
+CHAT_TEMPLATE = """\
+{%- for message in messages -%}
+{{- '<|im_start|>' + message['role'] + '\\n' -}}
+{%- if message['role'] == 'assistant' -%}
+{%- generation -%}
+{{- message['content'] | trim + '<|im_end|>' -}}
+{%- endgeneration -%}
+{%- else -%}
+{{- message['content'] | trim + '<|im_end|>' -}}
+{%- endif -%}
+{{- '\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{- '<|im_start|>assistant\\n' -}}
+{%- endif -%}
+"""
+
+
+class Message(TypedDict):
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """One conversation: `ids` and, equally long, `mask`, True on what the assistant says and its `<|im_end|>`."""
+
+    ids: list[int]
+    mask: list[bool]
+
+
+def render(tokenizer: Tokenizer, messages: Sequence[Message], *, generation_prompt: bool = False) -> Rendered:
+    """Ids and mask of one conversation that passed `validate_messages`.
+
+    Args:
+        generation_prompt: end with `<|im_start|>assistant\\n`, so that the model speaks next.
+
+    Raises:
+        UserError: a tokenizer without chat tokens; a lone surrogate.
+    """
+    return render_many(tokenizer, [messages], generation_prompt=generation_prompt)[0]
+
+
+def render_many(
+    tokenizer: Tokenizer, conversations: Sequence[Sequence[Message]], *, generation_prompt: bool = False
+) -> list[Rendered]:
+    """`render` of each conversation, with all texts encoded in one batch."""
+    if tokenizer.im_start is None or tokenizer.im_end is None:
+        raise UserError(
+            "this tokenizer has no chat tokens <|im_start|> and <|im_end|>",
+            fix="train one that has them with `tinyllm data tokenizer`, or add them with Tokenizer.with_chat_tokens()",
+        )
+    heads = dict(zip(ROLES, tokenizer.encode_batch([f"{role}\n" for role in ROLES]), strict=True))
+    newline = tokenizer.encode("\n")
+    # Encoded with its role in front: a sentencepiece-style vocabulary puts a space before a text that stands alone.
+    texts = [f"{m['role']}\n{m['content'].strip()}" for messages in conversations for m in messages]
+    encoded = iter(tokenizer.encode_batch(texts))
+    rendered = []
+    for messages in conversations:
+        ids: list[int] = []
+        mask: list[bool] = []
+        for message in messages:
+            head, body = heads[message["role"]], next(encoded)
+            # An imported vocabulary may join the line break to the text; a turn must still start like its prompt.
+            split = body[: len(head)] == head
+            content = body[len(head) :] if split else tokenizer.encode(message["content"].strip())
+            ids += [tokenizer.im_start, *head, *content, tokenizer.im_end, *newline]
+            mask += [False] * (1 + len(head))
+            mask += [message["role"] == "assistant"] * (len(content) + 1)
+            mask += [False] * len(newline)
+        if generation_prompt:
+            ids += [tokenizer.im_start, *heads["assistant"]]
+            mask += [False] * (1 + len(heads["assistant"]))
+        rendered.append(Rendered(ids, mask))
+    return rendered
+
+
+def completion_ids(
+    tokenizer: Tokenizer, prompt: Sequence[Message], completion: Sequence[Message]
+) -> tuple[list[int], list[int]]:
+    """Split one exchange where the model starts to speak.
+
+    Args:
+        prompt: the turns before; may be empty.
+        completion: exactly one assistant message.
+
+    Returns:
+        the ids of the prompt up to and including `<|im_start|>assistant\\n`; those of the answer with its `<|im_end|>`.
+    """
+    if [message["role"] for message in completion] != ["assistant"]:
+        raise UserError(
+            f"a completion is one assistant message, this one has {len(completion)} message(s): "
+            + ", ".join(message["role"] for message in completion),
+            fix="move the earlier turns into the prompt",
+        )
+    before = render(tokenizer, prompt, generation_prompt=True).ids
+    whole = render(tokenizer, [*prompt, *completion])
+    said = sum(whole.mask[len(before) :])
+    return before, whole.ids[len(before) : len(before) + said]
+
+
+def validate_messages(messages: object, where: str, *, require_assistant: bool = False, path: str = "messages") -> None:
+    """Refuse anything but a list of {"role", "content"} with known roles and text contents.
+
+    Args:
+        messages: what a file or a request held.
+        where: the file and line it came from; may be empty.
+        require_assistant: at least one assistant turn, as training needs.
+        path: the name of the field, for the JSON path in errors such as `messages[2].role`.
+
+    Raises:
+        UserError: the first fault, with its place and what is allowed there.
+    """
+    place = f"{where}, {path}" if where else path
+    if not isinstance(messages, list):
+        raise UserError(f"expected a list of messages, found {_kind(messages)}", where=place, fix=_EXAMPLE)
+    if not messages:
+        raise UserError("a conversation without messages", where=place, fix="remove this row")
+    for i, message in enumerate(messages):
+        _check_message(message, f"{place}[{i}]")
+        if i and message["role"] == messages[i - 1]["role"] != "tool":
+            raise UserError(
+                f"two {message['role']} messages in a row", where=f"{place}[{i}].role", fix="join them into one message"
+            )
+    if require_assistant and all(message["role"] != "assistant" for message in messages):
+        raise UserError("no assistant message to learn from", where=place, fix="add the assistant's answer")
+
+
+_EXAMPLE = 'write it as [{"role": "user", "content": "…"}]'
+
+
+def _check_message(message: object, place: str) -> None:
+    if not isinstance(message, dict):
+        raise UserError(f"expected an object with role and content, found {_kind(message)}", where=place, fix=_EXAMPLE)
+    for key in ("role", "content"):
+        if key not in message:
+            found = ", ".join(map(str, message)) or "nothing"
+            raise UserError(
+                f"no {key!r}; found: {found}{_guess(key, message)}", where=place, fix=f"name the field {key!r}"
+            )
+        if not isinstance(message[key], str):
+            raise UserError(
+                f"{key} must be a string, found {_kind(message[key])}",
+                where=f"{place}.{key}",
+                fix=f"write {key} as a string",
+            )
+    role, content = message["role"], message["content"]
+    if role not in ROLES:
+        near = [OTHER_NAMES[role]] if role in OTHER_NAMES else difflib.get_close_matches(role.lower(), ROLES, 1)
+        hint = f" - did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"unknown role {role!r}{hint}", where=f"{place}.role", fix=f"use one of: {', '.join(ROLES)}")
+    try:
+        content.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"lone surrogate at character {error.start}: not text",
+            where=f"{place}.content",
+            fix="remove that character",
+        ) from error
+
+
+def _guess(key: str, message: dict) -> str:
+    names = {"role": ["from", "speaker"], "content": ["value", "text"]}[key]
+    others = [str(name) for name in message if name not in ("role", "content")]
+    near = [name for name in others if name.lower() in names] or difflib.get_close_matches(key, others, 1)
+    return f" - did you mean {near[0]!r}?" if near else ""
+
+
+def _kind(value: object) -> str:
+    """A value's type in JSON's words."""
+    kinds = {
+        dict: "an object",
+        list: "a list",
+        str: "a string",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+    }
+    return "null" if value is None else kinds.get(type(value), type(value).__name__)

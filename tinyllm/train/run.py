@@ -1,0 +1,120 @@
+"""A run directory: the complete account of one run.
+
+`config.yaml` (resolved), `run.json` (status, parent, seed, versions, command), `metrics.jsonl` (one flat object a step, appended and
+flushed, so that it survives a kill), `logs/` and `checkpoints/`. Rank 0 writes; the other ranks hold a `Run` that keeps silent.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tinyllm import __version__, dist
+from tinyllm.errors import UserError
+
+COMPLETED, RUNNING, FAILED_STATUS, STOPPED = "completed", "running", "failed", "stopped"
+FAST_DEV_RUN = "fast-dev-run"
+
+
+class Run:
+    """One run directory, open for writing on rank 0.
+
+    Args:
+        folder: e.g. runs/pretrain/NAME.
+        config: the resolved configuration as YAML.
+        facts: what run.json records beyond the usual: parent, data and tokenizer fingerprints, parameters.
+        resume: continue what is there if its configuration is the same; False moves it aside and starts over.
+    """
+
+    def __init__(self, folder: Path, config: str, facts: dict[str, Any], *, resume: bool = True):
+        self.folder = folder
+        self.checkpoints = folder / "checkpoints"
+        self.metrics = folder / "metrics.jsonl"
+        self.started = time.time()
+        self.facts: dict[str, Any] = {}
+        if not dist.is_main():
+            dist.barrier()
+            return
+        if folder.name == FAST_DEV_RUN or folder.name.endswith(f"-{FAST_DEV_RUN}"):
+            shutil.rmtree(folder, ignore_errors=True)  # a rehearsal leaves nothing behind that could be mistaken for a result
+        elif folder.exists() and not resume:
+            os.replace(folder, _free_name(folder))
+        self._refuse_other_config(config)
+        (folder / "logs").mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(config, encoding="utf-8")
+        self.facts = {
+            "status": RUNNING,
+            **facts,
+            "command": ["tinyllm", *sys.argv[1:]],
+            "world_size": dist.world_size(),
+            "versions": {name: version(name) for name in ("torch", "tokenizers", "safetensors")}
+            | {"tinyllm": __version__, "python": platform.python_version()},
+            "started": _now(),
+        }
+        self._write_facts()
+        dist.barrier()
+
+    def _refuse_other_config(self, config: str) -> None:
+        path = self.folder / "config.yaml"
+        if not path.is_file() or path.read_text(encoding="utf-8") == config:
+            return
+        old = set(path.read_text(encoding="utf-8").splitlines())
+        changed = [line.strip() for line in config.splitlines() if line not in old]
+        raise UserError(
+            f"{self.folder} holds a run with another configuration; now different: {', '.join(changed[:5]) or 'removed keys'}",
+            where=str(path),
+            fix="choose another --name, or add --no-resume to move the old run aside",
+        )
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Append one object to metrics.jsonl. Numbers keep full precision; what is not a number in JSON becomes null."""
+        if dist.is_main():
+            clean = {k: (None if isinstance(v, float) and v != v else v) for k, v in row.items()}
+            with self.metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(clean) + "\n")
+
+    def forget_after(self, step: int) -> None:
+        """Drop the metrics of steps that are about to be done again."""
+        if dist.is_main() and self.metrics.is_file():
+            kept = [line for line in self.metrics.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step]
+            self.metrics.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+    def note(self, **facts: Any) -> None:
+        """Add to run.json."""
+        if dist.is_main():
+            self.facts |= facts
+            self._write_facts()
+
+    def finish(self, status: str, **facts: Any) -> None:
+        self.note(status=status, seconds=round(time.time() - self.started, 3), ended=_now(), **facts)
+
+    def _write_facts(self) -> None:
+        draft = self.folder / "run.json.new"
+        draft.write_text(json.dumps(self.facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(draft, self.folder / "run.json")
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """run.json of a run directory; empty where there is none."""
+    try:
+        return json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _free_name(folder: Path) -> Path:
+    number = 1
+    while (candidate := folder.with_name(f"{folder.name}~{number}")).exists():
+        number += 1
+    return candidate
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
