@@ -1,11 +1,10 @@
-"""The bundled world: nothing it tells is false, nothing val asks was asked in train, gold ranks answers as it says."""
+"""The bundled world's streams: determined by seed, split and index; what val asks was never asked in train."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
 import json
-import random
 import re
 import subprocess
 import sys
@@ -16,17 +15,19 @@ import pytest
 
 from tinyllm.data import world
 from tinyllm.data.world.asking import ASK, ASK_INVERSE, CHECK, SHORT
-from tinyllm.data.world.chat import SHORT_SYSTEM, exchange
-from tinyllm.data.world.documents import GROUPS
 from tinyllm.data.world.draw import held_out
-from tinyllm.data.world.facts import FACTS, STATEMENTS, canonical, fact, phrase, statements
-from tinyllm.data.world.lexicon import CATEGORIES, LANDMARKS, NAMES, PEOPLE, PERSON, TABLE, VALUES, article, plural
-from tinyllm.data.world.preferences import CORRUPTIONS
-from tinyllm.data.world.stories import expand, skeletons
+from tinyllm.data.world.facts import FACTS, STATEMENTS, canonical, fact, statements
+from tinyllm.data.world.lexicon import CATEGORIES, LANDMARKS, NAMES, PEOPLE
 from tinyllm.data.world.wordings import WORDINGS
 from tinyllm.errors import UserError
 
 STREAMS = (world.documents, world.conversations, world.pairs, world.prompts)
+PINNED = {
+    "documents": "6a0cb22bee9c",
+    "conversations": "98ae90cbe73b",
+    "pairs": "93c3a576ee5e",
+    "prompts": "75c28dc1914b",
+}
 
 
 def rows(stream, count, **options):
@@ -64,9 +65,6 @@ def val() -> list[dict]:
     return rows(world.prompts, 3000, split="val")
 
 
-# ---- streams ----
-
-
 @pytest.mark.parametrize("stream", STREAMS)
 def test_record_i_depends_on_seed_split_and_i_only(stream):
     first = rows(stream, 40, seed=3)
@@ -80,9 +78,6 @@ def test_the_same_seed_gives_the_same_bytes_on_every_machine():
     # Pinned on CPython 3.11, Linux. A change of any wording changes these: then pin them anew.
     got = {stream.__name__: digest(rows(stream, 50, seed=0)) for stream in STREAMS}
     assert got == PINNED
-
-
-PINNED = {}
 
 
 def test_records_have_the_public_formats():
@@ -136,136 +131,6 @@ def test_the_world_does_not_import_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-# ---- the table and its texts ----
-
-
-def test_the_table_is_closed_and_unambiguous():
-    assert len(PEOPLE) == 36
-    assert len(FACTS) == len(TABLE) == 333
-    words = [value for values in VALUES.values() for value in values]
-    assert len(words) == len(set(words))
-    assert all(re.fullmatch(r"[A-Za-z]+", word) for word in words)
-    members = [word for category in CATEGORIES.values() for word in category]
-    assert len(members) == len(set(members)) == 80
-    for person in PEOPLE:
-        friend = PERSON[person.friend]
-        assert friend.friend == person.name != friend.name
-        assert all(TABLE[a, person.name] != TABLE[a, friend.name] for a in ("home", "pet", "food", "colour", "hobby"))
-
-
-@pytest.mark.parametrize("attribute", ["home", "job", "pet", "food", "colour", "hobby", "month"])
-def test_no_value_is_commoner_than_another(attribute):
-    counts = Counter(TABLE[attribute, name] for name in NAMES)
-    assert len(set(counts.values())) == 1
-
-
-def sentences(texts: list[str]) -> Counter:
-    """Each plain sentence or clause of the texts, without its stop, and how often it stands there."""
-    return Counter(part for text in texts for part in re.split(r'[.!?"] *|, (?:but|and) (?=[A-Z])', text) if part)
-
-
-@pytest.mark.parametrize("attribute", list(STATEMENTS))
-def test_documents_state_every_fact_often_and_never_a_false_one(attribute, texts):
-    subjects = LANDMARKS if attribute == "landmark" else NAMES
-    meaning = {
-        phrase(template, subject, value).removesuffix("."): (template, subject, value)
-        for template in STATEMENTS[attribute]
-        for subject in subjects
-        for value in VALUES[attribute]
-    }
-    told, used = Counter(), set()
-    for sentence, count in sentences(texts).items():
-        if sentence in meaning:
-            template, subject, value = meaning[sentence]
-            assert TABLE[attribute, subject] == value, sentence
-            told[subject] += count
-            used.add(template)
-    assert used == set(STATEMENTS[attribute])
-    assert min(told[subject] for subject in subjects) >= 20
-
-
-NAME = rf"(?:{'|'.join(NAMES)})"
-IN_STORIES = {  # attribute -> how a story words it in passing, with name (n) and value (v)
-    "home": r"(?P<n>NAME),? (?:from|comes from|lives in) (?P<v>VALUE)|(?P<v2>VALUE), where (?P<n2>NAME) lives",
-    "job": r"(?P<n>NAME)(?:,? who)? (?:works as|is) an? (?P<v>VALUE)",
-    "pet": r"(?P<n>NAME)'s (?P<v>VALUE)\b|(?P<v2>VALUE) of (?P<n2>NAME)\b|(?P<n3>NAME) has an? (?P<v3>VALUE)",
-    "pet_name": r"(?P<v>VALUE), (?P<n>NAME)'s (?:PET)\b|(?P<n2>NAME) has an? \w+ called (?P<v2>VALUE)",
-    "food": r"(?P<n>NAME) (?:loves|loves to eat|could eat) (?P<v>VALUE)\b|(?P<v2>VALUE) for (?P<n2>NAME)\b",
-    "colour": r"(?P<n>NAME) (?:likes|often wears|wore) (?P<v>VALUE)\b",
-    "hobby": r"(?P<n>NAME) (?:enjoys|is fond of) (?P<v>VALUE)",
-    "month": r"(?P<n>NAME) was born in (?P<v>VALUE)",
-    "friend": r"(?P<n>NAME), the best friend of (?P<v>VALUE)\b|(?P<v2>VALUE) and (?P<n2>NAME) are best friends",
-}
-
-
-@pytest.mark.parametrize("attribute", list(IN_STORIES))
-def test_what_stories_say_in_passing_is_true(attribute, texts):
-    words = {"NAME": NAME, "PET": "|".join(VALUES["pet"]), "VALUE": rf"(?:{'|'.join(VALUES[attribute])})"}
-    pattern = re.compile(re.sub("NAME|PET|VALUE", lambda match: words[match[0]], IN_STORIES[attribute]))
-    checked = 0
-    for text in texts[:2500]:
-        for match in pattern.finditer(text):
-            groups = match.groupdict()
-            name, value = (next(groups[g] for g in groups if g[0] == kind and groups[g]) for kind in "nv")
-            assert TABLE[attribute, name] == value, match[0]
-            checked += 1
-    assert checked > 40
-
-
-def test_lists_of_people_are_true(texts):
-    lists, checked = rf"((?:{NAME}, )*{NAME} and {NAME})", 0
-    many = [sentence for sentence in sentences(texts) if re.search(rf"{NAME} and {NAME}", sentence)]
-    for attribute, templates in GROUPS.items():
-        for value, template in itertools.product(VALUES[attribute], templates):
-            words = {"v": value, "av": f"{article(value)} {value}", "vs": plural(value), "who": "@"}
-            head, tail = template.format(**words).removesuffix(".").split("@")
-            for sentence in (s for s in many if s.startswith(head) and s.endswith(tail)):
-                if match := re.fullmatch(re.escape(head) + lists + re.escape(tail), sentence):
-                    people = re.findall(r"\w+", match[1].replace(" and ", " "))
-                    assert {name for name in NAMES if TABLE[attribute, name] == value} == set(people)
-                    checked += 1
-    assert checked > 500
-
-
-def test_worked_examples_in_documents_are_right(texts):
-    whole = "\n".join(texts)
-    sorts = re.findall(r"Sorted from small to big, ([\d ]+) gives ([\d ]+)\.", whole)
-    sums = re.findall(r"(\d+) (plus|minus) (\d+) is (\d+)\.", whole)
-    backwards = re.findall(r"Backwards, ([a-z ]+) is ([a-z ]+)\.", whole)
-    assert min(len(sorts), len(sums), len(backwards)) > 50
-    assert all(sorted(given.split()) == got.split() for given, got in sorts)
-    assert all((int(a) + int(b) if sign == "plus" else int(a) - int(b)) == int(got) for a, sign, b, got in sums)
-    assert all(given.split()[::-1] == got.split() for given, got in backwards)
-
-
-def test_texts_are_plain_grammatical_ascii(texts, train, val):
-    everything = texts + questions(train) + questions(val) + [record["answer"] for record in val]
-    for text in everything:
-        assert text.isascii()
-        assert not re.search(r"[{}\[\]|@]|  |^ | $|\.\.|,\.|\?\.| [.,?]", text), text
-        assert not re.search(r"\w\w [Aa] (?!is\b|and\b)[aeiou][a-z]+|\b[Aa]n [^aeiou\W]", text), text
-    for text in texts:
-        assert text[0].isupper() or text[0] == '"', text
-        assert text[-1] in '."', text
-        assert text.count('"') % 2 == 0, text
-
-
-def test_vocabulary_is_small(texts):
-    words = Counter(re.findall(r"[A-Za-z]+", " ".join(texts)))
-    assert 600 < len(words) < 1100
-
-
-def test_stories_have_enough_skeletons_beats_and_readings():
-    assert len(skeletons()) == 17
-    assert min(len(beats) for beats in skeletons()) >= 6
-    assert expand("a [b|c] d [e|f]") == ("a b d e", "a b d f", "a c d e", "a c d f")
-    stories = {text for text in (record["text"] for record in world.documents(3000, seed=2)) if len(text) > 300}
-    assert len(stories) > 1000
-
-
-# ---- train and val ----
-
-
 def test_wordings_are_many_and_val_has_its_own():
     kinds = [*ASK.values(), *ASK_INVERSE.values(), CHECK, SHORT]
     kinds += [{"train": wording.train, "val": wording.val} for wording in WORDINGS.values()]
@@ -278,7 +143,7 @@ def test_wordings_are_many_and_val_has_its_own():
 
 def test_a_fifth_of_every_attribute_is_held_out():
     share = Counter(one.attribute for one in FACTS if held_out(one.key))
-    assert sum(share.values()) == 64
+    assert sum(share.values()) == 50
     assert all(share[attribute] >= 2 for attribute in STATEMENTS)
     assert all(fact("friend", p.name).key == fact("friend", p.friend).key for p in PEOPLE)
 
@@ -377,170 +242,6 @@ def test_train_documents_hold_no_val_instance(texts):
 def test_documents_of_the_two_splits_are_disjoint(texts):
     ours = set(texts) | {record["text"] for record in world.documents(3000, seed=8)}
     assert not ours & {record["text"] for record in world.documents(1500, split="val")}
-
-
-# ---- gold ----
-
-
-@pytest.mark.parametrize("split", ["train", "val"])
-def test_own_answer_is_worth_one_and_every_corruption_less(split):
-    worth = {kind: [] for kind in CORRUPTIONS}
-    for index in range(1500):
-        rng = random.Random(f"gold {index}")
-        asked = exchange(rng, split, world.TASKS)
-        record = {"prompt": asked.messages, "answer": asked.item.answer, "task": asked.item.task}
-        assert world.gold(record, record["answer"], True) == 1.0
-        assert world.gold(record, f" {record['answer']}\n", True) == 1.0
-        assert world.gold(record, record["answer"], False) == 0.5
-        for kind, corrupt in CORRUPTIONS.items():
-            bad = corrupt(rng, asked.item)
-            score = world.gold(record, bad, True)
-            assert -1.0 <= score < 1.0, (record, bad)
-            worth[kind].append(score)
-    mean = {kind: sum(scores) / len(scores) for kind, scores in worth.items()}
-    assert mean["reshaped"] > mean["padded"] > mean["wrong"] > mean["wrong_and_padded"]
-    assert mean["refusing"] < 0.0
-    assert mean["rambling"] < 0.0
-
-
-HOME = open_question("facts", "Ada lives in Fernby.", "Where does Ada live?")
-SORT = open_question("sort", "1 2 5 9", "Sort these digits: 5 2 9 1")
-GOLD_CASES = [
-    (HOME, "Ada lives in Fernby.", True, 1.0),
-    (HOME, "Fernby is the home of Ada.", True, 1.0),
-    (HOME, "Ada lives in Saltbay.", True, 0.0),
-    (HOME, "Fernby", True, 0.75),
-    (HOME, "ada lives in fernby", True, 0.75),
-    (HOME, "Ada lives in", True, -0.25),
-    (HOME, "", True, -0.25),
-    (HOME, "", False, -0.75),
-    (HOME, "Ada lives in Fernby or Saltbay.", True, 0.0),
-    (HOME, "Ada lives in Fernby. " + "Yes. " * 3, True, 1.0 - 0.25),
-    (HOME, "Ada lives in Fernby. " + "I hope this is of some help to you my friend.", True, 1.0 - 0.25 - 0.4),
-    (HOME, "no " * 100, False, -1.0),
-    (open_question("facts", "Fernby", "Where does Ada live? One word is enough."), "Fernby", True, 1.0),
-    (open_question("facts", "Fernby", "Where does Ada live? One word is enough."), "Saltbay", True, 0.0),
-    (open_question("facts", "Noah", "Who is Ada's best friend?"), "Ada's best friend is Noah.", True, 0.75 - 0.2),
-    (open_question("whose", "Domino belongs to Ada.", "Whose pet is Domino?"), "Domino belongs to Ben.", True, 0.0),
-    (
-        open_question("whose", "Domino belongs to Ada.", "Whose pet is Domino?"),
-        "Ada's pet is called Domino.",
-        True,
-        1.0,
-    ),
-    (open_question("yesno", "No, Ada lives in Fernby."), "No, Fernby is the home of Ada.", True, 1.0),
-    (open_question("yesno", "No, Ada lives in Fernby."), "Yes, Ada lives in Fernby.", True, 0.5),
-    (open_question("yesno", "No, Ada lives in Fernby."), "No, Ada lives in Saltbay.", True, 0.5),
-    (open_question("yesno", "No, Ada lives in Fernby."), "Yes, Ada lives in Saltbay.", True, 0.0),
-    (open_question("yesno", "Yes"), "Yes", True, 1.0),
-    (open_question("yesno", "Yes"), "No", True, 0.0),
-    (open_question("yesno", "Yes"), "Yes or No", True, -0.25 - 0.1),
-    (SORT, "1 2 5 9", True, 1.0),
-    (SORT, "1 2 9 5", True, 0.25),
-    (SORT, "2 1 9 5", True, 0.0),
-    (SORT, "1 2 5", True, 0.375),
-    (SORT, "1 2 5 9 9", True, 0.4 - 0.05),
-    (SORT, "1259", True, 0.75),
-    (SORT, "1, 2, 5, 9", True, 0.75),
-    (SORT, "1 2 5 9", False, 0.5),
-    (open_question("copy", "a b c"), "a b d", True, 1 / 3),
-    (open_question("reverse", "dog hat"), "dog hat Please ask me more.", True, 1.0 - 0.25 - 0.2),
-    (open_question("spell", "d o g"), "d-o-g", True, 0.75),
-    (open_question("sums", "7"), "7", True, 1.0),
-    (open_question("sums", "7"), "8", True, 0.0),
-    (open_question("sums", "7"), "7 or 8", True, -0.25 - 0.1),
-    (open_question("addition", "719"), "The answer is 719.", True, 0.75 - 0.15),
-    (open_question("odd", "dog", "Find the odd one out: pear, dog, plum, apple"), "dog", True, 1.0),
-    (open_question("odd", "dog", "Find the odd one out: pear, dog, plum, apple"), "pear", True, 0.0),
-    (open_question("odd", "dog", "Find the odd one out: pear, dog, plum, apple"), "pear, dog", True, -0.25 - 0.05),
-]
-
-
-@pytest.mark.parametrize(("record", "reply", "finished", "worth"), GOLD_CASES)
-def test_gold_of_known_answers(record, reply, finished, worth):
-    assert world.gold(record, reply, finished) == pytest.approx(worth)
-
-
-def test_partial_credit_grows_with_every_position_right():
-    record = open_question("sort", "1 2 3 4 5 6")
-    worth = [world.gold(record, " ".join([*"123456"[:k], *"999999"[k:]]), True) for k in range(7)]
-    assert worth == pytest.approx([0.0, 0.5 / 6, 1 / 6, 1.5 / 6, 2 / 6, 2.5 / 6, 1.0])
-
-
-def test_a_system_message_can_ask_for_one_word():
-    short = [r for r in world.prompts(6000) if r["prompt"][0]["content"] in SHORT_SYSTEM]
-    assert len(short) > 100
-    assert all(re.fullmatch(r"[A-Za-z]+", record["answer"]) for record in short)
-
-
-# ---- pairs and demonstrations ----
-
-
-def both_worths(record) -> tuple[float, float]:
-    return tuple(world.gold(record, record[side][0]["content"], True) for side in ("chosen", "rejected"))
-
-
-def test_without_noise_the_better_answer_is_chosen():
-    records = rows(world.pairs, 3000)
-    for record in records:
-        chosen, rejected = both_worths(record)
-        assert chosen > rejected
-        assert record["chosen"] != record["rejected"]
-        assert record["chosen"][0]["content"]
-        assert record["rejected"][0]["content"]
-    top = sum(both_worths(record)[0] == 1.0 for record in records) / len(records)
-    assert 0.6 < top < 0.8  # the others teach the order among bad answers
-
-
-@pytest.mark.parametrize("noise", [0.25, 0.5, 2.0])
-def test_noise_flips_as_bradley_terry_says(noise):
-    flips, expected, variance = 0, 0.0, 0.0
-    for record in world.pairs(4000, noise=noise):
-        chosen, rejected = both_worths(record)
-        assert chosen != rejected
-        p = world.preference(abs(chosen - rejected), noise)
-        flips += chosen < rejected
-        expected += 1.0 - p
-        variance += p * (1.0 - p)
-    assert expected > 100
-    assert abs(flips - expected) < 3.5 * variance**0.5
-
-
-def test_preference_is_the_logistic_function_of_the_gap():
-    assert world.preference(0.5, 0.5) == pytest.approx(0.7310586)
-    assert world.preference(-0.5, 0.5) == pytest.approx(0.2689414)
-    assert world.preference(0.0, 1.0) == 0.5
-    assert (world.preference(0.1, 0.0), world.preference(-0.1, 0.0)) == (1.0, 0.0)
-    assert world.preference(1.0, 1e-9) == 1.0
-    assert world.preference(1.0, float("inf")) == 0.5
-
-
-@pytest.mark.parametrize("task", ["sort", "facts", "sums"])
-def test_wrong_demonstrations_come_at_the_stated_rate(task):
-    def wrong_share(rate):
-        answers = {r["task"]: [] for r in world.conversations(1, task=task)}[task]
-        made, asked = world.conversations(1500, task=task, wrong=rate), world.conversations(1500, task=task)
-        for bad, good in zip(made, asked, strict=True):
-            if len(good["messages"]) == 2:  # with one turn, both draw the same question first
-                assert bad["messages"][0] == good["messages"][0]
-                answers.append(bad["messages"][1] != good["messages"][1])
-        return sum(answers) / len(answers)
-
-    assert wrong_share(0.0) == 0.0
-    assert abs(wrong_share(0.55) - 0.55) < 0.06
-    assert wrong_share(1.0) == 1.0
-
-
-def test_wrong_demonstrations_keep_the_form():
-    for record in world.conversations(300, task="sort", wrong=1.0):
-        question, reply = (message["content"] for message in record["messages"][-2:])
-        answer = " ".join(sorted(re.search(r"\d(?: \d)+", question)[0].split()))
-        worth = world.gold(open_question("sort", answer), reply, True)
-        assert -0.05 <= worth < 0.5
-        assert re.fullmatch(r"\d( \d)+", reply)
-
-
-# ---- bad input ----
 
 
 @pytest.mark.parametrize(

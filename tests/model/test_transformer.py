@@ -7,7 +7,8 @@ import torch
 from pydantic import ValidationError
 
 from tinyllm.model.config import ModelConfig
-from tinyllm.model.transformer import CausalLM, RMSNorm, SequenceScorer, initialise, rotate, set_dropout
+from tinyllm.model.kernels import attention, rms_norm, rotate
+from tinyllm.model.transformer import CausalLM, RMSNorm, SequenceScorer, initialise, set_dropout
 
 TINY = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
 SHAPES = {
@@ -135,3 +136,27 @@ def test_scores_are_read_at_the_last_real_token() -> None:
 def test_shapes_that_cannot_be_are_refused(wrong: dict) -> None:
     with pytest.raises(ValidationError):
         ModelConfig(**wrong)
+
+
+def test_gradients_of_the_written_out_operations() -> None:
+    """RMSNorm and rotation in float64 against finite differences."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, 4, 6, generator=generator, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(6, generator=generator, dtype=torch.float64, requires_grad=True)
+    cos, sin = torch.randn(2, 1, 1, 4, 3, generator=generator, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda x, w: rms_norm(x, w, 1e-3), (x, weight))
+    assert torch.autograd.gradcheck(lambda x: rotate(x, cos, sin), (x,))
+    torch.testing.assert_close(rms_norm(x, weight, 1e-3), torch.nn.functional.rms_norm(x, (6,), weight, 1e-3))
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_written_out_attention_is_the_library_s(kv_heads: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(2, 4, 9, 8, generator=generator, dtype=torch.float64, requires_grad=True)
+    k, v = (torch.randn(2, kv_heads, 9, 8, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    ours = attention(q, k, v, None)
+    theirs = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    torch.testing.assert_close(ours, theirs)
+    weights = torch.randn(ours.shape, generator=generator, dtype=torch.float64)
+    for a, b in zip(*(torch.autograd.grad((y * weights).sum(), (q, k, v)) for y in (ours, theirs)), strict=True):
+        torch.testing.assert_close(a, b)

@@ -140,5 +140,10 @@ def schema(cls: type[Config], path: KeyPath) -> tuple[Mapping[str, Any], Mapping
     """The JSON schema of the field at `path`, and the definitions that its references mean."""
     above = owner(cls, path[:-1])
     assert above is not None, path
-    whole = above.model_json_schema()
+    whole = _schema(above)
     return whole["properties"][path[-1]], whole.get("$defs", {})
+
+
+@cache
+def _schema(cls: type[Config]) -> Mapping[str, Any]:
+    return cls.model_json_schema()

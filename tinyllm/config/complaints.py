@@ -89,9 +89,8 @@ def mismatch(cls: type[Config], path: KeyPath, value: Any, source: Source, line:
     guess = hints.meant(value, schema, definitions)
     what = f"{key}: expected {wanted}, found {hints.found(value)}"
     if guess is not None:
-        return source.problem(
-            f"{what}; did you mean {hints.written(guess)}?", f"set {key} to {hints.written(guess)}", line
-        )
+        meant = hints.written(guess)
+        return source.problem(f"{what}; did you mean {meant}?", f"set {key} to {meant}", line)
     if not isinstance(value, dict) and base.owner(cls, path):
         return source.problem(what, f"write the settings of {key} below it, indented", line)
     if inside or default is None or isinstance(default, dict):
@@ -106,8 +105,7 @@ def dotted(path: KeyPath, inside: Location = ()) -> str:
 def explain(
     cls: type[Config], errors: Iterable[Mapping[str, Any]], tree: Mapping[str, Any], setters: Setters
 ) -> Iterable[tuple[str, KeyPath, Problem]]:
-    """(kind of pydantic's error, key, problem) for each of its errors, those about one value taken together."""
-    seen = set()
+    """(kind of pydantic's error, key, problem) for each of its errors; those about members of one union are equal."""
     for error in errors:
         path, rest = _split(cls, error["loc"])
         kind = error["type"]
@@ -119,9 +117,6 @@ def explain(
             continue
         value, inside = _part(tree, path, rest)
         source, line = setter(setters, path, inside)
-        if (path, inside) in seen:
-            continue
-        seen.add((path, inside))
         if kind in ("value_error", "assertion_error"):
             what = f"{dotted(path, inside)}: {error['ctx']['error']}, found {hints.found(value)}"
             problem = source.problem(what, f"change {dotted(path, inside)}", line)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from difflib import SequenceMatcher
 from typing import Any
 
 Schema = Mapping[str, Any]
+_LONGEST = 100  # letters of a word worth a guess
 _WORDS = {"true", "false", "null"}  # that YAML does not take for text
 
 
@@ -54,10 +56,13 @@ def suggest(word: str, known: Iterable[str]) -> str | None:
     Names may be dotted. In order: one edit away (a letter missing, added, changed, or swapped with the next); the same
     last part in another section; a few edits; the initials (`lr`), a good part of the letters, or some of the words.
     """
-    word = _normal(word)
-    ranked = [
-        (rank, order, name) for order, name in enumerate(known) if (rank := _rank(word, _normal(name))) is not None
-    ]
+    if len(word) > _LONGEST:
+        return None
+    word, known = _normal(word), list(known)
+    close = [(edits(word, _normal(name), 1), order, name) for order, name in enumerate(known)]
+    if close and min(close)[0] <= 1:
+        return min(close)[2]
+    ranked = [(rank, order, name) for order, name in enumerate(known) if (rank := _rank(word, _normal(name)))]
     return min(ranked)[2] if ranked else None
 
 
@@ -66,18 +71,18 @@ def _normal(name: str) -> str:
 
 
 def _rank(word: str, name: str) -> tuple[int, int, float] | None:
-    """Smaller is nearer; None is not near."""
+    """How near a name is that is more than one edit away: smaller is nearer, None is not near."""
     section, _, leaf = word.rpartition(".")
     other_section, _, other = name.rpartition(".")
     same = section == other_section
-    ratio = SequenceMatcher(None, leaf, other, autojunk=False).ratio()
-    whole, part = edits(word, name), edits(leaf, other)
+    reach = max(1, len(leaf) // 3)
+    part = edits(leaf, other, reach)
+    ratio = SequenceMatcher(None, leaf, other, autojunk=False).ratio() if _share_letters(leaf, other) else 0.0
     abbreviates = len(leaf) > 1 and leaf == "".join(piece[:1] for piece in other.split("_"))
     pieces, other_pieces = set(leaf.split("_")), set(other.split("_"))
     tiers = (
-        whole <= 1,
         part == 0,
-        same and part <= len(leaf) / 3,
+        same and part <= reach,
         part <= 1 and len(leaf) >= 4,
         same and (abbreviates or ratio >= 0.6),
         abbreviates or ratio >= 0.75,
@@ -86,8 +91,22 @@ def _rank(word: str, name: str) -> tuple[int, int, float] | None:
     return (tiers.index(True), part, -ratio) if True in tiers else None
 
 
-def edits(a: str, b: str) -> int:
-    """Letters to insert, delete, change or swap with a neighbour to make `b` of `a` (optimal string alignment)."""
+def _share_letters(a: str, b: str) -> bool:
+    """Whether more than half of the letters could match, whatever their order."""
+    return 2 * sum((Counter(a) & Counter(b)).values()) > 0.5 * (len(a) + len(b))
+
+
+def edits(a: str, b: str, most: int) -> int:
+    """Letters to insert, delete, change or swap with a neighbour to make `b` of `a`; above `most`, anything larger.
+
+    The distance is that of the optimal string alignment: no letter is edited twice.
+    """
+    while a and b and a[0] == b[0]:
+        a, b = a[1:], b[1:]
+    while a and b and a[-1] == b[-1]:
+        a, b = a[:-1], b[:-1]
+    if abs(len(a) - len(b)) > most:
+        return most + 1
     before, row = [0] * (len(b) + 1), list(range(len(b) + 1))
     for i, x in enumerate(a):
         last, before, row = before, row, [i + 1]
@@ -96,6 +115,8 @@ def edits(a: str, b: str) -> int:
             if i and j and x == b[j - 1] and y == a[i - 1]:
                 cost = min(cost, last[j - 1] + 1)
             row.append(cost)
+        if min(row) > most:
+            return most + 1
     return row[-1]
 
 

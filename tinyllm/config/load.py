@@ -26,6 +26,7 @@ from tinyllm.errors import UserError
 
 RESERVED_ENVIRONMENT = frozenset({"TINYLLM_HOME", "TINYLLM_DEBUG"})  # not settings
 _PREFIX = "TINYLLM_"
+_ENOUGH = 200  # problems, after which no more are looked for
 _EXTENDS, _FAST = complaints.FILE_KEYS
 
 T = TypeVar("T", bound=Config)
@@ -181,21 +182,17 @@ class _Merge:
         for path, node in self._settings((), mapping, source):
             if path in seen:
                 what = f"{complaints.dotted(path)} is set twice, in lines {seen[path]} and {node.line}"
-                self.problems.append(
-                    source.problem(what, f"remove one of the two {complaints.dotted(path[-1:])}", node.line)
-                )
+                fix = f"remove one of the two {complaints.dotted(path[-1:])}"
+                self.problems.append(source.problem(what, fix, node.line))
             seen[path] = node.line
             if apply:
                 self._set(path, node, source)
 
     def take_text(self, key: str, raw: str, source: Source) -> None:
         """Put one value on top, written as on a command line."""
-        if any(
-            "\ud800" <= character <= "\udfff" for character in raw
-        ):  # how Python hands over bytes that are not UTF-8
-            self.problems.append(
-                source.problem(f"{hints.shown(key)}: the value is not UTF-8", "write the value in UTF-8")
-            )
+        if yaml12.lone_surrogate(raw):
+            what = f"{hints.shown(key)}: the value is not UTF-8"
+            self.problems.append(source.problem(what, "write the value in UTF-8"))
             return
         place = base.find(self.cls, tuple(key.split(".")))
         node = _verbatim(place[1], raw) if place else Node(None, 0)
@@ -211,6 +208,8 @@ class _Merge:
         for key, node in mapping.items():
             path = (*prefix, *key.split("."))
             place = base.find(self.cls, path)
+            if len(self.problems) >= _ENOUGH:
+                return
             if place is None:
                 problem, near = complaints.unknown(self.cls, path, source, node.line)
                 self.problems.append(problem)
@@ -228,14 +227,13 @@ class _Merge:
                 self.problems.append(complaints.mismatch(self.cls, path, node.plain(), source, node.line))
 
     def _set(self, path: KeyPath, node: Node, source: Source) -> None:
-        target, cls = self.tree, self.cls
-        for name in path[:-1]:
-            inner = base.section(cls.model_fields[name])
+        target = self.tree
+        for end, name in enumerate(path[:-1], 1):
             if not isinstance(target.get(name), dict):  # a section or mapping that was None comes to be
+                inner = base.owner(self.cls, path[:end])
                 target[name] = base.defaults(inner) if inner else {}
-            target, cls = target[name], inner or cls
-        value = node.plain()
-        inner = base.section(cls.model_fields[path[-1]]) if path[-1] in cls.model_fields else None
+            target = target[name]
+        value, inner = node.plain(), base.owner(self.cls, path)
         if inner and value == {}:
             value = target.get(path[-1]) or base.defaults(inner)
         else:
@@ -256,9 +254,8 @@ class _Merge:
     def _complain(self, error: ValidationError) -> None:
         """Add what pydantic found, less what only follows from problems there are already."""
         before = bool(self.problems)
-        for kind, path, problem in complaints.explain(
-            self.cls, error.errors(include_url=False), self.tree, self.setters
-        ):
+        errors = error.errors(include_url=False)
+        for kind, path, problem in complaints.explain(self.cls, errors[:_ENOUGH], self.tree, self.setters):
             if kind == "missing" and (self.unread or ".".join(path) in self.meant):
                 continue
             if kind == "across" and before:

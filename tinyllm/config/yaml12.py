@@ -93,7 +93,7 @@ def read_file(path: Path, source: str) -> tuple[Node | None, list[Problem]]:
     if len(raw) > MAX_BYTES:
         return None, [Problem(f"the file is larger than {MAX_BYTES:,} bytes", "name a configuration file", source)]
     try:
-        text = raw.decode("utf-8-sig")
+        text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         return None, [Problem(f"byte {error.start} is not UTF-8", "save the file as UTF-8", source, line)]
@@ -141,6 +141,13 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+def _write_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    """PyYAML folds its version's other line ends (U+0085, U+2028, U+2029) into blanks unless they are escaped."""
+    plain = all(c.isprintable() or c == "\n" for c in text)
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if plain else '"')
+
+
+_Dumper.add_representer(str, _write_text)
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(f"^(?:{_INTEGER})$"), list("-+0123456789"))
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"^(?:{_FLOAT})$"), list("-+.0123456789"))
 
@@ -206,7 +213,7 @@ class _Reader:
             if not isinstance(key, yaml.ScalarEvent):
                 raise self._unreadable(key, "a key is not plain text", "write the key as one word before a colon")
             line = key.start_mark.line + 1
-            if _surrogate(key.value):
+            if lone_surrogate(key.value):
                 self._report(key, "a key is not valid Unicode", "remove the escape sequence")
             child = self._node(next(self.events), depth + 1)
             if key.value in entries:
@@ -221,7 +228,7 @@ class _Reader:
 
     def _scalar(self, event: yaml.ScalarEvent) -> str | int | float | bool | None:
         text = event.value
-        if _surrogate(text):
+        if lone_surrogate(text):
             self._report(event, "the text is not valid Unicode", "remove the escape sequence")
         elif event.style is not None:
             return text
@@ -260,7 +267,8 @@ def _around(value: list[Node] | dict[str, Node], children: list[Node], line: int
     return Node(value, line, size, 1 + max((child.height for child in children), default=0))
 
 
-def _surrogate(text: str) -> bool:
+def lone_surrogate(text: str) -> bool:
+    """Whether text holds half a character, which is also how Python hands over bytes that are not UTF-8."""
     return any("\ud800" <= character <= "\udfff" for character in text)
 
 

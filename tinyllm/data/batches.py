@@ -254,9 +254,9 @@ class Samples(_Batch):
     returns: Tensor | None = None  # (B, T)
 
     def rows(self, indices: Sequence[int]) -> Samples:
-        """Some of the rows, with columns that only padding fills cut off."""
+        """Some of the rows, with columns that only padding fills cut off (to a multiple of `WIDTH_STEP`)."""
         index = torch.as_tensor(indices)
-        width = int(self.mask[index].nonzero()[:, 1].max()) + 1 if bool(self.mask[index].any()) else self.ids.shape[1]
+        width = rounded_up(int(self.mask[index].nonzero()[:, 1].max()) + 1)
         picked = {f.name: getattr(self, f.name) for f in fields(self)}
         cut = {
             k: (v[index][:, :width] if v.ndim == 2 else v[index]) for k, v in picked.items() if isinstance(v, Tensor)
@@ -264,11 +264,18 @@ class Samples(_Batch):
         return replace(self, **cut)
 
 
+WIDTH_STEP = 16  # few distinct widths: kernels are chosen, compiled and cached per shape, and each shape costs time and memory
+
+
+def rounded_up(width: int) -> int:
+    return -(-width // WIDTH_STEP) * WIDTH_STEP
+
+
 def right_padded(rows: Sequence[Sequence[Any] | np.ndarray], fill: int | float | bool) -> Tensor:
-    """Rows of unequal lengths as one tensor (B, longest), filled up on the right."""
+    """Rows of unequal lengths as one tensor (B, T), filled up on the right to the longest, and on to a multiple of `WIDTH_STEP`."""
     arrays = [np.asarray(row) for row in rows]
     kind = {bool: np.bool_, int: np.int64, float: np.float32}[type(fill)]
-    out = np.full((len(arrays), max(map(len, arrays))), fill, dtype=kind)
+    out = np.full((len(arrays), rounded_up(max(map(len, arrays)))), fill, dtype=kind)
     for row, array in zip(out, arrays, strict=True):
         row[: len(array)] = array
     return torch.from_numpy(out)

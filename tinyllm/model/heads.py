@@ -1,8 +1,8 @@
 """From hidden states to log-probabilities: the only place in the project that shifts by one token and divides by a temperature.
 
 Every algorithm scores tokens through `token_scores`. Its rows are aligned with the ids: entry t is log p(ids[t] | ids[:t]), entry 0
-is 0, so masks, advantages and ratios need no shifting of their own. Logits are made a block of rows at a time, twice (once for the
-normaliser, once in the backward pass), because a block that fits the cache is faster than a (B, T, V) tensor that does not, and
+is 0, so masks, advantages and ratios need no shifting of their own. Logits are made a block of rows at a time, and again in the
+backward pass, because a block that fits the cache is faster than a (B, T, V) tensor that does not, and
 because the tensor would be the largest thing in memory.
 """
 
@@ -11,8 +11,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from tinyllm.model.kernels import compute_dtype
+
+_ROW_STEP = 64  # few distinct row counts: a matrix product is prepared and cached once per shape
 _BLOCK_NUMBERS = {"cpu": 1 << 20, "cuda": 1 << 27, "mps": 1 << 24}  # logits held at once: 4 MiB stays in a CPU's cache
 
 
@@ -40,51 +44,50 @@ def token_scores(
 class _RowLogProbs(torch.autograd.Function):
     """log softmax(h W^T / temperature)[target] for each row, without keeping the logits.
 
-    d log p(y) / d logits = onehot(y) - p, so the backward pass needs the normaliser alone and makes the block of logits again.
+    d log p(y) / d logits = onehot(y) - p, so the backward pass makes a block of logits again and needs nothing else of them. The
+    upstream gradient scales whole rows and is applied where rows are short (D numbers), not where they are long (V).
     """
 
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, entropy: bool):
-        device = hidden.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-        rows, head = hidden.to(dtype), weight.to(dtype)
-        wide = torch.promote_types(dtype, torch.float32)  # softmax over a vocabulary is never done in bf16
-        block = max(1, _BLOCK_NUMBERS[device] // weight.shape[0])
-        normaliser = torch.empty(len(rows), dtype=wide, device=hidden.device)
-        values, entropies = torch.empty_like(normaliser), torch.zeros_like(normaliser)
+        dtype, asked = compute_dtype(hidden), len(hidden)
+        spare = -asked % _ROW_STEP  # rows of zeros: their results are cut off, their gradients are zero
+        rows = F.pad((hidden / temperature if temperature != 1.0 else hidden).to(dtype), (0, 0, 0, spare))
+        head, targets = weight.to(dtype), F.pad(targets, (0, spare))
+        wide = torch.promote_types(dtype, torch.float32)  # a sum over a vocabulary is never taken in bf16
+        block = max(1, _BLOCK_NUMBERS[hidden.device.type] // weight.shape[0])
+        values = torch.empty(len(rows), dtype=wide, device=hidden.device)
+        entropies = torch.zeros_like(values)
         for start in range(0, len(rows), block):
             part = slice(start, start + block)
             logits = (rows[part] @ head.T).to(wide)
-            if temperature != 1.0:
-                logits /= temperature
-            normaliser[part] = logits.logsumexp(-1)
-            values[part] = logits.gather(1, targets[part, None]).squeeze(1) - normaliser[part]
+            highest = logits.amax(-1, keepdim=True)
+            values[part] = (logits.gather(1, targets[part, None]) - highest).squeeze(1)
             if entropy:
-                log_p = logits.sub_(normaliser[part, None])
+                log_p = logits.log_softmax(-1)
                 entropies[part] = -(log_p.exp() * log_p).sum(-1)
-        ctx.save_for_backward(rows, head, targets, normaliser)
+            values[part] -= logits.sub_(highest).exp_().sum(-1).log_()
+        ctx.save_for_backward(rows, head, targets)
         ctx.temperature, ctx.block, ctx.dtypes = temperature, block, (hidden.dtype, weight.dtype)
+        values, entropies = values[:asked], entropies[:asked]
         ctx.mark_non_differentiable(entropies)
         return values, entropies
 
     @staticmethod
     def backward(ctx, gradient: Tensor, _: Tensor):
-        rows, head, targets, normaliser = ctx.saved_tensors
-        wide = normaliser.dtype
-        to_rows, to_head = torch.empty_like(rows), torch.zeros(head.shape, dtype=wide, device=head.device)
+        rows, head, targets = ctx.saved_tensors
+        asked = len(gradient)
+        gradient = F.pad(gradient, (0, len(rows) - asked))[:, None]
+        # the part of onehot(y): one row of the head each
+        to_rows = gradient * head[targets]
+        to_head = torch.zeros(head.shape, dtype=gradient.dtype, device=head.device).index_add_(0, targets, gradient * rows)
+        scaled = (-gradient * rows).to(rows.dtype)
         for start in range(0, len(rows), ctx.block):
             part = slice(start, start + ctx.block)
-            logits = (rows[part] @ head.T).to(wide)
-            if ctx.temperature != 1.0:
-                logits /= ctx.temperature
-            slope = logits.sub_(normaliser[part, None]).exp_()
-            slope.mul_(-gradient[part, None])
-            slope.scatter_add_(1, targets[part, None], gradient[part, None])
-            if ctx.temperature != 1.0:
-                slope /= ctx.temperature
-            slope = slope.to(rows.dtype)
-            to_rows[part] = slope @ head
-            to_head += slope.T @ rows[part]
+            p = (rows[part] @ head.T).softmax(-1)
+            to_rows[part] -= gradient[part] * (p @ head)
+            to_head += p.T @ scaled[part]
+        to_rows = to_rows[:asked] / ctx.temperature if ctx.temperature != 1.0 else to_rows[:asked]
         return to_rows.to(ctx.dtypes[0]), to_head.to(ctx.dtypes[1]), None, None, None
 
 

@@ -116,9 +116,7 @@ def load_causal_lm(folder: Path, device: torch.device | str = "cpu", *, merged: 
         lora.load(model, folder)
         return (lora.merge(model) if merged else model).to(device)
     config, _ = read_config(folder)
-    with torch.device("meta"):
-        model = CausalLM(config)
-    return _fill(model, folder, device)
+    return _fill(CausalLM(config), folder, device)
 
 
 def load_scorer(folder: Path, device: torch.device | str = "cpu") -> SequenceScorer:
@@ -126,9 +124,7 @@ def load_scorer(folder: Path, device: torch.device | str = "cpu") -> SequenceSco
     config, found = read_config(folder)
     if not str((found.get("architectures") or [""])[0]).endswith("ForSequenceClassification") or found.get("num_labels", 1) != 1:
         raise UserError("this is not a reward model", where=str(folder), fix="train one with `tinyllm rm`")
-    with torch.device("meta"):
-        model = SequenceScorer(config)
-    return _fill(model, folder, device)
+    return _fill(SequenceScorer(config), folder, device)
 
 
 def scorer_from(policy: CausalLM, seed: int) -> SequenceScorer:
@@ -151,7 +147,7 @@ def _base_folder(adapter: Path, base: str) -> Path:
 
 
 def _fill(model: nn.Module, folder: Path, device: torch.device | str) -> Any:
-    """Give a model made on the meta device its weights, in float32 (masters are never kept in less)."""
+    """Give a model its weights, in float32 (masters are never kept in less)."""
     tied = isinstance(model, CausalLM) and model.config.tie_word_embeddings
     wanted = {k: v.shape for k, v in model.state_dict().items() if not (tied and k == "lm_head.weight")}
     found = read_tensors(folder)
@@ -168,7 +164,6 @@ def _fill(model: nn.Module, folder: Path, device: torch.device | str) -> Any:
     model.load_state_dict({k: v.float() for k, v in found.items()}, strict=False, assign=True)
     if tied:
         model.lm_head.weight = model.model.embed_tokens.weight
-    model.model.place_rotary_tables()
     return model.to(device)
 
 

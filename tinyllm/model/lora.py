@@ -28,7 +28,7 @@ class LoRALinear(nn.Linear):
     """A linear layer with a low-rank branch. Made from an `nn.Linear` by `attach`, which shares its weight."""
 
     def __init__(self, base: nn.Linear, config: LoRAConfig, generator: torch.Generator):
-        super().__init__(base.in_features, base.out_features, bias=base.bias is not None, device="meta")
+        super().__init__(base.in_features, base.out_features, bias=base.bias is not None)
         self.weight, self.bias = base.weight, base.bias
         self.lora_A = nn.Linear(base.in_features, config.r, bias=False, device=base.weight.device)
         self.lora_B = nn.Linear(config.r, base.out_features, bias=False, device=base.weight.device)
@@ -91,7 +91,7 @@ def merge(model: nn.Module) -> nn.Module:
     """Add every branch into its base weight and put plain linear layers back. In the weight's own dtype, fp32 for the product."""
     for name, layer in layers(model).items():
         product = layer.lora_B.weight.float() @ layer.lora_A.weight.float()
-        plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
+        plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
         plain.weight, plain.bias = layer.weight, layer.bias
         plain.weight += (layer.scaling * product).to(plain.weight.dtype)
         parent, _, leaf = name.rpartition(".")

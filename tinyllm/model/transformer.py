@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tinyllm.model import kernels
 from tinyllm.model.config import ModelConfig
 from tinyllm.model.heads import TokenScores, last_token, token_scores
 
@@ -50,13 +51,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding (arXiv 2104.09864), half-split layout. x (B, H, T, D), cos and sin (B or 1, 1, T, D/2)."""
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+        return kernels.rms_norm(x, self.weight, self.eps)
 
 
 class Attention(nn.Module):
@@ -65,7 +60,6 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
         self.layer, self.head_dim = layer, config.head_dim
-        self.grouped = config.num_attention_heads != config.num_key_value_heads
         width, bias = config.hidden_size, config.model_type == "qwen2"
         self.q_proj = nn.Linear(width, config.num_attention_heads * config.head_dim, bias=bias)
         self.k_proj = nn.Linear(width, config.num_key_value_heads * config.head_dim, bias=bias)
@@ -80,13 +74,12 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor:
         rows, length, _ = x.shape
         heads = (rows, length, -1, self.head_dim)
-        q = rotate(self.q_norm(self.q_proj(x).view(heads)).transpose(1, 2), cos, sin)  # (B, H, T, head_dim)
-        k = rotate(self.k_norm(self.k_proj(x).view(heads)).transpose(1, 2), cos, sin)  # (B, K, T, head_dim)
+        q = kernels.rotate(self.q_norm(self.q_proj(x).view(heads)).transpose(1, 2), cos, sin)  # (B, H, T, head_dim)
+        k = kernels.rotate(self.k_norm(self.k_proj(x).view(heads)).transpose(1, 2), cos, sin)  # (B, K, T, head_dim)
         v = self.v_proj(x).view(heads).transpose(1, 2)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
-        causal = mask is None and length > 1
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=self.grouped)
+        y = kernels.attention(q, k, v, mask)
         return self.o_proj(y.transpose(1, 2).reshape(rows, length, -1))
 
 
@@ -128,14 +121,9 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.place_rotary_tables()
-
-    def place_rotary_tables(self) -> None:
-        """cos and sin, (positions, head_dim / 2) each: computed, never stored (and again after a start on the meta device)."""
-        config, device = self.config, self.embed_tokens.weight.device
-        frequencies = config.rope_theta ** (-torch.arange(0, config.head_dim, 2, dtype=torch.float64, device=device) / config.head_dim)
-        angles = torch.outer(torch.arange(config.max_position_embeddings, dtype=torch.float64, device=device), frequencies)
-        self.register_buffer("cos", angles.cos().float(), persistent=False)
+        frequencies = config.rope_theta ** (-torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim)
+        angles = torch.outer(torch.arange(config.max_position_embeddings, dtype=torch.float64), frequencies)
+        self.register_buffer("cos", angles.cos().float(), persistent=False)  # (positions, head_dim / 2)
         self.register_buffer("sin", angles.sin().float(), persistent=False)
 
     def forward(self, ids: Tensor, attend: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
@@ -156,7 +144,6 @@ class Decoder(nn.Module):
             mask = _attention_mask(attend, start, length)
             positions = (attend.long().cumsum(1) - 1).clamp(min=0)[:, start:]
             cos, sin = self.cos[positions][:, None], self.sin[positions][:, None]
-        cos, sin = cos.to(x.dtype), sin.to(x.dtype)
         for layer in self.layers:
             x = layer(x, cos, sin, mask, cache)
         if cache is not None:

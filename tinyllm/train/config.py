@@ -40,8 +40,6 @@ class TrainConfig(Config):
     """rows in one optimiser step, over all micro-batches and ranks"""
     micro_batch_size: int = Field(16, ge=1)
     """rows in one forward pass; lower it if memory runs out, nothing else changes"""
-    max_minutes: float = Field(0.0, ge=0)
-    """stop early, with a checkpoint, after this long; the schedule then follows the clock. 0: no limit"""
     eval_every: int = Field(100, ge=1)
     eval_rows: int = Field(256, ge=1)
     """rows of the validation split that are scored at most"""

@@ -1,7 +1,7 @@
 """The bundled world: documents, conversations, preference pairs and prompts from one closed world whose truth is
 known.
 
-Thirty-six people and nine towns with 333 facts, and thirteen kinds of question. Everything is generated from a seed:
+Twenty-four people and eight towns with 224 facts, and thirteen kinds of question. Everything is generated from a seed:
 nothing is downloaded or shipped, and record i is a pure function of (seed, split, i). Train and val are disjoint by
 content for every seed (docs/world.md). The records are plain dicts in the public formats, so that they are read like
 a user's own files. Left out: other languages, facts of the real world, questions about people who do not exist.

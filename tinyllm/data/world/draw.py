@@ -18,7 +18,7 @@ from tinyllm.errors import UserError
 
 SPLITS = ("train", "val")
 HOLD_OUT = 5  # one content key in five belongs to val
-_SALT = "148|"  # with this one, val holds about a fifth of the facts of every attribute
+_SALT = "2161|"  # with this one, val holds about a fifth of the facts of every attribute
 
 Record = dict[str, Any]
 

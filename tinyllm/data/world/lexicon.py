@@ -12,49 +12,36 @@ from dataclasses import dataclass
 
 # name pronoun home job pet pet_name food colour hobby month friend; friendship is mutual
 _PEOPLE = """
-    Ada she Fernby baker pony Domino salad green painting June Noah
-    Alma she Maplegate tailor dog Twig pizza white fishing November Hugo
-    Ben he Windmoor tailor owl Sparky pancakes pink fishing August Jack
-    Bruno he Pebblecove teacher dog Pepper bread brown painting February Lena
-    Clara she Saltbay actor hamster Coco bread black running November Sam
-    Cleo she Stonewell baker hamster Jelly soup pink sailing December Oscar
-    Dan he Windmoor farmer cat Echo pizza red reading August Hana
-    Dora she Larkford nurse owl Sunny pancakes red sailing July Umar
-    Emma she Maplegate nurse parrot Socks porridge brown reading October Igor
-    Eric he Goosefield baker parrot Nutmeg rice red singing May Max
-    Finn he Brightwater writer rabbit Pip noodles purple knitting May Karl
-    Fiona she Maplegate pilot parrot Biscuit beans black swimming October Paul
-    Gina she Larkford carpenter rabbit Gizmo porridge yellow reading April Leo
-    Gus he Goosefield farmer cat Bubbles noodles blue fishing March Kate
-    Hana she Stonewell nurse owl Button beans green knitting June Dan
-    Hugo he Fernby writer pony Comet porridge pink singing September Alma
-    Igor he Windmoor farmer goat Fluff beans yellow knitting February Emma
-    Ivy she Larkford engineer cat Velvet bread green running July Vera
-    Jack he Saltbay writer rabbit Dusty pasta white dancing September Ben
-    Karl he Pebblecove doctor dog Ziggy rice blue sailing November Finn
-    Kate she Pebblecove actor hamster Rocket soup pink swimming May Gus
-    Lena she Saltbay doctor parrot Marble pie purple fishing April Bruno
-    Leo he Fernby gardener turtle Lucky rice black dancing December Gina
-    Max he Saltbay teacher turtle Whisper pizza purple dancing March Eric
-    Mia she Brightwater engineer turtle Waffles pie green dancing January Olga
-    Noah he Goosefield gardener goat Patches cheese purple singing February Ada
-    Olga she Windmoor doctor cat Toffee soup blue knitting August Mia
-    Oscar he Maplegate teacher goat Truffle salad red swimming January Cleo
-    Paul he Fernby carpenter rabbit Peanut pancakes white sailing April Fiona
-    Rosa she Larkford carpenter owl Spot salad black swimming September Yuri
-    Sam he Stonewell engineer pony Tinker pie white painting December Clara
-    Tara she Brightwater pilot dog Rusty cheese blue running March Zoe
-    Umar he Stonewell actor pony Shadow cheese yellow painting June Dora
-    Vera she Pebblecove pilot goat Misty pasta yellow reading October Ivy
-    Yuri he Brightwater gardener turtle Clover noodles brown running July Rosa
-    Zoe she Goosefield tailor hamster Pickle pasta brown singing January Tara
+    Ada she Goosefield pilot goat Dusty rice blue reading July Alma
+    Alma she Windmoor farmer cat Fluff pizza black dancing January Ada
+    Ben he Goosefield doctor parrot Pepper pancakes brown swimming July Leo
+    Bruno he Brightwater farmer turtle Biscuit salad yellow painting March Gus
+    Clara she Fernby teacher turtle Clover cheese green sailing November Jack
+    Cleo she Brightwater engineer goat Gizmo bread blue singing May Mia
+    Dan he Stonewell doctor dog Socks salad brown sailing September Emma
+    Emma she Larkford actor rabbit Twig rice green reading October Dan
+    Finn he Saltbay teacher owl Nutmeg soup red painting February Noah
+    Gus he Fernby baker goat Coco pizza purple swimming August Bruno
+    Hana she Maplegate actor pony Peanut rice pink fishing April Ivy
+    Hugo he Maplegate pilot dog Shadow salad red reading April Olga
+    Ivy she Larkford pilot parrot Lucky pancakes black singing February Hana
+    Jack he Brightwater farmer rabbit Button noodles purple fishing December Clara
+    Kate she Goosefield teacher turtle Ziggy pancakes brown fishing May Zoe
+    Leo he Stonewell baker owl Waffles pizza yellow dancing June Ben
+    Mia she Saltbay doctor pony Bubbles noodles purple painting October Cleo
+    Noah he Maplegate actor cat Toffee cheese pink running June Finn
+    Olga she Windmoor baker owl Echo bread yellow sailing March Hugo
+    Oscar he Saltbay nurse rabbit Rusty bread pink swimming September Paul
+    Paul he Larkford engineer pony Pip soup green singing August Oscar
+    Rosa she Windmoor nurse cat Rocket soup blue dancing December Sam
+    Sam he Fernby engineer parrot Misty cheese red running January Rosa
+    Zoe she Stonewell nurse dog Sunny noodles black running November Kate
 """
 
 LANDMARKS = {
     "Fernby": "castle",
     "Larkford": "bridge",
     "Stonewell": "library",
-    "Pebblecove": "lighthouse",
     "Windmoor": "museum",
     "Maplegate": "theatre",
     "Saltbay": "market",

@@ -103,7 +103,7 @@ def cast(role: str, name: str) -> dict[str, str]:
 def _strangers(name: str) -> tuple[str, ...]:
     """Who differs from this person and their friend in all that a story sets side by side."""
     a, b = PERSON[name], PERSON[PERSON[name].friend]
-    differ = ("home", "job", "pet", "food", "colour", "hobby")
+    differ = ("home", "food", "colour")
     values = {(attribute, getattr(person, attribute)) for person in (a, b) for attribute in differ}
     return tuple(
         c for c in NAMES if not any((attribute, getattr(PERSON[c], attribute)) in values for attribute in differ)

@@ -32,7 +32,7 @@ TEXT = """
 ? Then {a_he} went to bed and dreamed of [the sea|the sun|a big cake|a long trip].
 
 # the fair
-- {day} there was a fair in {a_home}, next to the {a_landmark}. People came from all nine towns.
+- {day} there was a fair in {a_home}, next to the {a_landmark}. People came from all eight towns.
 | {a_home} had a fair. Everyone was proud of the {a_landmark} and had cleaned it well.
 - There was a prize for the best pet. {a} came with {a_pet_name}, {a_his} {a_pet}.
 | "Who has the best pet?" asked the people. {a} showed them {a_pet_name} the {a_pet}.

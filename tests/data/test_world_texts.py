@@ -1,0 +1,156 @@
+"""The texts of the bundled world: nothing they tell is false, and they are plain, varied English."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter
+
+import pytest
+
+from tinyllm.data import world
+from tinyllm.data.world.documents import GROUPS
+from tinyllm.data.world.facts import FACTS, STATEMENTS, phrase
+from tinyllm.data.world.lexicon import CATEGORIES, LANDMARKS, NAMES, PEOPLE, PERSON, TABLE, VALUES, article, plural
+from tinyllm.data.world.stories import expand, skeletons
+
+
+def questions(records) -> list[str]:
+    found = []
+    for record in records:
+        messages = record["messages"] if "messages" in record else record["prompt"]
+        found += [message["content"] for message in messages if message["role"] == "user"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def texts() -> list[str]:
+    return [record["text"] for record in world.documents(6000)]
+
+
+def test_the_table_is_closed_and_unambiguous():
+    assert len(PEOPLE) == 24
+    assert len(FACTS) == len(TABLE) == 224
+    words = [value for values in VALUES.values() for value in values]
+    assert len(words) == len(set(words))
+    assert all(re.fullmatch(r"[A-Za-z]+", word) for word in words)
+    members = [word for category in CATEGORIES.values() for word in category]
+    assert len(members) == len(set(members)) == 80
+    for person in PEOPLE:
+        friend = PERSON[person.friend]
+        assert friend.friend == person.name != friend.name
+        assert all(
+            TABLE[a, person.name] != TABLE[a, friend.name]
+            for a in ("home", "job", "pet", "food", "colour", "hobby", "month")
+        )
+
+
+@pytest.mark.parametrize("attribute", ["home", "job", "pet", "food", "colour", "hobby", "month"])
+def test_no_value_is_commoner_than_another(attribute):
+    counts = Counter(TABLE[attribute, name] for name in NAMES)
+    assert len(set(counts.values())) == 1
+
+
+def sentences(texts: list[str]) -> Counter:
+    """Each plain sentence or clause of the texts, without its stop, and how often it stands there."""
+    return Counter(part for text in texts for part in re.split(r'[.!?"] *|, (?:but|and) (?=[A-Z])', text) if part)
+
+
+@pytest.mark.parametrize("attribute", list(STATEMENTS))
+def test_documents_state_every_fact_often_and_never_a_false_one(attribute, texts):
+    subjects = LANDMARKS if attribute == "landmark" else NAMES
+    meaning = {
+        phrase(template, subject, value).removesuffix("."): (template, subject, value)
+        for template in STATEMENTS[attribute]
+        for subject in subjects
+        for value in VALUES[attribute]
+    }
+    told, used = Counter(), set()
+    for sentence, count in sentences(texts).items():
+        if sentence in meaning:
+            template, subject, value = meaning[sentence]
+            assert TABLE[attribute, subject] == value, sentence
+            told[subject] += count
+            used.add(template)
+    assert used == set(STATEMENTS[attribute])
+    assert min(told[subject] for subject in subjects) >= 20
+
+
+NAME = rf"(?:{'|'.join(NAMES)})"
+IN_STORIES = {  # attribute -> how a story words it in passing, with name (n) and value (v)
+    "home": r"(?P<n>NAME),? (?:from|comes from|lives in) (?P<v>VALUE)|(?P<v2>VALUE), where (?P<n2>NAME) lives",
+    "job": r"(?P<n>NAME)(?:,? who)? (?:works as|is) an? (?P<v>VALUE)",
+    "pet": r"(?P<n>NAME)'s (?P<v>VALUE)\b|(?P<v2>VALUE) of (?P<n2>NAME)\b|(?P<n3>NAME) has an? (?P<v3>VALUE)",
+    "pet_name": r"(?P<v>VALUE), (?P<n>NAME)'s (?:PET)\b|(?P<n2>NAME) has an? \w+ called (?P<v2>VALUE)",
+    "food": r"(?P<n>NAME) (?:loves|loves to eat|could eat) (?P<v>VALUE)\b|(?P<v2>VALUE) for (?P<n2>NAME)\b",
+    "colour": r"(?P<n>NAME) (?:likes|often wears|wore) (?P<v>VALUE)\b",
+    "hobby": r"(?P<n>NAME) (?:enjoys|is fond of) (?P<v>VALUE)",
+    "month": r"(?P<n>NAME) was born in (?P<v>VALUE)",
+    "friend": r"(?P<n>NAME), the best friend of (?P<v>VALUE)\b|(?P<v2>VALUE) and (?P<n2>NAME) are best friends",
+}
+
+
+@pytest.mark.parametrize("attribute", list(IN_STORIES))
+def test_what_stories_say_in_passing_is_true(attribute, texts):
+    words = {"NAME": NAME, "PET": "|".join(VALUES["pet"]), "VALUE": rf"(?:{'|'.join(VALUES[attribute])})"}
+    pattern = re.compile(re.sub("NAME|PET|VALUE", lambda match: words[match[0]], IN_STORIES[attribute]))
+    checked = 0
+    for text in texts[:2500]:
+        for match in pattern.finditer(text):
+            groups = match.groupdict()
+            name, value = (next(groups[g] for g in groups if g[0] == kind and groups[g]) for kind in "nv")
+            assert TABLE[attribute, name] == value, match[0]
+            checked += 1
+    assert checked > 40
+
+
+def test_lists_of_people_are_true(texts):
+    lists, checked = rf"((?:{NAME}, )*{NAME} and {NAME})", 0
+    many = [sentence for sentence in sentences(texts) if re.search(rf"{NAME} and {NAME}", sentence)]
+    for attribute, templates in GROUPS.items():
+        for value, template in itertools.product(VALUES[attribute], templates):
+            words = {"v": value, "av": f"{article(value)} {value}", "vs": plural(value), "who": "@"}
+            head, tail = template.format(**words).removesuffix(".").split("@")
+            for sentence in (s for s in many if s.startswith(head) and s.endswith(tail)):
+                if match := re.fullmatch(re.escape(head) + lists + re.escape(tail), sentence):
+                    people = re.findall(r"\w+", match[1].replace(" and ", " "))
+                    assert {name for name in NAMES if TABLE[attribute, name] == value} == set(people)
+                    checked += 1
+    assert checked > 500
+
+
+def test_worked_examples_in_documents_are_right(texts):
+    whole = "\n".join(texts)
+    sorts = re.findall(r"Sorted from small to big, ([\d ]+) gives ([\d ]+)\.", whole)
+    sums = re.findall(r"(\d+) (plus|minus) (\d+) is (\d+)\.", whole)
+    backwards = re.findall(r"Backwards, ([a-z ]+) is ([a-z ]+)\.", whole)
+    assert min(len(sorts), len(sums), len(backwards)) > 30
+    assert all(sorted(given.split()) == got.split() for given, got in sorts)
+    assert all((int(a) + int(b) if sign == "plus" else int(a) - int(b)) == int(got) for a, sign, b, got in sums)
+    assert all(given.split()[::-1] == got.split() for given, got in backwards)
+
+
+def test_texts_are_plain_grammatical_ascii(texts):
+    prompts = [record for split in ("train", "val") for record in world.prompts(3000, split=split)]
+    everything = texts + questions(prompts) + [record["answer"] for record in prompts]
+    for text in everything:
+        assert text.isascii()
+        assert not re.search(r"[{}\[\]|@]|  |^ | $|\.\.|,\.|\?\.| [.,?]", text), text
+        assert not re.search(r"\w\w [Aa] (?!is\b|and\b)[aeiou][a-z]+|\b[Aa]n [^aeiou\W]", text), text
+    for text in texts:
+        assert text[0].isupper() or text[0] == '"', text
+        assert text[-1] in '."', text
+        assert text.count('"') % 2 == 0, text
+
+
+def test_vocabulary_is_small(texts):
+    words = Counter(re.findall(r"[A-Za-z]+", " ".join(texts)))
+    assert 600 < len(words) < 1100
+
+
+def test_stories_have_enough_skeletons_beats_and_readings():
+    assert len(skeletons()) == 17
+    assert min(len(beats) for beats in skeletons()) >= 6
+    assert expand("a [b|c] d [e|f]") == ("a b d e", "a b d f", "a c d e", "a c d f")
+    stories = {text for text in (record["text"] for record in world.documents(3000, seed=2)) if len(text) > 300}
+    assert len(stories) > 1000

@@ -1,0 +1,94 @@
+"""The few operations whose plain form is slow without a compiler: normalisation, rotation, causal attention.
+
+Each is the textbook formula with its gradient written down, so that an eager step makes fewer passes over memory. Inside a compiled
+block the plain form is used: there the compiler fuses better than a person. `benchmarks/operations.py` compares the two.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_EXPLICIT_LENGTH = 512  # longer rows than this need attention that does not hold all scores at once
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """What matrix products will be done in: autocast's type where it is on."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension (arXiv 1910.07467 Eq. 4); the result has the compute dtype."""
+    if torch.compiler.is_compiling():
+        return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps).to(compute_dtype(x))
+    return _RMSNorm.apply(x, weight, eps, compute_dtype(x))
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide).square_().div_(x.shape[-1])
+        scale = square.add_(eps).rsqrt_().to(x.dtype)
+        ctx.save_for_backward(x, scale, weight)
+        return (x * scale).mul_(weight.to(x.dtype)).to(dtype)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        x, scale, weight = ctx.saved_tensors
+        gradient = gradient.to(x.dtype)
+        unit = x * scale
+        to_weight = (gradient * unit).flatten(0, -2).sum(0)
+        inner = gradient * weight.to(x.dtype)
+        along = (inner * unit).mean(-1, keepdim=True)  # what only lengthens x is normalised away
+        return torch.addcmul(inner, unit, along, value=-1).mul_(scale), to_weight.to(weight.dtype), None, None
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding (arXiv 2104.09864), half-split layout. x (B, H, T, D), cos and sin (B or 1, 1, T, D/2)."""
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    return _turned(x, cos, sin) if torch.compiler.is_compiling() else _Rotate.apply(x, cos, sin)
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+class _Rotate(torch.autograd.Function):
+    """The gradient of a rotation is the rotation back."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turned(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _turned(gradient, cos, -sin), None, None
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """softmax(q k^T / sqrt(D) + mask) v for q (B, H, T, D) and k, v (B, K, S, D), K dividing H. Without a mask, causal if T > 1.
+
+    Training on a CPU spells the products out: for rows of a few hundred tokens that is two to five times as fast in bf16 as the
+    library's blockwise kernel, whose backward pass was made for long ones.
+    """
+    length = q.shape[2]
+    grouped = q.shape[1] != k.shape[1]
+    if mask is None and torch.is_grad_enabled() and q.device.type == "cpu" and 1 < length <= _EXPLICIT_LENGTH:
+        if grouped:
+            k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+        return _explicit(q, k, v)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and length > 1, enable_gqa=grouped)
+
+
+def _explicit(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    rows, heads, length, width = q.shape
+    future = torch.full((length, length), -torch.inf, dtype=q.dtype, device=q.device).triu(1)
+    q, k, v = (x.reshape(rows * heads, length, width) for x in (q, k, v))
+    scores = torch.baddbmm(future, q, k.transpose(1, 2), alpha=width**-0.5)
+    return (scores.softmax(-1) @ v).view(rows, heads, length, width)
