@@ -44,7 +44,15 @@ def ours(*, optimizer: str, precision: str, compiled: bool) -> Callable[[torch.T
 def theirs(*, bf16: bool) -> Callable[[torch.Tensor], None]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
+    names = (
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+    )
     model = LlamaForCausalLM(LlamaConfig(**{n: getattr(SHAPE, n) for n in names}, tie_word_embeddings=True))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
 
@@ -76,7 +84,9 @@ def main() -> None:
         f"tinyllm, {fast}, Muon, eager": ours(optimizer="muon", precision=fast, compiled=False),
     }
     if not options.no_compile:
-        contestants[f"tinyllm, default ({fast}, Muon, compiled)"] = ours(optimizer="muon", precision=fast, compiled=True)
+        contestants[f"tinyllm, default ({fast}, Muon, compiled)"] = ours(
+            optimizer="muon", precision=fast, compiled=True
+        )
     ids = torch.randint(0, SHAPE.vocab_size, (ROWS, LENGTH + 1))
     for step in contestants.values():
         for _ in range(3):
@@ -89,7 +99,8 @@ def main() -> None:
                 step(ids)
             speeds[name].append(options.steps * ROWS * LENGTH / (time.perf_counter() - start))
     base = statistics.median(speeds["transformers Llama, default (fp32)"])
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {ROWS} rows of {LENGTH}, {options.rounds} rounds of {options.steps} steps")
+    rounds = f"{options.rounds} rounds of {options.steps} steps"
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {ROWS} rows of {LENGTH}, {rounds}")
     for name, found in speeds.items():
         print(f"{name:42} {statistics.median(found):8,.0f} tokens/s   {statistics.median(found) / base:.2f} x")
 

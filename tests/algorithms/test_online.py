@@ -7,13 +7,21 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tinyllm.algorithms import common, gspo, grpo, ppo
+from tinyllm.algorithms import common, grpo, gspo, ppo
 from tinyllm.data.batches import Samples
 from tinyllm.model import hub
 from tinyllm.model.config import ModelConfig
 from tinyllm.model.transformer import ActorCritic, CausalLM
 
-SHAPE = ModelConfig(vocab_size=31, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=8)
+SHAPE = ModelConfig(
+    vocab_size=31,
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=8,
+)
 
 
 def rough(seed: int) -> CausalLM:
@@ -73,14 +81,17 @@ def test_on_policy_ratio_is_one_kl_zero_and_the_gradient_is_reinforce(policy: Ca
     assert abs(metrics["approx_kl"].value) < 1e-12
     assert metrics["clip_fraction"].value == 0
     per_answer = (policy.log_probs(batch.ids, batch.mask).log_probs * batch.mask).sum(1) / batch.mask.sum(1)
-    want = gradient(-(per_answer * batch.advantage.amax(1).where(batch.advantage.amax(1) > 0, batch.advantage.amin(1))).mean(), policy)
+    want = gradient(
+        -(per_answer * batch.advantage.amax(1).where(batch.advantage.amax(1) > 0, batch.advantage.amin(1))).mean(),
+        policy,
+    )
     torch.testing.assert_close(gradient(loss.total / loss.count, policy), want, atol=1e-12, rtol=1e-9)
 
 
 def test_ppo_on_policy_ratio_is_one(policy: CausalLM) -> None:
     model = ActorCritic(policy, hub.scorer_from(rough(0).float(), 0).double())
     batch, _ = ppo.credit(ppo.Settings(kl_coef=0), samples(policy))
-    loss, metrics = ppo.loss(ppo.Settings(kl_coef=0), model, batch)
+    _, metrics = ppo.loss(ppo.Settings(kl_coef=0), model, batch)
     assert abs(metrics["ratio"].value - 1) < 1e-12
     assert abs(metrics["approx_kl"].value) < 1e-12
     want = -(batch.advantage * batch.mask).sum() / batch.mask.sum()
@@ -96,7 +107,9 @@ def test_group_advantages_are_centred_and_scaled_within_their_group() -> None:
     std = 2**0.5
     torch.testing.assert_close(got[:2], torch.tensor([-1.0, 1.0]).double() / (std + 1e-4), atol=1e-12, rtol=0)
     torch.testing.assert_close(got[2:], torch.tensor([-2.0, 0.0, 2.0]).double() / (2 + 1e-4), atol=1e-12, rtol=0)
-    torch.testing.assert_close(common.group_advantage(reward, group, "none"), torch.tensor([-1.0, 1.0, -2.0, 0.0, 2.0]).double())
+    torch.testing.assert_close(
+        common.group_advantage(reward, group, "none"), torch.tensor([-1.0, 1.0, -2.0, 0.0, 2.0]).double()
+    )
     batch = common.group_advantage(reward, group, "batch")
     torch.testing.assert_close(batch, torch.tensor([-1.0, 1.0, -2.0, 0.0, 2.0]).double() / (reward.std() + 1e-4))
 
@@ -174,7 +187,9 @@ def test_grpo_is_its_formula(policy: CausalLM) -> None:
         tokens += terms
     torch.testing.assert_close(value(grpo.loss(settings, policy, batch)), torch.stack(rows).mean(), atol=1e-12, rtol=0)
     by_token = settings.model_copy(update={"normaliser": "token"})
-    torch.testing.assert_close(value(grpo.loss(by_token, policy, batch)), torch.stack(tokens).mean(), atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        value(grpo.loss(by_token, policy, batch)), torch.stack(tokens).mean(), atol=1e-12, rtol=0
+    )
 
 
 def test_gspo_is_its_formula(policy: CausalLM) -> None:
@@ -248,6 +263,13 @@ def test_padding_and_order_change_nothing(policy: CausalLM, algorithm) -> None:
     settings = algorithm.Settings(kl_coef=0.05)
     batch, _ = algorithm.credit(settings, samples(policy, old=rough(1), reference=rough(2)))
     want = value(algorithm.loss(settings, policy, batch))
-    wider = {name: torch.nn.functional.pad(getattr(batch, name), (0, 3)) for name in ("ids", "mask", "old", "sampled", "reference", "advantage", "values")}
-    torch.testing.assert_close(value(algorithm.loss(settings, policy, replace(batch, **wider))), want, atol=1e-12, rtol=0)
-    torch.testing.assert_close(value(algorithm.loss(settings, policy, batch.rows([2, 0, 3, 1]))), want, atol=1e-12, rtol=0)
+    wider = {
+        name: torch.nn.functional.pad(getattr(batch, name), (0, 3))
+        for name in ("ids", "mask", "old", "sampled", "reference", "advantage", "values")
+    }
+    torch.testing.assert_close(
+        value(algorithm.loss(settings, policy, replace(batch, **wider))), want, atol=1e-12, rtol=0
+    )
+    torch.testing.assert_close(
+        value(algorithm.loss(settings, policy, batch.rows([2, 0, 3, 1]))), want, atol=1e-12, rtol=0
+    )

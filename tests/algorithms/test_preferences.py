@@ -13,7 +13,15 @@ from tinyllm.data.batches import Pairs, Preferences, TokenPair
 from tinyllm.model.config import ModelConfig
 from tinyllm.model.transformer import CausalLM, SequenceScorer
 
-SHAPE = ModelConfig(vocab_size=31, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=8)
+SHAPE = ModelConfig(
+    vocab_size=31,
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=8,
+)
 PAIRS = [
     TokenPair([1, 2, 3], [4, 5, 6, 7], [8, 9]),
     TokenPair([10], [11], [12, 13, 14]),
@@ -77,7 +85,8 @@ def test_dpo_is_the_paper_s_formula(model: CausalLM, variant: str, smoothing: fl
         "sigmoid": -(1 - smoothing) * torch.sigmoid(z).log() - smoothing * torch.sigmoid(-z).log(),
         "hinge": torch.relu(1 - z),
         "ipo": (averaged[:3] - averaged[3:] - 1 / 0.6) ** 2,
-        "robust": (-(1 - smoothing) * torch.sigmoid(z).log() + smoothing * torch.sigmoid(-z).log()) / (1 - 2 * smoothing),
+        "robust": (-(1 - smoothing) * torch.sigmoid(z).log() + smoothing * torch.sigmoid(-z).log())
+        / (1 - 2 * smoothing),
     }[variant].mean()
     got = value(dpo.loss(settings, model, batch(reference=reference)))
     torch.testing.assert_close(got, want, atol=1e-10, rtol=1e-10)
@@ -136,7 +145,9 @@ def test_log1mexp_where_the_plain_formula_fails() -> None:
 def test_bradley_terry_closed_form() -> None:
     scorer = rough(SequenceScorer, 2)
     pairs = [replace(p, margin=m) for p, m in zip(PAIRS, (0.0, 0.5, 1.0), strict=True)]
-    rewards = torch.stack([scorer(torch.tensor([[*p.prompt, *getattr(p, a)]]))[0, -1] for a in ("chosen", "rejected") for p in pairs])
+    rewards = torch.stack(
+        [scorer(torch.tensor([[*p.prompt, *getattr(p, a)]]))[0, -1] for a in ("chosen", "rejected") for p in pairs]
+    )
     c, r = rewards[:3].double(), rewards[3:].double()
     want = -torch.sigmoid(c - r - torch.tensor([0.0, 0.5, 1.0])).log().mean() + 0.02 * ((c + r) ** 2).mean()
     loss, metrics = bradley_terry.loss(bradley_terry.Settings(centering=0.02), scorer, batch(pairs))

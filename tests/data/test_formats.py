@@ -241,16 +241,16 @@ REFUSED = [
         "conversations",
         {"message": turns("u:q", "a:x"), "id": 1},
         "no 'messages' in line 1; found: message, id - did you mean 'message'?",
-        "name the column: --field messages=message",
+        "name the column: --set data.field.messages=message",
     ),
-    ("documents", {"id": 1, "body": "x y z"}, "no 'text' in line 1; found: id, body", "--field text=body"),
+    ("documents", {"id": 1, "body": "x y z"}, "no 'text' in line 1; found: id, body", "--set data.field.text=body"),
     (
         "conversations",
         {"prompt": "q", "reply": "x"},
         "no 'completion' in line 1; found: prompt, reply",
         "completion=reply",
     ),
-    ("documents", {}, "no 'text' in line 1; found: nothing", "--field text=COLUMN"),
+    ("documents", {}, "no 'text' in line 1; found: nothing", "--set data.field.text=COLUMN"),
     (
         "documents",
         {"messages": turns("u:q", "a:x")},
@@ -302,7 +302,7 @@ def test_field_and_format_options(tmp_path: Path) -> None:
     assert len(list(reader(tmp_path, "conversations", kto, format="messages"))) == 1
     with pytest.raises(UserError, match=r"no 'bdy' .asked for as text.; found: body") as error:
         list(reader(tmp_path, "documents", {"body": "x"}, field={"text": "bdy"}))
-    assert error.value.fix == "name it: --field text=body"
+    assert error.value.fix == "name it: --set data.field.text=body"
     with pytest.raises(UserError, match="'alpacca' is no format of conversations") as error:
         reader(tmp_path, "conversations", {}, format="alpacca")
     assert error.value.fix == "did you mean 'alpaca'?"

@@ -165,7 +165,7 @@ def test_bad_lines_are_named_or_skipped(tmp_path: Path, line: str) -> None:
     path.write_text(good * 6 + line + "\n" + good)
     error = refused(path)
     assert str(error).splitlines()[0] == f"error: {BAD_LINES[line]} ({path}:7)"
-    assert "--on-bad-line skip" in error.fix
+    assert "--set data.on_bad_line=skip" in error.fix
     skipping = read([path], "documents", on_bad_line="skip")
     assert [d.text for d in skipping] == ["\U0001f600"] * 7
     ((_, tally),) = skipping.report.dropped.items()

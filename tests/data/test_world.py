@@ -15,7 +15,7 @@ import pytest
 
 from tinyllm.data import world
 from tinyllm.data.world.asking import ASK, ASK_INVERSE, CHECK, SHORT
-from tinyllm.data.world.draw import held_out
+from tinyllm.data.world.draw import belongs, held_out
 from tinyllm.data.world.facts import FACTS, STATEMENTS, canonical, fact, statements
 from tinyllm.data.world.lexicon import CATEGORIES, LANDMARKS, NAMES, PEOPLE
 from tinyllm.data.world.wordings import WORDINGS
@@ -240,6 +240,8 @@ def test_train_documents_hold_no_val_instance(texts):
 
 
 def test_documents_of_the_two_splits_are_disjoint(texts):
+    assert all(belongs(text, "train") for text in texts)
+    assert all(belongs(record["text"], "val") for record in world.documents(300, split="val"))
     ours = set(texts) | {record["text"] for record in world.documents(3000, seed=8)}
     assert not ours & {record["text"] for record in world.documents(1500, split="val")}
 

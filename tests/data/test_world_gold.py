@@ -99,6 +99,13 @@ def test_gold_of_known_answers(record, reply, finished, worth):
     assert world.gold(record, reply, finished) == pytest.approx(worth)
 
 
+@pytest.mark.parametrize("case", [case for case in GOLD_CASES if case[0]["task"] in ("facts", "sort")])
+def test_gold_needs_the_answer_and_the_task_only(case):
+    record, reply, finished, worth = case
+    columns = {"answer": record["answer"], "task": record["task"]}  # what a rollout keeps of a prompt record
+    assert world.gold(columns, reply, finished) == pytest.approx(worth)
+
+
 def test_partial_credit_grows_with_every_position_right():
     record = open_question("sort", "1 2 3 4 5 6")
     worth = [world.gold(record, " ".join([*"123456"[:k], *"999999"[k:]]), True) for k in range(7)]

@@ -86,14 +86,16 @@ IN_STORIES = {  # attribute -> how a story words it in passing, with name (n) an
     "colour": r"(?P<n>NAME) (?:likes|often wears|wore) (?P<v>VALUE)\b",
     "hobby": r"(?P<n>NAME) (?:enjoys|is fond of) (?P<v>VALUE)",
     "month": r"(?P<n>NAME) was born in (?P<v>VALUE)",
+    "landmark": r"(?P<v>VALUE) (?:of|in) (?P<n>TOWN)\b|(?P<n2>TOWN), next to the (?P<v2>VALUE)",
     "friend": r"(?P<n>NAME), the best friend of (?P<v>VALUE)\b|(?P<v2>VALUE) and (?P<n2>NAME) are best friends",
 }
 
 
 @pytest.mark.parametrize("attribute", list(IN_STORIES))
 def test_what_stories_say_in_passing_is_true(attribute, texts):
-    words = {"NAME": NAME, "PET": "|".join(VALUES["pet"]), "VALUE": rf"(?:{'|'.join(VALUES[attribute])})"}
-    pattern = re.compile(re.sub("NAME|PET|VALUE", lambda match: words[match[0]], IN_STORIES[attribute]))
+    towns, pets, values = ("|".join(words) for words in (LANDMARKS, VALUES["pet"], VALUES[attribute]))
+    words = {"NAME": NAME, "TOWN": f"(?:{towns})", "PET": pets, "VALUE": f"(?:{values})"}
+    pattern = re.compile(re.sub("NAME|PET|TOWN|VALUE", lambda match: words[match[0]], IN_STORIES[attribute]))
     checked = 0
     for text in texts[:2500]:
         for match in pattern.finditer(text):

@@ -56,7 +56,9 @@ def test_greedy_with_cache_and_left_padding_is_greedy_without(model: CausalLM) -
 
 
 def test_reported_log_probs_are_the_training_forward_s(model: CausalLM) -> None:
-    for prompt, completion in zip(PROMPTS, generate(model, PROMPTS, Sampling(12, temperature=0.8, seed=4)), strict=True):
+    for prompt, completion in zip(
+        PROMPTS, generate(model, PROMPTS, Sampling(12, temperature=0.8, seed=4)), strict=True
+    ):
         ids = torch.tensor([prompt + completion.ids])
         mask = torch.tensor([[False] * len(prompt) + [True] * len(completion.ids)])
         scored = model.log_probs(ids, mask, temperature=0.8).log_probs[0, len(prompt) :]

@@ -9,7 +9,9 @@ from tinyllm.model import heads
 from tinyllm.model.heads import last_token, token_scores
 
 
-def plain(hidden: torch.Tensor, head: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor, temperature: float) -> torch.Tensor:
+def plain(
+    hidden: torch.Tensor, head: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor, temperature: float
+) -> torch.Tensor:
     """The definition: full logits, log-softmax, the state before each token predicts it."""
     log_p = torch.log_softmax(hidden @ head.T / temperature, -1)
     scored = log_p[:, :-1].gather(2, ids[:, 1:, None]).squeeze(2)
@@ -29,7 +31,9 @@ def case() -> tuple[torch.Tensor, ...]:
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("block", [1, 44, 10_000])
-def test_values_and_gradients_are_the_definitions(case: tuple, temperature: float, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_and_gradients_are_the_definitions(
+    case: tuple, temperature: float, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(heads._BLOCK_NUMBERS, "cpu", block)  # 1, 4 or all rows at a time
     hidden, head, ids, mask = case
     weights = torch.randn(3, 7, dtype=torch.float64)
@@ -44,7 +48,9 @@ def test_values_and_gradients_are_the_definitions(case: tuple, temperature: floa
 
 def test_gradient_in_float64(case: tuple) -> None:
     hidden, head, ids, mask = case
-    assert torch.autograd.gradcheck(lambda h, w: token_scores(h, w, ids, mask, temperature=1.3).log_probs, (hidden, head))
+    assert torch.autograd.gradcheck(
+        lambda h, w: token_scores(h, w, ids, mask, temperature=1.3).log_probs, (hidden, head)
+    )
 
 
 def test_entropy_is_that_of_the_distribution(case: tuple) -> None:
@@ -56,7 +62,9 @@ def test_entropy_is_that_of_the_distribution(case: tuple) -> None:
 
 
 def test_uniform_logits_cost_ln_v() -> None:
-    scores = token_scores(torch.zeros(1, 3, 4), torch.randn(50, 4), torch.tensor([[1, 2, 3]]), torch.tensor([[False, True, True]]))
+    scores = token_scores(
+        torch.zeros(1, 3, 4), torch.randn(50, 4), torch.tensor([[1, 2, 3]]), torch.tensor([[False, True, True]])
+    )
     torch.testing.assert_close(scores.log_probs, torch.tensor([[0.0, -3.912023, -3.912023]]))
 
 

@@ -14,11 +14,20 @@ from tinyllm.model.config import LoRAConfig, ModelConfig
 from tinyllm.model.generate import Sampling, generate
 from tinyllm.model.transformer import CausalLM, SequenceScorer
 
-TINY = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 32}
+TINY = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "head_dim": 32,
+}
 SHAPES = {
     "qwen3-tied-gqa": ModelConfig(**TINY, num_key_value_heads=2),
     "qwen3-untied": ModelConfig(**TINY, num_key_value_heads=4, tie_word_embeddings=False),
-    "llama-gqa": ModelConfig(**{**TINY, "head_dim": 8}, model_type="llama", num_key_value_heads=1, tie_word_embeddings=False),
+    "llama-gqa": ModelConfig(
+        **{**TINY, "head_dim": 8}, model_type="llama", num_key_value_heads=1, tie_word_embeddings=False
+    ),
     "qwen2-tied": ModelConfig(**{**TINY, "head_dim": 8}, model_type="qwen2", num_key_value_heads=2),
 }
 IDS = torch.randint(0, 64, (2, 17), generator=torch.Generator().manual_seed(0))
@@ -59,7 +68,9 @@ def test_transformers_opens_it_unchanged(name: str, tmp_path: Path) -> None:
     with torch.no_grad():
         torch.testing.assert_close(theirs(IDS).logits, model.logits(model(IDS)), atol=1e-5, rtol=1e-5)
     ours = generate(model, [IDS[0].tolist()], Sampling(30, temperature=0))[0].ids
-    got = theirs.generate(IDS[:1], max_new_tokens=30, do_sample=False, eos_token_id=None, attention_mask=torch.ones(1, 17))[0, 17:]
+    got = theirs.generate(
+        IDS[:1], max_new_tokens=30, do_sample=False, eos_token_id=None, attention_mask=torch.ones(1, 17)
+    )[0, 17:]
     assert got.tolist() == ours
 
 
@@ -121,7 +132,12 @@ def test_a_scorer_starts_from_the_policy(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("hidden_act", "gelu"), ("model_type", "gpt2"), ("rope_parameters", {"rope_type": "yarn"}), ("quantization_config", {"bits": 4})],
+    [
+        ("hidden_act", "gelu"),
+        ("model_type", "gpt2"),
+        ("rope_parameters", {"rope_type": "yarn"}),
+        ("quantization_config", {"bits": 4}),
+    ],
 )
 def test_what_we_do_not_compute_is_refused(tmp_path: Path, key: str, value: object) -> None:
     saved(rough(CausalLM, SHAPES["qwen3-tied-gqa"]), tmp_path)

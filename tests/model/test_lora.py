@@ -12,7 +12,15 @@ from tinyllm.model import lora
 from tinyllm.model.config import LoRAConfig, ModelConfig
 from tinyllm.model.transformer import CausalLM, initialise
 
-SHAPE = ModelConfig(vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8)
+SHAPE = ModelConfig(
+    vocab_size=40,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+)
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
 
 
@@ -43,7 +51,9 @@ def test_at_the_start_only_b_has_a_gradient_and_the_base_never(model: CausalLM) 
         assert layer.weight.grad is None
         assert layer.lora_A.weight.grad.abs().sum() == 0
         assert layer.lora_B.weight.grad.abs().sum() > 0
-    assert {n for n, p in model.named_parameters() if p.requires_grad} == {n for n, _ in model.named_parameters() if ".lora_" in n}
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == {
+        n for n, _ in model.named_parameters() if ".lora_" in n
+    }
 
 
 @pytest.mark.parametrize(("rslora", "scale"), [(False, 4.0), (True, 8.0)])

@@ -13,7 +13,9 @@ from tinyllm.model.transformer import CausalLM, RMSNorm, SequenceScorer, initial
 TINY = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
 SHAPES = {
     "qwen3": ModelConfig(**TINY, num_attention_heads=4, num_key_value_heads=2),
-    "llama": ModelConfig(**TINY, model_type="llama", num_attention_heads=4, num_key_value_heads=4, tie_word_embeddings=False),
+    "llama": ModelConfig(
+        **TINY, model_type="llama", num_attention_heads=4, num_key_value_heads=4, tie_word_embeddings=False
+    ),
     "qwen2": ModelConfig(**TINY, model_type="qwen2", num_attention_heads=4, num_key_value_heads=1),
 }
 
@@ -132,7 +134,9 @@ def test_scores_are_read_at_the_last_real_token() -> None:
     assert scorer.rewards(x, real).tolist() == [scores[0, 5].item(), scores[1, 3].item()]
 
 
-@pytest.mark.parametrize("wrong", [{"num_attention_heads": 3, "num_key_value_heads": 2}, {"head_dim": 7}, {"num_hidden_layers": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"num_attention_heads": 3, "num_key_value_heads": 2}, {"head_dim": 7}, {"num_hidden_layers": 0}]
+)
 def test_shapes_that_cannot_be_are_refused(wrong: dict) -> None:
     with pytest.raises(ValidationError):
         ModelConfig(**wrong)
@@ -153,7 +157,9 @@ def test_gradients_of_the_written_out_operations() -> None:
 def test_written_out_attention_is_the_library_s(kv_heads: int) -> None:
     generator = torch.Generator().manual_seed(0)
     q = torch.randn(2, 4, 9, 8, generator=generator, dtype=torch.float64, requires_grad=True)
-    k, v = (torch.randn(2, kv_heads, 9, 8, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    k, v = (
+        torch.randn(2, kv_heads, 9, 8, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(2)
+    )
     ours = attention(q, k, v, None)
     theirs = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
     torch.testing.assert_close(ours, theirs)

@@ -121,7 +121,7 @@ def test_a_token_across_the_line_break_leaves_the_prompt_whole(sentencepiece: To
 def test_tokenizer_without_chat_tokens_is_refused(sentencepiece: Tokenizer):
     with pytest.raises(UserError, match="no chat tokens") as caught:
         render(sentencepiece, TALK)
-    assert "tinyllm data tokenizer" in caught.value.fix
+    assert "tinyllm data prepare" in caught.value.fix
 
 
 @FUZZ

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from tinyllm import dist
-from tinyllm.algorithms import bradley_terry, dpo, gspo, grpo, next_token, orpo, ppo
+from tinyllm.algorithms import bradley_terry, dpo, grpo, gspo, next_token, orpo, ppo
 from tinyllm.data.batches import Answers, Preferences, Samples, Source, TokenPair
 from tinyllm.model import hub, lora
 from tinyllm.model.config import LoRAConfig, ModelConfig
@@ -23,7 +23,15 @@ from tinyllm.model.transformer import ActorCritic, CausalLM, initialise
 from tinyllm.train.config import OptimConfig
 from tinyllm.train.engine import Engine
 
-SHAPE = ModelConfig(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=16)
+SHAPE = ModelConfig(
+    vocab_size=64,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=16,
+)
 STEPS = 3
 NAMES = ("next_token", "lora", "bradley_terry", "dpo", "orpo", "ppo", "grpo", "gspo", "muon")
 
@@ -48,7 +56,10 @@ def conversations() -> Answers:
 
 
 def pairs() -> Preferences:
-    found = [TokenPair(numbers(i, 1, 64, 3 + i % 5), numbers(90 + i, 1, 64, 2 + i % 7), numbers(180 + i, 1, 64, 1 + i % 4)) for i in range(24)]
+    found = [
+        TokenPair(numbers(i, 1, 64, 3 + i % 5), numbers(90 + i, 1, 64, 2 + i % 7), numbers(180 + i, 1, 64, 1 + i % 4))
+        for i in range(24)
+    ]
     data = Preferences(found, pad=0)
     data.reference = torch.linspace(-40, -10, 48).view(24, 2)
     return data
@@ -57,9 +68,7 @@ def pairs() -> Preferences:
 class RolledOut:
     """Samples written down instead of sampled: a source whose rows the ranks and micro-batches share as a rollout's would be."""
 
-    metrics: dict = {}
-
-    def __init__(self, micro: int, credit, groups: bool):
+    def __init__(self, micro: int, credit):
         self.micro, self.credit = micro, credit
 
     def __call__(self, step: int) -> list[Samples]:
@@ -81,17 +90,28 @@ class RolledOut:
             torch.randn(8, 14, generator=generator),
         )
         mine = torch.arange(8).view(4, 2)[dist.rank() :: dist.world_size()].flatten()  # whole groups
-        credited, _ = self.credit(replace(whole, **{k: getattr(whole, k)[mine] for k in ("ids", "mask", "group", "finished", "reward", "sampled", "old", "reference", "values")}))
+        credited, _ = self.credit(
+            replace(
+                whole,
+                **{
+                    k: getattr(whole, k)[mine]
+                    for k in ("ids", "mask", "group", "finished", "reward", "sampled", "old", "reference", "values")
+                },
+            )
+        )
         return [credited.rows(part) for part in torch.arange(len(mine)).split(self.micro)]
 
 
 def build(name: str, micro: int) -> tuple[Engine, object]:
     """The engine and its source; `micro` rows a forward pass."""
-    model, optim = fresh(), OptimConfig(learning_rate=3e-3, warmup_steps=0, optimizer="muon" if name == "muon" else "adamw", eps=1e-3)
+    model, optim = (
+        fresh(),
+        OptimConfig(learning_rate=3e-3, warmup_steps=0, optimizer="muon" if name == "muon" else "adamw", eps=1e-3),
+    )
     online = {"ppo": ppo, "grpo": grpo, "gspo": gspo}
     if name in online:
         settings = online[name].Settings()
-        source = RolledOut(micro, partial(online[name].credit, settings), name != "ppo")
+        source = RolledOut(micro, partial(online[name].credit, settings))
         trained = ActorCritic(model, hub.scorer_from(model, 0)) if name == "ppo" else model
         loss = partial(online[name].loss, settings)
     else:

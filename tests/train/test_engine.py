@@ -47,7 +47,15 @@ def test_micro_batches_add_up_to_the_batch(name: str, micro: int) -> None:
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, dict]:
     out = tmp_path_factory.mktemp("ranks")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(HERE / "scenarios.py"), str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        str(HERE / "scenarios.py"),
+        str(out),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -129,7 +137,10 @@ def test_state_and_restore_continue_bitwise() -> None:
         engine, source = scenarios.build(name, 8)
         for step in range(2):
             engine.step(source(step))
-        weights, state = {k: p.detach().clone() for k, p in engine.trained.items()}, {k: v.clone() for k, v in engine.state().items()}
+        weights, state = (
+            {k: p.detach().clone() for k, p in engine.trained.items()},
+            {k: v.clone() for k, v in engine.state().items()},
+        )
         engine.step(source(2))
         again, source = scenarios.build(name, 8)
         with torch.no_grad():

@@ -13,7 +13,7 @@ def test_warm_up_then_cosine_to_the_minimum() -> None:
     assert rates[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
     assert rates[14] == pytest.approx(0.55)  # half way: the middle between peak and minimum
     assert rates[24] == pytest.approx(0.1)
-    assert all(a >= b for a, b in zip(rates[4:], rates[5:], strict=False))
+    assert rates[4:] == sorted(rates[4:], reverse=True)
 
 
 def test_wsd_is_flat_then_linear() -> None:
@@ -33,7 +33,7 @@ def test_orthogonalised_has_singular_values_near_one_and_keeps_directions() -> N
     generator = torch.Generator().manual_seed(0)
     for shape in ((2, 16, 40), (3, 40, 16)):
         x = torch.randn(shape, generator=generator)
-        u, s, vt = torch.linalg.svd(x, full_matrices=False)
+        u, _, vt = torch.linalg.svd(x, full_matrices=False)
         got = torch.linalg.svdvals(optim.orthogonalised(x))
         assert got.min() > 0.5
         assert got.max() < 1.3
@@ -52,7 +52,13 @@ def test_muon_steps_are_the_size_of_adamw_s() -> None:
 
 
 def test_every_parameter_has_one_optimizer_and_only_matrices_decay() -> None:
-    model = torch.nn.ModuleDict({"embed": torch.nn.Embedding(9, 4), "layers": torch.nn.ModuleList([torch.nn.Linear(4, 4)]), "norm": torch.nn.LayerNorm(4)})
+    model = torch.nn.ModuleDict(
+        {
+            "embed": torch.nn.Embedding(9, 4),
+            "layers": torch.nn.ModuleList([torch.nn.Linear(4, 4)]),
+            "norm": torch.nn.LayerNorm(4),
+        }
+    )
     holder = torch.nn.ModuleDict({"model": model})
     for kind in optim.OPTIMIZERS:
         groups = [g for o in optim.build(holder, OptimConfig(optimizer=kind)) for g in o.param_groups]

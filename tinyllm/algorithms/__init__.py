@@ -17,12 +17,14 @@ from tinyllm.errors import UserError
 def names(family: str) -> list[str]:
     """The algorithms of a family ("supervised", "reward", "offline", "online"), by their files."""
     files = sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "common")
-    return [name for name in files if import_module(f"{__name__}.{name}").FAMILY == family]
+    return [name for name in files if family == import_module(f"{__name__}.{name}").FAMILY]
 
 
 def load(name: str, family: str) -> ModuleType:
     """The algorithm's module; UserError naming the ones there are."""
     known = names(family)
     if name not in known:
-        raise UserError(f"there is no {family} algorithm {name!r}", where="--algorithm", fix=f"choose one of {', '.join(known)}")
+        raise UserError(
+            f"there is no {family} algorithm {name!r}", where="--algorithm", fix=f"choose one of {', '.join(known)}"
+        )
     return import_module(f"{__name__}.{name}")

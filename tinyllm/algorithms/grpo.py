@@ -69,6 +69,8 @@ def loss(settings: Settings, model: CausalLM, batch: Samples, temperature: float
     }
     if batch.reference is not None:
         metrics["kl"] = masked(k3(scores.log_probs, batch.reference), mask)
-        per_token = per_token + settings.kl_coef * kl_penalty(scores.log_probs, batch.old, batch.reference, settings.kl_weighted)
+        per_token = per_token + settings.kl_coef * kl_penalty(
+            scores.log_probs, batch.old, batch.reference, settings.kl_weighted
+        )
     total = masked(per_token, mask) if settings.normaliser == "token" else over(per_answer(per_token, mask))
     return total, metrics

@@ -72,7 +72,9 @@ def credit(settings: Settings, samples: Samples) -> tuple[Samples, dict[str, Mea
     return replace(samples, advantage=advantage, returns=returns), {"returns": masked(returns, samples.mask)}
 
 
-def loss(settings: Settings, model: ActorCritic, batch: Samples, temperature: float = 1.0) -> tuple[Mean, dict[str, Mean]]:
+def loss(
+    settings: Settings, model: ActorCritic, batch: Samples, temperature: float = 1.0
+) -> tuple[Mean, dict[str, Mean]]:
     mask = batch.mask
     scores, values = model.log_probs_and_values(batch.ids, mask, temperature=temperature, entropy=True)
     ratio = (scores.log_probs - batch.old).exp()

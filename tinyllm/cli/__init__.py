@@ -22,7 +22,7 @@ _OLD_NAMES = {"--config-path": "--config", "--checkpoint-path": "--checkpoint"}
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and leave with its exit code."""
-    # Idle OpenMP threads spin briefly, then sleep: beside any other busy process, endless spinning made two threads ten times slower than one.
+    # Idle OpenMP threads spin briefly, then sleep: beside another busy process, endless spinning makes two threads slower than one.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     given = modern(sys.argv[1:] if arguments is None else arguments)
     code = run(given)

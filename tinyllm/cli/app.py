@@ -11,7 +11,7 @@ import typer
 from tinyllm import __version__, algorithms, dist
 from tinyllm.cli import show
 from tinyllm.cli.options import PREPARING, READING, TRAINING, TUNING, WHOLE, Common, verb
-from tinyllm.cli.stages import STAGES, resolve
+from tinyllm.cli.stages import STAGES, Stage, resolve, stage_of
 from tinyllm.config import suggest
 from tinyllm.errors import UserError
 from tinyllm.train import progress
@@ -25,7 +25,7 @@ app = typer.Typer(
 data_app = typer.Typer(help="Prepare text for training.", no_args_is_help=True)
 _LEARNING, _ALIGNING, _USING = "Learning from text and conversations", "Aligning", "Using, and all at once"
 app.add_typer(data_app, name="data", rich_help_panel=_LEARNING)
-Algorithm = Annotated[str, typer.Option("--algorithm", "-a", help="One of the files in tinyllm/algorithms.")]
+Algorithm = Annotated[str | None, typer.Option("--algorithm", "-a", help="One of the files in tinyllm/algorithms.")]
 
 
 def _version(asked: bool) -> None:
@@ -37,7 +37,9 @@ def _version(asked: bool) -> None:
 @app.callback(invoke_without_command=True)
 def start(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     if context.invoked_subcommand is None:
         show.start_here()
@@ -46,54 +48,59 @@ def start(
 @verb(data_app, "prepare", PREPARING, "Data")
 def data_prepare(common: Common) -> None:
     """Train a tokenizer and write token shards; `pretrain` does the same where it finds none."""
-    _run("data", common, function="prepare")
+    _run(STAGES["data"], common, function="prepare")
 
 
 @verb(app, "pretrain", TRAINING, _LEARNING)
 def pretrain(common: Common) -> None:
     """A model from raw text."""
-    _run("pretrain", common)
+    _run(STAGES["pretrain"], common)
 
 
 @verb(app, "sft", TUNING, _LEARNING)
-def sft(common: Common, lora: Annotated[bool, typer.Option("--lora", help="Train a LoRA adapter instead of all weights.")] = False) -> None:
+def sft(
+    common: Common,
+    lora: Annotated[bool, typer.Option("--lora", help="Train a LoRA adapter instead of all weights.")] = False,
+) -> None:
     """Teach a pretrained model to answer."""
-    _run("sft-lora" if lora else "sft", common)
+    _run(STAGES["sft-lora" if lora else "sft"], common, needs="lora" if lora else "")
 
 
 @verb(app, "rm", TUNING, _ALIGNING)
 def rm(common: Common) -> None:
     """A reward model from preference pairs."""
-    _run("rm", common)
+    _run(STAGES["rm"], common)
 
 
 @verb(app, "align-offline", TUNING, _ALIGNING)
-def align_offline(common: Common, algorithm: Algorithm = "dpo") -> None:
-    """Align with preference pairs: dpo, orpo."""
-    _run(_known(algorithm, "offline"), common, keys={"algorithm": algorithm})
+def align_offline(common: Common, algorithm: Algorithm = None) -> None:
+    """Align with preference pairs: dpo (by default), orpo."""
+    _run(stage_of(_known(algorithm, "offline"), "dpo"), common, keys={"algorithm": algorithm})
 
 
 @verb(app, "align-online", TUNING, _ALIGNING)
-def align_online(common: Common, algorithm: Algorithm = "grpo") -> None:
-    """Align with rewards for the model's own answers: ppo, grpo, gspo."""
-    _run(_known(algorithm, "online"), common, keys={"algorithm": algorithm})
+def align_online(common: Common, algorithm: Algorithm = None) -> None:
+    """Align with rewards for the model's own answers: grpo (by default), gspo, ppo."""
+    _run(stage_of(_known(algorithm, "online"), "grpo"), common, keys={"algorithm": algorithm})
 
 
 @verb(app, "eval", READING, _USING)
 def evaluate(common: Common) -> None:
     """Perplexity and bits per byte of a checkpoint on held-out text."""
-    _run("eval", common)
+    _run(STAGES["eval"], common)
 
 
 @verb(app, "chat", tuple(n for n in READING if n != "nproc"), _USING)
 def chat(
     common: Common,
-    prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="Answer this and leave; may be repeated.")] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", "-p", help="Answer this and leave; may be repeated.")
+    ] = None,
 ) -> None:
     """Talk to a checkpoint."""
     if common.json and not prompt:
         raise UserError("--json needs something to answer", where="--json", fix='add -p "..."')
-    _run("chat", common, prompts=prompt or [], stream=not common.json)
+    _run(STAGES["chat"], common, prompts=prompt or [], stream=not common.json)
 
 
 @verb(app, "lifecycle", WHOLE, _USING)
@@ -106,30 +113,44 @@ def lifecycle(
         raise UserError("only the rehearsal is there yet", where="tinyllm lifecycle", fix="add --smoke")
     progress.Quiet.on = common.quiet
     resolved = {
-        key: resolve(stage, None, [], {"seed": common.seed, "device": common.device}, os.environ, fast=True) for key, stage in STAGES.items()
+        key: resolve(stage, None, [], {"seed": common.seed, "device": common.device}, os.environ, fast=True)
+        for key, stage in STAGES.items()
     }
     from tinyllm.stages.lifecycle import run
 
     show.result(run(resolved), as_json=common.json)
 
 
-def _known(algorithm: str, family: str) -> str:
+def _known(algorithm: str | None, family: str) -> str | None:
     known = algorithms.names(family)
-    if algorithm not in known:
+    if algorithm is not None and algorithm not in known:
         near = suggest(algorithm, known)
         fix = f"use --algorithm {near}" if near else f"choose one of {', '.join(known)}"
         raise UserError(f"there is no {family} algorithm {algorithm!r}", where="--algorithm", fix=fix)
     return algorithm
 
 
-def _run(key: str, common: Common, *, keys: dict[str, Any] | None = None, function: str = "run", **more: Any) -> None:
+def _run(
+    stage: Stage,
+    common: Common,
+    *,
+    keys: dict[str, Any] | None = None,
+    needs: str = "",
+    function: str = "run",
+    **more: Any,
+) -> None:
     """Resolve the configuration, and only then, with everything in order, import the stage and start it."""
     progress.Quiet.on = common.quiet
-    stage = STAGES[key]
     options = {k: v for k, v in {**common.keys(), **(keys or {})}.items() if v is not None}
     resolved = resolve(stage, common.config, common.set or [], options, os.environ, fast=common.fast_dev_run)
+    if needs and getattr(resolved.config, needs) is None:
+        raise UserError(
+            f"--{needs} was asked for, and the configuration has no section {needs}",
+            where="--config",
+            fix=f"add --set {needs}.r=16",
+        )
     if common.dry_run:
-        show.plan(key, resolved, fast=common.fast_dev_run, as_json=common.json)
+        show.plan(stage.place, resolved, fast=common.fast_dev_run, as_json=common.json)
         return
     if common.nproc > 1 and dist.world_size() == 1:
         raise typer.Exit(dist.launch(common.nproc, _without_nproc(sys.argv[1:])))

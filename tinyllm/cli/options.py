@@ -61,7 +61,9 @@ _DEFAULTS = {f.name: f.default for f in fields(Common)}
 _KINDS = inspect.get_annotations(Common, eval_str=True)
 
 
-def verb(app: typer.Typer, name: str, group: tuple[str, ...], panel: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def verb(
+    app: typer.Typer, name: str, group: tuple[str, ...], panel: str
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Register a function `f(common, own options…)` as a command with the options of `group` behind its own."""
 
     def register(function: Callable[..., None]) -> Callable[..., None]:

@@ -47,7 +47,9 @@ def result(found: dict[str, Any], *, as_json: bool) -> None:
 
 def _lines(found: dict[str, Any]) -> None:
     moved = found["moved"]
-    print(f"{found['stage']}: {moved['what']} {_number(moved['from'])} -> {_number(moved['to'])} in {found['seconds']:.1f} s")
+    print(
+        f"{found['stage']}: {moved['what']} {_number(moved['from'])} -> {_number(moved['to'])} in {found['seconds']:.1f} s"
+    )
     figures = found.get("best") or {k: v for k, v in found.items() if isinstance(v, float) and k != "seconds"}
     print("  " + "  ".join(f"{name} {_number(value)}" for name, value in figures.items()))
     print(f"  {found.get('checkpoint') or found.get('run')}")
@@ -61,13 +63,23 @@ def _table(found: dict[str, Any]) -> None:
     from rich.table import Table
 
     table = Table(title=None)
-    for column, side in (("stage", "left"), ("seconds", "right"), ("what moved", "left"), ("from", "right"), ("to", "right")):
+    for column, side in (
+        ("stage", "left"),
+        ("seconds", "right"),
+        ("what moved", "left"),
+        ("from", "right"),
+        ("to", "right"),
+    ):
         table.add_column(column, justify=side)
     for row in found["stages"]:
         moved = row["moved"]
-        table.add_row(row["stage"], f"{row['seconds']:.1f}", moved["what"], _number(moved["from"]), _number(moved["to"]))
+        table.add_row(
+            row["stage"], f"{row['seconds']:.1f}", moved["what"], _number(moved["from"]), _number(moved["to"])
+        )
     Console().print(table)
-    print(f"{len(found['stages'])} stages in {found['seconds']:.1f} s, at most {found['peak_memory_mb']:,} MB of memory; runs/*/fast-dev-run")
+    print(
+        f"{len(found['stages'])} stages in {found['seconds']:.1f} s, at most {found['peak_memory_mb']:,} MB of memory; runs/*/fast-dev-run"
+    )
 
 
 def _number(value: Any) -> str:
@@ -76,13 +88,19 @@ def _number(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def plan(key: str, resolved: Resolved, *, fast: bool, as_json: bool) -> None:
+def plan(place: str, resolved: Resolved, *, fast: bool, as_json: bool) -> None:
     """--dry-run: every value with its origin, the parent, and what the run would take."""
     config = resolved.config
-    values = {name: {"value": value, "origin": resolved.origins.get(name, "default")} for name, value in flat(config).items()}
-    cost = _cost(key, config, fast)
+    values = {
+        name: {"value": value, "origin": resolved.origins.get(name, "default")} for name, value in flat(config).items()
+    }
+    cost = _cost(place, config, fast)
     if as_json:
-        print(json.dumps({"schema_version": 1, "stage": key, "values": values, "cost": cost}, default=str, ensure_ascii=False))
+        print(
+            json.dumps(
+                {"schema_version": 1, "stage": place, "values": values, "cost": cost}, default=str, ensure_ascii=False
+            )
+        )
         return
     for name, entry in values.items():
         print(f"{name} = {entry['value']}  ({entry['origin']})")
@@ -91,15 +109,13 @@ def plan(key: str, resolved: Resolved, *, fast: bool, as_json: bool) -> None:
         print(f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value}")
 
 
-def _cost(key: str, config: Any, fast: bool) -> dict[str, Any]:
+def _cost(place: str, config: Any, fast: bool) -> dict[str, Any]:
     """Parameters, tokens and memory by arithmetic, without torch; the parent must exist."""
     from tinyllm.model.config import ModelConfig
     from tinyllm.stages.parents import BEFORE, find
 
     found: dict[str, Any] = {}
-    family = {"dpo": "align-offline", "orpo": "align-offline", "ppo": "align-online", "gspo": "align-online", "grpo": "align-online"}
-    place = family.get(key, key.removesuffix("-lora"))
-    shape = config.model if key in ("pretrain", "data") else None
+    shape = config.model if place in ("pretrain", "data") else None
     if place in BEFORE:
         try:
             parent = find(place, config.parent, fast=fast)
@@ -113,7 +129,7 @@ def _cost(key: str, config: Any, fast: bool) -> dict[str, Any]:
         return found
     parameters = shape.parameters()
     found["parameters"] = parameters
-    if key in ("data", "eval", "chat"):
+    if place in ("data", "eval", "chat"):
         return found
     train, length = config.train, config.data.max_length
     rows = min(train.micro_batch_size, train.batch_size)

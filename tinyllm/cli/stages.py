@@ -16,31 +16,47 @@ from tinyllm.train.run import FAST_DEV_RUN
 
 @dataclass(frozen=True)
 class Stage:
-    """One verb."""
+    """One verb, or one algorithm of a verb."""
 
     module: str  # in tinyllm.stages
     config: type[Config]
     default: str  # in configs/
+    place: str  # the name `stages.parents` knows it by
 
     def function(self, name: str = "run") -> Callable[..., dict[str, Any]]:
         return getattr(import_module(f"tinyllm.stages.{self.module}"), name)
 
 
 _PRETRAIN = "pretrain/1.4M_pretrain_fast.yaml"
+OFFLINE, ONLINE = (
+    ("dpo", "orpo"),
+    ("ppo", "gspo", "grpo"),
+)  # those with a shipped configuration, in the guide's order; the first by default
 STAGES = {
-    "data": Stage("data", settings.PretrainConfig, _PRETRAIN),
-    "pretrain": Stage("pretrain", settings.PretrainConfig, _PRETRAIN),
-    "eval": Stage("evaluate", settings.EvalConfig, "eval/eval.yaml"),
-    "sft": Stage("sft", settings.SftConfig, "sft/full/1.4M_sft_full.yaml"),
-    "sft-lora": Stage("sft", settings.SftConfig, "sft/peft/lora/1.4M_sft_lora.yaml"),
-    "chat": Stage("chat", settings.ChatConfig, "chat/chat.yaml"),
-    "rm": Stage("rm", settings.RmConfig, "rlhf/rm/1.4M_rm.yaml"),
-    "dpo": Stage("align_offline", settings.AlignOfflineConfig, "rlhf/offline/dpo/1.4M_dpo.yaml"),
-    "orpo": Stage("align_offline", settings.AlignOfflineConfig, "rlhf/offline/orpo/1.4M_orpo.yaml"),
-    "ppo": Stage("align_online", settings.AlignOnlineConfig, "rlhf/online/ppo/1.4M_ppo.yaml"),
-    "gspo": Stage("align_online", settings.AlignOnlineConfig, "rlhf/online/gspo/1.4M_gspo.yaml"),
-    "grpo": Stage("align_online", settings.AlignOnlineConfig, "rlhf/online/grpo/1.4M_grpo.yaml"),
+    "data": Stage("data", settings.PretrainConfig, _PRETRAIN, "data"),
+    "pretrain": Stage("pretrain", settings.PretrainConfig, _PRETRAIN, "pretrain"),
+    "eval": Stage("evaluate", settings.EvalConfig, "eval/eval.yaml", "eval"),
+    "sft": Stage("sft", settings.SftConfig, "sft/full/1.4M_sft_full.yaml", "sft"),
+    "sft-lora": Stage("sft", settings.SftConfig, "sft/peft/lora/1.4M_sft_lora.yaml", "sft"),
+    "chat": Stage("chat", settings.ChatConfig, "chat/chat.yaml", "chat"),
+    "rm": Stage("rm", settings.RmConfig, "rlhf/rm/1.4M_rm.yaml", "rm"),
 }
+for _name in OFFLINE:
+    STAGES[_name] = Stage(
+        "align_offline", settings.AlignOfflineConfig, f"rlhf/offline/{_name}/1.4M_{_name}.yaml", "align-offline"
+    )
+for _name in ONLINE:
+    STAGES[_name] = Stage(
+        "align_online", settings.AlignOnlineConfig, f"rlhf/online/{_name}/1.4M_{_name}.yaml", "align-online"
+    )
+
+
+def stage_of(algorithm: str | None, default: str) -> Stage:
+    """The stage of an algorithm; one without a configuration of its own starts from the default's."""
+    return STAGES.get(algorithm or default, STAGES[default])
+
+
+_OPTIONS = {"parent": "checkpoint"}  # keys whose option has another name
 
 
 def configs_folder() -> Path:
@@ -62,18 +78,21 @@ def find_config(given: Path | None, stage: Stage) -> Path:
 
 
 def resolve(
-    stage: Stage, given: Path | None, sets: list[str], options: Mapping[str, Any], environ: Mapping[str, str], *, fast: bool
+    stage: Stage,
+    given: Path | None,
+    sets: list[str],
+    options: Mapping[str, Any],
+    environ: Mapping[str, str],
+    *,
+    fast: bool,
 ) -> Resolved:
     """The stage's configuration, from all its sources. `options` are values of options that stand for a key: key -> value."""
     overrides = [(*parse_set(text), "--set") for text in sets]
-    overrides += [(key, _as_yaml(value), f"--{key.replace('_', '-')}") for key, value in options.items() if value is not None]
+    overrides += [
+        (key, str(value), f"--{_OPTIONS.get(key, key)}") for key, value in options.items() if value is not None
+    ]
     if fast:
         if options.get("name") not in (None, FAST_DEV_RUN):
             raise UserError("--fast-dev-run has a name of its own", where="--name", fix="leave out --name")
         overrides.append(("name", FAST_DEV_RUN, "--fast-dev-run"))
     return load(stage.config, files=[find_config(given, stage)], environ=environ, overrides=overrides, fast=fast)
-
-
-def _as_yaml(value: Any) -> str:
-    text = value.as_posix() if isinstance(value, Path) else str(value)
-    return f'"{text}"' if isinstance(value, str | Path) else text

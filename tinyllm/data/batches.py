@@ -181,7 +181,9 @@ class Answers:
         return Rows(ids, mask)
 
 
-def scored_documents(documents: Iterable[Sequence[int]], context: int, begin: int) -> list[tuple[list[int], list[bool]]]:
+def scored_documents(
+    documents: Iterable[Sequence[int]], context: int, begin: int
+) -> list[tuple[list[int], list[bool]]]:
     """Rows that score every token of every document once, each document behind the token `begin` that is not scored.
 
     A document longer than `context` is read through windows that overlap by half, so no token is judged with less than half a context.
@@ -264,7 +266,9 @@ class Samples(_Batch):
         return replace(self, **cut)
 
 
-WIDTH_STEP = 16  # few distinct widths: kernels are chosen, compiled and cached per shape, and each shape costs time and memory
+WIDTH_STEP = (
+    16  # few distinct widths: kernels are chosen, compiled and cached per shape, and each shape costs time and memory
+)
 
 
 def rounded_up(width: int) -> int:

@@ -52,7 +52,7 @@ class Manifest:
 
 def read_manifest(file: Path) -> Manifest:
     """Raises: UserError (INTEGRITY) for a manifest that is missing, damaged or of another version."""
-    fix = f"prepare the data again: {PREPARE} --out {file.parent}"
+    fix = f"prepare the data again: {PREPARE}"
     if not file.is_file():
         raise UserError("no manifest: these are not finished shards", where=str(file), fix=fix, code=INTEGRITY)
     try:

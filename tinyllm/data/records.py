@@ -145,7 +145,7 @@ class Reader:
     def _bad(self, bad: BadRow, place: str, report: Report) -> None:
         if self.on_bad_line == "error":
             raise UserError(
-                bad.detail, where=place, fix=bad.fix or "mend it, or leave bad rows out: --on-bad-line skip"
+                bad.detail, where=place, fix=bad.fix or "mend it, or leave bad rows out: --set data.on_bad_line=skip"
             ) from bad
         report.dropped.setdefault(bad.reason, Tally()).add(place or bad.detail)
 
@@ -167,9 +167,9 @@ class Reader:
             if actual not in row:
                 close = difflib.get_close_matches(actual, row, n=1)
                 fix = (
-                    f"name it: --field {name}={close[0]}"
+                    f"name it: --set data.field.{name}={close[0]}"
                     if close
-                    else f"name a column that is there: --field {name}=COLUMN"
+                    else f"name a column that is there: --set data.field.{name}=COLUMN"
                 )
                 raise BadRow("missing column", f"no {actual!r} (asked for as {name}); found: {listed(row)}", fix)
         taken = {actual for actual in self.columns.values()}
@@ -200,12 +200,12 @@ def read(
             and line), an empty file, data of another kind, and when no record is left.
     """
     _one_of(kind, KINDS, "kind of data")
-    _one_of(on_bad_line, ("error", "skip"), "--on-bad-line")
+    _one_of(on_bad_line, ("error", "skip"), "data.on_bad_line")
     if format is not None:
         _one_of(format, tuple(FORMATS[kind]), f"format of {kind}")
     for name in field or {}:
         needed = {column for f in FORMATS[kind].values() for column in f.needs}
-        _one_of(name, tuple(sorted(needed | {"system", "tools"})), f"column of {kind} that --field can name")
+        _one_of(name, tuple(sorted(needed | {"system", "tools"})), f"column of {kind} that data.field can name")
     return Reader(expand(sources), kind, format, field or {}, on_bad_line)
 
 
@@ -270,7 +270,9 @@ def _missing_column(name: str, needs: Sequence[str], row: Mapping[str, Any], pla
     likely = close or sorted((key for key in free if isinstance(free[key], wanted)), key=lambda k: -len(free[k]))
     line = place.rpartition(":")[2]
     what = f"no {name!r} in line {line}; found: {listed(row)}" + (f" - did you mean {close[0]!r}?" if close else "")
-    return BadRow("missing column", what, f"name the column: --field {name}={likely[0] if likely else 'COLUMN'}")
+    return BadRow(
+        "missing column", what, f"name the column: --set data.field.{name}={likely[0] if likely else 'COLUMN'}"
+    )
 
 
 def _wrong_kind(wanted: str, found: str, how: str, place: str) -> UserError:

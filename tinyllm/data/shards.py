@@ -68,7 +68,7 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as e:
-        fix = "free some disk space" if e.errno in (errno.ENOSPC, errno.EDQUOT) else "choose another folder with --out"
+        fix = "free some disk space" if e.errno in (errno.ENOSPC, errno.EDQUOT) else "choose another --name"
         raise UserError(f"shards cannot be written: {e.strerror}", where=str(path), fix=fix, code=RESOURCES) from e
 
 
@@ -232,9 +232,7 @@ def _balance(train: _Writer, val: _Writer, val_fraction: float) -> None:
 def _make_partial(out: Path) -> Path:
     """A new hidden folder beside `out`, after clearing what killed runs left. Refuses an `out` that holds no shards."""
     if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(
-            "this is there already and holds no shards", where=str(out), fix="choose a new folder with --out"
-        )
+        raise UserError("this is there already and holds no shards", where=str(out), fix="choose another --name")
     prefix = f".{out.absolute().name}.partial-"
     with _writing(out):
         out.absolute().parent.mkdir(parents=True, exist_ok=True)
@@ -277,9 +275,9 @@ def open_shards(
     """
     path = Path(directory)
     if not path.is_dir():
-        raise UserError("no prepared data here", where=str(path), fix=f"{PREPARE} --out {path}")
+        raise UserError("no prepared data here", where=str(path), fix=f"{PREPARE}")
     manifest = read_manifest(path / MANIFEST)
-    again = f"prepare them again: {PREPARE} --out {path}"
+    again = f"prepare them again: {PREPARE}"
     if tokenizer_sha256 is not None and tokenizer_sha256 != manifest.tokenizer_sha256:
         what = f"these shards were made with tokenizer {manifest.tokenizer_sha256}, not with {tokenizer_sha256}"
         raise UserError(what, where=str(path), fix=again, code=INTEGRITY)

@@ -73,7 +73,9 @@ def steps(
     room = model.config.max_position_embeddings - max(map(len, prompts))
     if min(map(len, prompts)) == 0 or room < 1:
         problem = "a prompt is empty" if room >= 1 else f"a prompt has {max(map(len, prompts))} tokens"
-        raise UserError(f"{problem}; the context holds {model.config.max_position_embeddings}", fix="shorten the prompt")
+        raise UserError(
+            f"{problem}; the context holds {model.config.max_position_embeddings}", fix="shorten the prompt"
+        )
     was_training = model.training
     model.eval()
     try:
@@ -86,7 +88,9 @@ def _decode(model: CausalLM, prompts: Sequence[Sequence[int]], sampling: Samplin
     weight = model.lm_head.weight
     ids, attend = left_padded(prompts, weight.device)
     even = bool(attend.all())  # no padding anywhere: causal attention needs no mask at all
-    dtype = torch.get_autocast_dtype(weight.device.type) if torch.is_autocast_enabled(weight.device.type) else weight.dtype
+    dtype = (
+        torch.get_autocast_dtype(weight.device.type) if torch.is_autocast_enabled(weight.device.type) else weight.dtype
+    )
     cache = KVCache(model.config, len(prompts), ids.shape[1] + new_tokens, weight.device, dtype)
     generator = torch.Generator(device=weight.device).manual_seed(sampling.seed)
     stop = torch.tensor(sampling.stop, dtype=torch.long, device=weight.device)

@@ -80,7 +80,9 @@ class _RowLogProbs(torch.autograd.Function):
         gradient = F.pad(gradient, (0, len(rows) - asked))[:, None]
         # the part of onehot(y): one row of the head each
         to_rows = gradient * head[targets]
-        to_head = torch.zeros(head.shape, dtype=gradient.dtype, device=head.device).index_add_(0, targets, gradient * rows)
+        to_head = torch.zeros(head.shape, dtype=gradient.dtype, device=head.device).index_add_(
+            0, targets, gradient * rows
+        )
         scaled = (-gradient * rows).to(rows.dtype)
         for start in range(0, len(rows), ctx.block):
             part = slice(start, start + ctx.block)

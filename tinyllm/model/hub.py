@@ -47,14 +47,18 @@ def describe(model: CausalLM | SequenceScorer, *, bos: int | None, eos: int | No
     return found
 
 
-def save(model: CausalLM | SequenceScorer, folder: Path, *, bos: int | None, stop: tuple[int, ...], pad: int | None) -> None:
+def save(
+    model: CausalLM | SequenceScorer, folder: Path, *, bos: int | None, stop: tuple[int, ...], pad: int | None
+) -> None:
     """Write config.json, model.safetensors and (for a language model) generation_config.json into an existing folder.
 
     stop: ids that end an answer; the first is `eos_token_id` in config.json, all of them are in generation_config.json.
     """
     write_json(folder / "config.json", describe(model, bos=bos, eos=stop[-1] if stop else None, pad=pad))
     if isinstance(model, CausalLM):
-        write_json(folder / "generation_config.json", {"bos_token_id": bos, "eos_token_id": list(stop), "pad_token_id": pad})
+        write_json(
+            folder / "generation_config.json", {"bos_token_id": bos, "eos_token_id": list(stop), "pad_token_id": pad}
+        )
     save_file(tensors_of(model), folder / "model.safetensors", metadata={"format": "pt"})
 
 
@@ -70,14 +74,18 @@ def read_config(folder: Path) -> tuple[ModelConfig, dict[str, Any]]:
     """The model's shape, and all of config.json."""
     path = folder / "config.json"
     if not path.is_file():
-        raise UserError("no model here: config.json is missing", where=str(folder), fix="name a checkpoint directory", code=USAGE)
+        raise UserError(
+            "no model here: config.json is missing", where=str(folder), fix="name a checkpoint directory", code=USAGE
+        )
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"not JSON: {error}", where=str(path), code=INTEGRITY) from None
     kind = found.get("model_type")
     if kind not in _CLASSES:
-        raise UserError(f"model_type {kind!r} cannot be loaded", where=str(path), fix=f"use one of {', '.join(_CLASSES)}")
+        raise UserError(
+            f"model_type {kind!r} cannot be loaded", where=str(path), fix=f"use one of {', '.join(_CLASSES)}"
+        )
     _refuse_what_we_do_not_compute(found, path)
     rope = found.get("rope_parameters") or {}
     heads = found["num_attention_heads"]
@@ -105,7 +113,9 @@ def _refuse_what_we_do_not_compute(found: dict[str, Any], path: Path) -> None:
     }
     for key, wrong in unknown.items():
         if wrong:
-            raise UserError(f"{key} = {found.get(key)!r} is not supported", where=str(path), fix="convert it to plain weights")
+            raise UserError(
+                f"{key} = {found.get(key)!r} is not supported", where=str(path), fix="convert it to plain weights"
+            )
 
 
 def load_causal_lm(folder: Path, device: torch.device | str = "cpu", *, merged: bool = True) -> CausalLM:
@@ -122,7 +132,10 @@ def load_causal_lm(folder: Path, device: torch.device | str = "cpu", *, merged: 
 def load_scorer(folder: Path, device: torch.device | str = "cpu") -> SequenceScorer:
     """A reward model from its checkpoint directory."""
     config, found = read_config(folder)
-    if not str((found.get("architectures") or [""])[0]).endswith("ForSequenceClassification") or found.get("num_labels", 1) != 1:
+    if (
+        not str((found.get("architectures") or [""])[0]).endswith("ForSequenceClassification")
+        or found.get("num_labels", 1) != 1
+    ):
         raise UserError("this is not a reward model", where=str(folder), fix="train one with `tinyllm rm`")
     return _fill(SequenceScorer(config), folder, device)
 
@@ -143,7 +156,12 @@ def _base_folder(adapter: Path, base: str) -> Path:
     for place in (Path(), adapter, *adapter.resolve().parents):
         if base and (place / base / "config.json").is_file():
             return place / base
-    raise UserError(f"the adapter's base model {base!r} is not there", where=str(adapter), fix="restore that checkpoint", code=INTEGRITY)
+    raise UserError(
+        f"the adapter's base model {base!r} is not there",
+        where=str(adapter),
+        fix="restore that checkpoint",
+        code=INTEGRITY,
+    )
 
 
 def _fill(model: nn.Module, folder: Path, device: torch.device | str) -> Any:
@@ -156,11 +174,15 @@ def _fill(model: nn.Module, folder: Path, device: torch.device | str) -> Any:
     problems = [f"{k} is missing" for k in wanted.keys() - found.keys()]
     problems += [f"{k} is unknown" for k in found.keys() - wanted.keys()]
     problems += [
-        f"{k} is {tuple(found[k].shape)}, not {tuple(wanted[k])}" for k in wanted.keys() & found.keys() if found[k].shape != wanted[k]
+        f"{k} is {tuple(found[k].shape)}, not {tuple(wanted[k])}"
+        for k in wanted.keys() & found.keys()
+        if found[k].shape != wanted[k]
     ]
     if problems:
         more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
-        raise UserError(f"the weights do not fit config.json: {sorted(problems)[0]}{more}", where=str(folder), code=INTEGRITY)
+        raise UserError(
+            f"the weights do not fit config.json: {sorted(problems)[0]}{more}", where=str(folder), code=INTEGRITY
+        )
     model.load_state_dict({k: v.float() for k, v in found.items()}, strict=False, assign=True)
     if tied:
         model.lm_head.weight = model.model.embed_tokens.weight
@@ -176,7 +198,9 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for name in names:
         if Path(name).name != name or not name.endswith(".safetensors"):
-            raise UserError(f"the index names {name!r}, which is not a file beside it", where=str(index), code=INTEGRITY)
+            raise UserError(
+                f"the index names {name!r}, which is not a file beside it", where=str(index), code=INTEGRITY
+            )
         try:
             with safe_open(folder / name, framework="pt") as file:
                 found |= {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - safe_open is no dict

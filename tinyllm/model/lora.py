@@ -57,10 +57,16 @@ def attach(model: nn.Module, config: LoRAConfig, seed: int = 0) -> nn.Module:
     found = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
     for target in config.targets:
         if target in ("lm_head", "score"):
-            raise UserError(f"LoRA on {target} is not offered: it may share its weight", where="lora.targets", fix=f"remove {target}")
+            raise UserError(
+                f"LoRA on {target} is not offered: it may share its weight",
+                where="lora.targets",
+                fix=f"remove {target}",
+            )
         if not any(name.rpartition(".")[2] == target for name in found):
             known = sorted({name.rpartition(".")[2] for name in found} - {"lm_head", "score"})
-            raise UserError(f"no linear layer is called {target!r}", where="lora.targets", fix=f"choose among {', '.join(known)}")
+            raise UserError(
+                f"no linear layer is called {target!r}", where="lora.targets", fix=f"choose among {', '.join(known)}"
+            )
     model.requires_grad_(False)
     for name, linear in found.items():
         parent, _, leaf = name.rpartition(".")
@@ -133,7 +139,9 @@ def read_config(folder: Path) -> tuple[LoRAConfig, str]:
         if found.get(key):
             raise UserError(f"adapters with {key} cannot be loaded", where=str(path), fix="merge it with PEFT first")
     if found.get("peft_type") != "LORA" or found.get("bias", "none") != "none":
-        raise UserError("only LoRA adapters without biases can be loaded", where=str(path), fix="merge it with PEFT first")
+        raise UserError(
+            "only LoRA adapters without biases can be loaded", where=str(path), fix="merge it with PEFT first"
+        )
     targets = found["target_modules"]
     if isinstance(targets, str):
         raise UserError("target_modules is a pattern, not a list", where=str(path), fix="list the layer names")
@@ -155,6 +163,10 @@ def load(model: nn.Module, folder: Path) -> LoRAConfig:
     wanted = {k for k in model.state_dict() if ".lora_A." in k or ".lora_B." in k}
     if wanted != set(tensors):
         names = sorted(wanted ^ set(tensors))
-        raise UserError(f"the adapter does not fit this model: {names[0]} and {len(names) - 1} more", where=str(folder), code=INTEGRITY)
+        raise UserError(
+            f"the adapter does not fit this model: {names[0]} and {len(names) - 1} more",
+            where=str(folder),
+            code=INTEGRITY,
+        )
     model.load_state_dict(tensors, strict=False)
     return config

@@ -174,7 +174,13 @@ class CausalLM(nn.Module):
         return self.model(ids, attend, cache)
 
     def log_probs(
-        self, ids: Tensor, mask: Tensor, *, attend: Tensor | None = None, temperature: float = 1.0, entropy: bool = False
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        *,
+        attend: Tensor | None = None,
+        temperature: float = 1.0,
+        entropy: bool = False,
     ) -> TokenScores:
         """log p(ids[t] | ids[:t]) for the tokens of `ids` (B, T) where `mask` (B, T) is set; see `heads.token_scores`.
 
@@ -217,7 +223,13 @@ class ActorCritic(nn.Module):
         return self.policy(ids, attend), self.critic(ids, attend)
 
     def log_probs_and_values(
-        self, ids: Tensor, mask: Tensor, *, attend: Tensor | None = None, temperature: float = 1.0, entropy: bool = False
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        *,
+        attend: Tensor | None = None,
+        temperature: float = 1.0,
+        entropy: bool = False,
     ) -> tuple[TokenScores, Tensor]:
         """Token scores as `CausalLM.log_probs`, and values (B, T): entry t is the expected return *before* token t is chosen."""
         hidden, scores = self(ids, attend)

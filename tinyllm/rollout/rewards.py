@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,7 @@ def gold(columns: Mapping[str, Any], text: str, finished: bool) -> float:
     return world.gold(columns, text, finished)
 
 
+NEEDS = {"exact_answer": ("answer",), "contains_answer": ("answer",), "gold": ("answer", "task")}
 REWARDS: dict[str, Reward] = {"exact_answer": exact_answer, "contains_answer": contains_answer, "gold": gold}
 
 
@@ -62,7 +63,9 @@ def find(name: str) -> Reward:
     path, _, function = name.rpartition(":")
     if not path.endswith(".py"):
         raise UserError(
-            f"there is no reward {name!r}", where="rewards", fix=f"use {', '.join(REWARDS)}, reward_model, or path/to/file.py:function"
+            f"there is no reward {name!r}",
+            where="rewards",
+            fix=f"use {', '.join(REWARDS)}, reward_model, or path/to/file.py:function",
         )
     if not Path(path).is_file():
         raise UserError(f"no file {path}", where="rewards", fix="write the path from where the command runs")
@@ -70,14 +73,19 @@ def find(name: str) -> Reward:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if function not in vars(module):
-        raise UserError(f"{path} has no function {function!r}", where="rewards", fix=f"define {function}(columns, text, finished)")
+        raise UserError(
+            f"{path} has no function {function!r}", where="rewards", fix=f"define {function}(columns, text, finished)"
+        )
     return vars(module)[function]
 
 
-def check_columns(names: Mapping[str, float], columns: Mapping[str, Any], where: str) -> None:
-    """Raise before training where a rule needs an `answer` that the prompts do not have."""
-    needy = [n for n in names if n in REWARDS]
-    if needy and "answer" not in columns:
-        raise UserError(
-            f"the reward {needy[0]} needs a column 'answer'; the prompts have {', '.join(columns) or 'none'}", where=where, fix="add it"
-        )
+def check_columns(names: Iterable[str], columns: Mapping[str, Any], where: str) -> None:
+    """Raise before training where a rule needs a column that the prompts do not have."""
+    for name in names:
+        missing = [column for column in NEEDS.get(name, ()) if column not in columns]
+        if missing:
+            have = ", ".join(c for c in columns if c != "prompt") or "none"
+            fix = "use exact_answer" if name == "gold" and "answer" in columns else f"add the column {missing[0]}"
+            raise UserError(
+                f"the reward {name} needs a column {missing[0]!r}; the prompts have {have}", where=where, fix=fix
+            )

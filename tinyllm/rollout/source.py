@@ -55,7 +55,9 @@ class Judge:
         total = torch.zeros(len(answers), device=ids.device)
         parts: dict[str, Mean] = {}
         for name, (rule, weight) in self.rules.items():
-            values = [float(rule(p.columns, text, a.finished)) for p, text, a in zip(prompts, texts, answers, strict=True)]
+            values = [
+                float(rule(p.columns, text, a.finished)) for p, text, a in zip(prompts, texts, answers, strict=True)
+            ]
             scores = torch.tensor(values, device=ids.device)
             parts[f"rewards/{name}"] = over(scores)
             total += weight * scores
@@ -147,14 +149,22 @@ class RolloutSource:
     def _scored(self, prompts: Sequence[TokenPrompt], answers: Sequence[Completion]) -> tuple[Samples, dict[str, Mean]]:
         starts = [len(p.ids) for p in prompts]
         ids = right_padded([[*p.ids, *a.ids] for p, a in zip(prompts, answers, strict=True)], 0).to(self.device)
-        mask = right_padded([[False] * n + [True] * len(a.ids) for n, a in zip(starts, answers, strict=True)], False).to(self.device)
-        sampled = right_padded([[0.0] * n + a.log_probs for n, a in zip(starts, answers, strict=True)], 0.0).to(self.device)
-        real = right_padded([[True] * (n + len(a.ids)) for n, a in zip(starts, answers, strict=True)], False).to(self.device)
+        mask = right_padded(
+            [[False] * n + [True] * len(a.ids) for n, a in zip(starts, answers, strict=True)], False
+        ).to(self.device)
+        sampled = right_padded([[0.0] * n + a.log_probs for n, a in zip(starts, answers, strict=True)], 0.0).to(
+            self.device
+        )
+        real = right_padded([[True] * (n + len(a.ids)) for n, a in zip(starts, answers, strict=True)], False).to(
+            self.device
+        )
         reward, metrics = self.judge(prompts, answers, ids, real)
         old = self._log_probs(self.policy, ids, mask)
         group = torch.arange(len(answers), device=self.device) // self.config.group_size
         finished = torch.tensor([a.finished for a in answers], device=self.device)
-        samples = Samples(ids, mask, group, finished, reward, sampled, old, self._reference(ids, mask), self._values(ids))
+        samples = Samples(
+            ids, mask, group, finished, reward, sampled, old, self._reference(ids, mask), self._values(ids)
+        )
         metrics = {
             "reward": over(reward),
             **metrics,
@@ -163,8 +173,7 @@ class RolloutSource:
             "sampler_gap": self._agreement(samples),
         }
         if samples.reference is not None:
-            metrics["kl"] = masked(old - samples.reference, mask)
-            metrics["kl_sequence"] = over((old - samples.reference).sum(1))
+            metrics["objective/kl"] = over((old - samples.reference).sum(1))  # nats an answer, as PPO's reward sees it
         return samples, metrics
 
     def _agreement(self, samples: Samples) -> Mean:
@@ -181,7 +190,10 @@ class RolloutSource:
     def _log_probs(self, policy: CausalLM, ids: Tensor, mask: Tensor) -> Tensor:
         """(B, T), a micro-batch at a time, by the very call the loss makes."""
         policy.eval()
-        temperature, parts = self.config.temperature, zip(ids.split(self.micro_batch_size), mask.split(self.micro_batch_size), strict=True)
+        temperature, parts = (
+            self.config.temperature,
+            zip(ids.split(self.micro_batch_size), mask.split(self.micro_batch_size), strict=True),
+        )
         with self.autocast():
             return torch.cat([policy.log_probs(i, m, temperature=temperature).log_probs for i, m in parts])
 
@@ -213,10 +225,16 @@ def judged(
         answers = generate(policy, [p.ids for p in part], sampling)
         device = policy.lm_head.weight.device
         ids = right_padded([[*p.ids, *a.ids] for p, a in zip(part, answers, strict=True)], 0).to(device)
-        real = right_padded([[True] * (len(p.ids) + len(a.ids)) for p, a in zip(part, answers, strict=True)], False).to(device)
+        real = right_padded([[True] * (len(p.ids) + len(a.ids)) for p, a in zip(part, answers, strict=True)], False).to(
+            device
+        )
         reward, metrics = judge(part, answers, ids, real)
         lengths, finished = [float(len(a.ids)) for a in answers], [float(a.finished) for a in answers]
-        metrics |= {"reward": over(reward), "length": Mean(sum(lengths), len(part)), "finished": Mean(sum(finished), len(part))}
+        metrics |= {
+            "reward": over(reward),
+            "length": Mean(sum(lengths), len(part)),
+            "finished": Mean(sum(finished), len(part)),
+        }
         pooled = {name: pooled[name] + mean if name in pooled else mean for name, mean in metrics.items()}
         texts += [judge.tokenizer.decode(a.ids) for a in answers]
     return pooled, texts

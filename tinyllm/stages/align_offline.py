@@ -45,7 +45,9 @@ def run(config: AlignOfflineConfig, call: Call) -> dict[str, Any]:
     if algorithm.REFERENCE:
         # The reference is the model as loaded: scored once, before anything is trained, it need not be kept.
         say("scoring the pairs under the reference")
-        with autocast(choose_precision(config.train.precision, device), device):  # as in training, or the loss would not start at ln 2
+        with autocast(
+            choose_precision(config.train.precision, device), device
+        ):  # as in training, or the loss would not start at ln 2
             for pairs in (dataset, held):
                 pairs.reference = reference_log_probs(model, pairs, config.train.micro_batch_size)
     job = Job(

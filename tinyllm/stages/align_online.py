@@ -75,7 +75,9 @@ def run(config: AlignOnlineConfig, call: Call) -> dict[str, Any]:
 
     def evaluate(engine: Engine) -> dict[str, float]:
         length = config.rollout.max_new_tokens
-        return answer_figures(policy, held, judge, tokenizer, temperature=config.rollout.temperature, max_new_tokens=length)
+        return answer_figures(
+            policy, held, judge, tokenizer, temperature=config.rollout.temperature, max_new_tokens=length
+        )
 
     job = Job(
         title=config.algorithm,

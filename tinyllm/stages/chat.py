@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 from tinyllm.errors import UserError
@@ -51,7 +52,9 @@ class Talk:
         while len(ids := chat.render(self.tokenizer, self.messages, generation_prompt=True).ids) > room:
             first = 1 if self.messages[0]["role"] == "system" else 0
             if len(self.messages) - first <= 1:
-                raise UserError(f"the message has {len(ids)} tokens; there is room for {room}", where="chat", fix="shorten it")
+                raise UserError(
+                    f"the message has {len(ids)} tokens; there is room for {room}", where="chat", fix="shorten it"
+                )
             del self.messages[first : first + 2]
             say("(the oldest exchange was dropped: the context is full)")
         return ids
@@ -129,10 +132,8 @@ def run(config: ChatConfig, call: Call, prompts: Sequence[str] = (), *, stream: 
 
 def _converse(talk: Talk) -> None:
     """Read a line, write an answer, until the user leaves."""
-    try:
-        import readline  # noqa: F401 - history and editing, where the platform has it
-    except ImportError:
-        pass
+    if find_spec("readline"):  # history and editing, where the platform has it
+        import readline  # noqa: F401
     say("/help lists the commands")
     while True:
         try:

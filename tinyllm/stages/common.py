@@ -90,7 +90,9 @@ def read_split(
     val += _read_files([s for s in data.val if not is_world(s)], kind, data, facts)
     if not data.val:
         if train:
-            val += _from_world(kind, f"world:{_WORLD_VAL}", "val", seed, {k: v for k, v in world_options.items() if k == "task"})
+            val += _from_world(
+                kind, f"world:{_WORLD_VAL}", "val", seed, {k: v for k, v in world_options.items() if k == "task"}
+            )
         places = [shards.split_of(repr(record), data.val_fraction) for record in from_files]
         if from_files and len(from_files) > 1 and "val" not in places:
             places[-1] = "val"
@@ -98,7 +100,11 @@ def read_split(
         from_files = [r for r, place in zip(from_files, places, strict=True) if place == "train"]
     train += from_files
     if not train or not val:
-        raise UserError(f"{len(train)} records to train on and {len(val)} to validate with", where="data", fix="name more records in data.train")
+        raise UserError(
+            f"{len(train)} records to train on and {len(val)} to validate with",
+            where="data",
+            fix="name more records in data.train",
+        )
     return train, val, facts
 
 
@@ -143,7 +149,11 @@ def preferences_from(pairs: Sequence[Any], tokenizer: Tokenizer, max_length: int
 def prompts_from(prompts: Sequence[Any], tokenizer: Tokenizer, max_length: int, what: str) -> list[TokenPrompt]:
     """Prompts up to the assistant's header; those that leave no room in the context are dropped, and counted."""
     rendered = chat.render_many(tokenizer, [p.messages for p in prompts], generation_prompt=True)
-    kept = [TokenPrompt(r.ids, {"prompt": list(p.messages), **p.columns}) for r, p in zip(rendered, prompts, strict=True) if len(r.ids) <= max_length]
+    kept = [
+        TokenPrompt(r.ids, {"prompt": list(p.messages), **p.columns})
+        for r, p in zip(rendered, prompts, strict=True)
+        if len(r.ids) <= max_length
+    ]
     _tell(what, len(prompts), 0, len(prompts) - len(kept), max_length)
     return kept
 
@@ -151,7 +161,9 @@ def prompts_from(prompts: Sequence[Any], tokenizer: Tokenizer, max_length: int, 
 def _tell(what: str, total: int, cut: int, dropped: int, max_length: int) -> None:
     if total == dropped:
         raise UserError(
-            f"none of {total} {what} records can be learned from at {max_length} tokens", where="data.max_length", fix="raise data.max_length"
+            f"none of {total} {what} records can be learned from at {max_length} tokens",
+            where="data.max_length",
+            fix="raise data.max_length",
         )
     parts = [f"{cut} cut to {max_length} tokens"] * bool(cut) + [f"{dropped} dropped"] * bool(dropped)
     say(f"{what}: {total - dropped:,} records" + (f" ({', '.join(parts)})" if parts else ""))
@@ -196,7 +208,9 @@ def pooled_loss(engine: Engine, source: Source, rows: int) -> dict[str, Mean]:
 # --- models ----------------------------------------------------------------------------------------------------------------------
 
 
-def load_policy(stage: str, config: TunedConfig, call: Call, device: torch.device) -> tuple[CausalLM, Tokenizer, Parent]:
+def load_policy(
+    stage: str, config: TunedConfig, call: Call, device: torch.device
+) -> tuple[CausalLM, Tokenizer, Parent]:
     """The checkpoint to start from, adapted if the configuration says so."""
     parent = find(stage, config.parent, fast=call.fast)
     say(f"starting from {parent.folder}")
@@ -204,7 +218,9 @@ def load_policy(stage: str, config: TunedConfig, call: Call, device: torch.devic
     tokenizer = Tokenizer.load(parent.folder)
     if tokenizer.vocab_size > model.config.vocab_size:
         raise UserError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}", where=str(parent.folder), fix="use the model's own"
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}",
+            where=str(parent.folder),
+            fix="use the model's own",
         )
     if config.data.max_length > model.config.max_position_embeddings:
         raise UserError(
@@ -262,7 +278,9 @@ def base_of(model: CausalLM, tokenizer: Tokenizer, parent: Parent, folder: Path)
     return base.as_posix()
 
 
-def facts_of(model: nn.Module, tokenizer: Tokenizer, sources: Iterable[Mapping[str, Any]], seed: int, parent: Parent | None) -> dict[str, Any]:
+def facts_of(
+    model: nn.Module, tokenizer: Tokenizer, sources: Iterable[Mapping[str, Any]], seed: int, parent: Parent | None
+) -> dict[str, Any]:
     """What run.json records about where a run came from."""
     parameters = {id(p): p for p in model.parameters()}.values()
     return {
@@ -293,12 +311,16 @@ def result(stage: str, fitted: Fitted, folder: Path, moved: str, **more: Any) ->
     }
 
 
-def scorer_for(tokenizer: Tokenizer, given: Path | None, device: torch.device, *, fast: bool) -> tuple[SequenceScorer, Parent]:
+def scorer_for(
+    tokenizer: Tokenizer, given: Path | None, device: torch.device, *, fast: bool
+) -> tuple[SequenceScorer, Parent]:
     """The reward model; refused where it reads other tokens than the policy writes."""
     parent = find("reward model", given, fast=fast)
     if Tokenizer.load(parent.folder).sha256 != tokenizer.sha256:
         raise UserError(
-            "the reward model was trained with another tokenizer than the policy", where=str(parent.folder), fix="train one from this policy's parent"
+            "the reward model was trained with another tokenizer than the policy",
+            where=str(parent.folder),
+            fix="train one from this policy's parent",
         )
     return hub.load_scorer(parent.folder, device).eval().requires_grad_(False), parent
 

@@ -24,7 +24,7 @@ class DataConfig(Config):
     val_fraction: float = Field(0.05, gt=0, lt=1)
     format: str | None = None
     """the records' format, where detection guesses wrong"""
-    field: dict[str, str] = {}
+    field: dict[str, str] = Field({})
     """wanted column: the name it has in the files"""
     on_bad_line: Literal["error", "skip"] = "error"
     max_length: int = Field(256, ge=8)
@@ -76,13 +76,17 @@ class SftConfig(TunedConfig):
 
 
 class RmConfig(TunedConfig):
-    bradley_terry: algorithms.load("bradley_terry", "reward").Settings = algorithms.load("bradley_terry", "reward").Settings()
+    bradley_terry: algorithms.load("bradley_terry", "reward").Settings = algorithms.load(
+        "bradley_terry", "reward"
+    ).Settings()
 
 
 def _with_algorithms(base: type[Config], name: str, family: str) -> type[Config]:
     """`base` with a section for every algorithm of the family, so that a new file in `algorithms` needs no line here."""
     settings = {file: algorithms.load(file, family).Settings for file in algorithms.names(family)}
-    return create_model(name, __base__=base, __module__=__name__, **{file: (kind, kind()) for file, kind in settings.items()})
+    return create_model(
+        name, __base__=base, __module__=__name__, **{file: (kind, kind()) for file, kind in settings.items()}
+    )
 
 
 class _Offline(TunedConfig):
@@ -92,7 +96,7 @@ class _Offline(TunedConfig):
 class _Online(TunedConfig):
     algorithm: str = "grpo"
     rollout: RolloutConfig = RolloutConfig()
-    rewards: dict[str, float] = {"gold": 1.0}
+    rewards: dict[str, float] = Field({"gold": 1.0})
     """reward: weight. Built in: exact_answer, contains_answer, gold, reward_model; your own: path/to/file.py:function"""
     reward_model: Path | None = None
     """the checkpoint of the reward model; none: the newest, if `rewards` names reward_model"""
@@ -106,7 +110,7 @@ AlignOnlineConfig = _with_algorithms(_Online, "AlignOnlineConfig", "online")
 
 class EvalConfig(StageConfig):
     parent: Path | None = None
-    """the checkpoint to evaluate; none: the newest one"""
+    """the checkpoint to evaluate; none: the newest pretrained one"""
     data: DataConfig = DataConfig(train=(), val=("world:500",))
     rows: int = Field(2000, ge=1)
     """documents that are scored at most"""

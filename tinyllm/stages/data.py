@@ -132,7 +132,9 @@ class _Texts:
                 yield from (row["text"] for row in world.documents(count, seed=self.config.seed, split=self.split))
                 continue
             data = self.config.data
-            reader = records.read([source], "documents", format=data.format, field=data.field, on_bad_line=data.on_bad_line)
+            reader = records.read(
+                [source], "documents", format=data.format, field=data.field, on_bad_line=data.on_bad_line
+            )
             for record in reader:
                 yield record.text
             for line in reader.report.lines():

@@ -27,7 +27,9 @@ def run(config: EvalConfig, call: Call) -> dict[str, Any]:
     parent = find("eval", config.parent, fast=call.fast)
     model, tokenizer = hub.load_causal_lm(parent.folder, device), Tokenizer.load(parent.folder)
     # evaluation is always in float32: what is compared across machines must not depend on their arithmetic
-    engine = Engine(model, partial(next_token.loss, next_token.Settings()), OptimConfig(), 1, precision="fp32", seed=config.seed)
+    engine = Engine(
+        model, partial(next_token.loss, next_token.Settings()), OptimConfig(), 1, precision="fp32", seed=config.seed
+    )
     model.eval()
     ids = [[*d, tokenizer.endoftext] for d in tokenizer.encode_batch(_texts(config))]
     context = min(config.data.max_length, model.config.max_position_embeddings)
@@ -59,7 +61,9 @@ def _texts(config: EvalConfig) -> list[str]:
             count = int(source.partition(":")[2] or config.rows)
             found += [row["text"] for row in world.documents(count, seed=config.seed, split="val")]
         else:
-            reader = records.read([source], "documents", format=data.format, field=data.field, on_bad_line=data.on_bad_line)
+            reader = records.read(
+                [source], "documents", format=data.format, field=data.field, on_bad_line=data.on_bad_line
+            )
             found += [record.text for record in reader]
             for line in reader.report.lines():
                 say(line)

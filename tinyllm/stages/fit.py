@@ -129,7 +129,9 @@ class Fit:
         steps = checkpoint.steps(self.run.checkpoints)
         seconds = time.monotonic() - begun
         # every rank has trained it, rank 0 has written it
-        fitted = Fitted(**self.history, steps=self.engine.updates, tokens=self.tokens, seconds=seconds, checkpoint=steps[-1])
+        fitted = Fitted(
+            **self.history, steps=self.engine.updates, tokens=self.tokens, seconds=seconds, checkpoint=steps[-1]
+        )
         self.run.finish(COMPLETED, before=fitted.before, best=fitted.best, last=fitted.last, tokens=self.tokens)
         return fitted
 
@@ -151,7 +153,11 @@ class Fit:
             last = step == train.steps
             if last or step % (train.eval_every * self.job.boundary) == 0:
                 self._evaluate()
-            if last or step % (train.save_every * self.job.boundary) == 0 or (stopping and step % self.job.boundary == 0):
+            if (
+                last
+                or step % (train.save_every * self.job.boundary) == 0
+                or (stopping and step % self.job.boundary == 0)
+            ):
                 self._save()
                 if stopping and not last:
                     self._stopped(stop.code)
@@ -213,7 +219,11 @@ class Fit:
         save_file({k: v.contiguous() for k, v in self.engine.state().items()}, trainer / "optimizer.safetensors")
         # random numbers are functions of (seed, step, rank, micro-batch) and data of (seed, step): the step is all there is to save
         state = {"updates": self.engine.updates, "tokens": self.tokens, "seed": self.job.seed, "history": self.history}
-        state |= {"world_size": dist.world_size(), "threads": torch.get_num_threads(), "device": str(self.engine.device)}
+        state |= {
+            "world_size": dist.world_size(),
+            "threads": torch.get_num_threads(),
+            "device": str(self.engine.device),
+        }
         (trainer / "state.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
 
     def _resume(self) -> None:

@@ -22,7 +22,11 @@ def judge_of(
     weights: Mapping[str, float], tokenizer: Tokenizer, scorer: SequenceScorer | None, unfinished_penalty: float
 ) -> Judge:
     """The judge a configuration's `rewards` table describes."""
-    rules = {Path(name).stem if ".py:" in name else name: (rewards.find(name), w) for name, w in weights.items() if name != REWARD_MODEL}
+    rules = {
+        Path(name).stem if ".py:" in name else name: (rewards.find(name), w)
+        for name, w in weights.items()
+        if name != REWARD_MODEL
+    }
     return Judge(tokenizer, rules, scorer, weights.get(REWARD_MODEL, 0.0), unfinished_penalty)
 
 

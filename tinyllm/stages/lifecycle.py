@@ -31,7 +31,11 @@ def _chat(config: ChatConfig, call: Call) -> dict[str, Any]:
             answers += found["exchanges"]
         scores = [world.gold(row, a["answer"], a["finished"]) for row, a in zip(asked, answers, strict=True)]
         worth.append(sum(scores) / len(scores))
-    return {**found, "exchanges": answers, "moved": {"what": "gold reward of its answers", "from": worth[0], "to": worth[1]}}
+    return {
+        **found,
+        "exchanges": answers,
+        "moved": {"what": "gold reward of its answers", "from": worth[0], "to": worth[1]},
+    }
 
 
 _STAGES = {
@@ -76,4 +80,3 @@ def peak_memory_mb() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak * (1 if sys.platform == "darwin" else 1024) / 1e6)
-

@@ -51,7 +51,11 @@ def find(stage: str, given: Path | None, *, fast: bool) -> Parent:
             return _checked(newest / "checkpoints" / checkpoint.BEST)
     option = " --fast-dev-run" if fast else ""
     needed = next(p for p in BEFORE[stage] if p in _COMMANDS)
-    what = "there is no reward model yet" if stage == "reward model" else f"{stage} needs a checkpoint to start from, and there is none"
+    what = (
+        "there is no reward model yet"
+        if stage == "reward model"
+        else f"{stage} needs a checkpoint to start from, and there is none"
+    )
     raise UserError(what, where=str(RUNS / needed), fix=f"run `{_COMMANDS[needed]}{option}` first")
 
 
@@ -72,10 +76,8 @@ def _inside(given: Path) -> Path:
 def _checked(folder: Path) -> Parent:
     """The link followed, so that what is recorded is the step and not `ckpt_best`; its files verified if it has a manifest."""
     folder = folder.parent.resolve() / folder.resolve().name if folder.is_symlink() else folder
-    try:
+    if folder.is_absolute() and folder.is_relative_to(Path.cwd()):
         folder = folder.relative_to(Path.cwd())
-    except ValueError:
-        pass  # outside the working directory: stay absolute
     if not (folder / checkpoint.MANIFEST).is_file():
         return Parent(folder, "")
     checkpoint.verify(folder)

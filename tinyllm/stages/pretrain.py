@@ -37,8 +37,21 @@ def run(config: PretrainConfig, call: Call) -> dict[str, Any]:
 
     windows = Windows(shards.train, config.data.max_length, seed=config.seed)
     train = config.train
-    source = Source(windows, train.batch_size, train.micro_batch_size, seed=config.seed, rank=dist.rank(), world_size=dist.world_size())
-    facts = facts_of(model, tokenizer, [{"shards": shards.path.as_posix(), "fingerprint": shards.manifest.fingerprint}], config.seed, None)
+    source = Source(
+        windows,
+        train.batch_size,
+        train.micro_batch_size,
+        seed=config.seed,
+        rank=dist.rank(),
+        world_size=dist.world_size(),
+    )
+    facts = facts_of(
+        model,
+        tokenizer,
+        [{"shards": shards.path.as_posix(), "fingerprint": shards.manifest.fingerprint}],
+        config.seed,
+        None,
+    )
     folder = RUNS / PRETRAIN / config.name
     files = Files(model, tokenizer)
     job = Job(
@@ -59,7 +72,9 @@ def run(config: PretrainConfig, call: Call) -> dict[str, Any]:
 
 def _evaluate(shards: Shards, tokenizer: Tokenizer, config: PretrainConfig) -> Callable[[Engine], dict[str, float]]:
     starts = shards.document_starts("val")
-    ends = np.append(starts[1:], len(shards.val))  # a document ends with the end-of-text token before the next one's first
+    ends = np.append(
+        starts[1:], len(shards.val)
+    )  # a document ends with the end-of-text token before the next one's first
     documents = [shards.val[start:end] for start, end in zip(starts, ends, strict=True)][: config.train.eval_rows]
     rows = config.train.micro_batch_size
     return lambda engine: text_figures(engine, documents, tokenizer, config.data.max_length, rows)
@@ -77,7 +92,14 @@ def text_figures(
     documents = [np.asarray(d, dtype=np.int64) for d in documents]
     begin = tokenizer.endoftext if tokenizer.bos is None else tokenizer.bos
     scored = sorted(scored_documents(documents, context, begin), key=lambda row: len(row[0]))
-    source = Source(Answers(scored, tokenizer.endoftext), rows * dist.world_size(), rows, seed=0, rank=dist.rank(), world_size=dist.world_size())
+    source = Source(
+        Answers(scored, tokenizer.endoftext),
+        rows * dist.world_size(),
+        rows,
+        seed=0,
+        rank=dist.rank(),
+        world_size=dist.world_size(),
+    )
     loss = pooled_loss(engine, source, len(scored))["loss"]
     lengths = tokenizer.byte_lengths()
     size = sum(int(lengths[d].sum()) for d in documents)

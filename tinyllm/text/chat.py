@@ -76,7 +76,7 @@ def render_many(
     if tokenizer.im_start is None or tokenizer.im_end is None:
         raise UserError(
             "this tokenizer has no chat tokens <|im_start|> and <|im_end|>",
-            fix="train one that has them with `tinyllm data tokenizer`, or add them with Tokenizer.with_chat_tokens()",
+            fix="train one that has them with `tinyllm data prepare`, or add them with Tokenizer.with_chat_tokens()",
         )
     heads = dict(zip(ROLES, tokenizer.encode_batch([f"{role}\n" for role in ROLES]), strict=True))
     newline = tokenizer.encode("\n")

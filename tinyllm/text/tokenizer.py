@@ -110,7 +110,7 @@ class Tokenizer:
         path = Path(path)
         file = path / "tokenizer.json" if path.is_dir() else path
         if not file.is_file():
-            raise UserError("no tokenizer here", where=str(file), fix="train one with: tinyllm data tokenizer")
+            raise UserError("no tokenizer here", where=str(file), fix="train one with: tinyllm data prepare")
         spec = vocabulary.read_json(file)
         beside = file.with_name("tokenizer_config.json")
         config = vocabulary.read_json(beside) if beside.is_file() else {}

@@ -134,4 +134,4 @@ def broken(what: str, where: str) -> UserError:
 
 
 def _unsupported(what: str, where: str) -> UserError:
-    return UserError(what, where=where, fix="train a tokenizer with: tinyllm data tokenizer")
+    return UserError(what, where=where, fix="train a tokenizer with: tinyllm data prepare")

@@ -40,7 +40,9 @@ def save(folder: Path, step: int, write: Callable[[Path], None]) -> Path:
         _sync(folder)
     except OSError as error:
         shutil.rmtree(draft, ignore_errors=True)
-        raise UserError(f"the checkpoint could not be written: {error}", where=str(target), fix="free disk space", code=RESOURCES) from None
+        raise UserError(
+            f"the checkpoint could not be written: {error}", where=str(target), fix="free disk space", code=RESOURCES
+        ) from None
     return target
 
 
@@ -84,14 +86,22 @@ def verify(folder: Path) -> None:
     try:
         entries = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
     except (OSError, ValueError, KeyError):
-        raise UserError("the checkpoint has no readable manifest", where=str(folder / MANIFEST), code=INTEGRITY) from None
+        raise UserError(
+            "the checkpoint has no readable manifest", where=str(folder / MANIFEST), code=INTEGRITY
+        ) from None
     there = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {MANIFEST}
     for name in sorted(there ^ set(entries)):
-        raise UserError(f"a file is {'not in the manifest' if name in there else 'missing'}", where=str(folder / name), code=INTEGRITY)
+        raise UserError(
+            f"a file is {'not in the manifest' if name in there else 'missing'}",
+            where=str(folder / name),
+            code=INTEGRITY,
+        )
     for name, entry in entries.items():
         path = folder / name
         if path.stat().st_size != entry["size"]:
-            raise UserError(f"{path.stat().st_size} bytes, the manifest says {entry['size']}", where=str(path), code=INTEGRITY)
+            raise UserError(
+                f"{path.stat().st_size} bytes, the manifest says {entry['size']}", where=str(path), code=INTEGRITY
+            )
         if sha256(path) != entry["sha256"]:
             raise UserError("the content is not what was written (sha256 differs)", where=str(path), code=INTEGRITY)
 

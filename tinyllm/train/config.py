@@ -56,5 +56,7 @@ class TrainConfig(Config):
     @model_validator(mode="after")
     def _micro_batches_fill_the_step(self) -> TrainConfig:
         if self.batch_size % min(self.micro_batch_size, self.batch_size):
-            raise ValueError(f"batch_size {self.batch_size} must be a multiple of micro_batch_size {self.micro_batch_size}")
+            raise ValueError(
+                f"batch_size {self.batch_size} must be a multiple of micro_batch_size {self.micro_batch_size}"
+            )
         return self

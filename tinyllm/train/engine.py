@@ -35,7 +35,14 @@ class Engine:
     """
 
     def __init__(
-        self, model: nn.Module, loss: Loss, config: optim.OptimConfig, total_steps: int, *, precision: Literal["fp32", "bf16"], seed: int
+        self,
+        model: nn.Module,
+        loss: Loss,
+        config: optim.OptimConfig,
+        total_steps: int,
+        *,
+        precision: Literal["fp32", "bf16"],
+        seed: int,
     ):
         self.model, self.loss, self.config, self.total_steps, self.seed = model, loss, config, total_steps, seed
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -81,7 +88,11 @@ class Engine:
         if missing:
             raise AssertionError(f"{len(missing)} trainable parameters received no gradient, first {missing[0]}")
         if not float(loss.count):
-            raise UserError(f"step {self.updates + 1} has nothing to learn from: every token is masked", fix="inspect the data", code=FAILED)
+            raise UserError(
+                f"step {self.updates + 1} has nothing to learn from: every token is masked",
+                fix="inspect the data",
+                code=FAILED,
+            )
         gradients = [p.grad for p in self.trained.values()]
         # replicate averages over ranks; times the world size it is the sum again
         scale = dist.world_size() / float(loss.count)
@@ -89,7 +100,8 @@ class Engine:
         if not (torch.isfinite(torch.tensor([norm, loss.value])).all()):
             self.zero_grad()
             raise UserError(
-                f"step {self.updates + 1}: loss {loss.value:.4g}, gradient norm {norm:.4g} at learning rate {rate:.3g}; nothing was updated",
+                f"step {self.updates + 1}: loss {loss.value:.4g}, gradient norm {norm:.4g} at learning rate {rate:.3g}; "
+                "nothing was updated",
                 fix="lower optim.learning_rate or raise optim.warmup_steps, and run the same command again",
                 code=FAILED,
             )
@@ -121,7 +133,12 @@ class Engine:
     def restore(self, tensors: dict[str, Tensor], updates: int) -> None:
         """Take up where `state` was taken, after `updates` steps."""
         self.updates = updates
-        homes = {id(p): optimizer for optimizer in self.optimizers for group in optimizer.param_groups for p in group["params"]}
+        homes = {
+            id(p): optimizer
+            for optimizer in self.optimizers
+            for group in optimizer.param_groups
+            for p in group["params"]
+        }
         for key, value in tensors.items():
             kind, _, name = key.partition(".")
             parameter = self.trained[name]
@@ -133,7 +150,9 @@ class Engine:
 def pool_over_ranks(means: dict[str, Mean], device: torch.device) -> dict[str, Mean]:
     """Add every (total, count) over all ranks in one exchange, fetched once. All ranks must name the same means."""
     wide = torch.float32 if device.type == "mps" else torch.float64
-    numbers = [torch.as_tensor(x, dtype=wide, device=device).detach() for m in means.values() for x in (m.total, m.count)]
+    numbers = [
+        torch.as_tensor(x, dtype=wide, device=device).detach() for m in means.values() for x in (m.total, m.count)
+    ]
     pairs = dist.sum_(torch.stack(numbers)).view(-1, 2).tolist()
     return {name: Mean(total, count) for name, (total, count) in zip(means, pairs, strict=True)}
 
@@ -155,14 +174,23 @@ def _mixed(*numbers: int) -> int:
 
 def choose_device(asked: str) -> torch.device:
     """The device for "auto", "cpu", "cuda" or "mps"; UserError (exit 4) where it is asked for and absent."""
-    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    # torch.distributed has no backend for mps, so several ranks on a Mac share its CPU
+    present = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available() and dist.world_size() == 1,
+        "cpu": True,
+    }
     kind = next(name for name, there in present.items() if there) if asked == "auto" else asked
     if not present[kind]:
-        raise UserError(f"device {kind} was asked for and is not there", where="device", fix="use --device cpu", code=RESOURCES)
+        raise UserError(
+            f"device {kind} was asked for and is not there", where="device", fix="use --device cpu", code=RESOURCES
+        )
     if kind == "cuda":
         if dist.local_rank() >= torch.cuda.device_count():
             raise UserError(
-                f"rank {dist.local_rank()} has no GPU: there are {torch.cuda.device_count()}", fix="lower --nproc", code=RESOURCES
+                f"rank {dist.local_rank()} has no GPU: there are {torch.cuda.device_count()}",
+                fix="lower --nproc",
+                code=RESOURCES,
             )
         torch.cuda.set_device(dist.local_rank())
         return torch.device("cuda", dist.local_rank())

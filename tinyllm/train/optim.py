@@ -70,7 +70,10 @@ def _muon(model: nn.Module, config: OptimConfig) -> list[torch.optim.Optimizer]:
     return [*found, Muon(matrices, config.learning_rate, config.momentum, config.weight_decay)]
 
 
-OPTIMIZERS: dict[str, Callable[[nn.Module, OptimConfig], list[torch.optim.Optimizer]]] = {"adamw": _adamw, "muon": _muon}
+OPTIMIZERS: dict[str, Callable[[nn.Module, OptimConfig], list[torch.optim.Optimizer]]] = {
+    "adamw": _adamw,
+    "muon": _muon,
+}
 
 
 def build(model: nn.Module, config: OptimConfig) -> list[torch.optim.Optimizer]:

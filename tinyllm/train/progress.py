@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 from types import TracebackType
 
 from tinyllm import dist
@@ -18,9 +19,20 @@ class Quiet:
     on = False
 
 
+class Log:
+    """The file of the run under way that keeps what was said; set by `train.run.Run`."""
+
+    path: Path | None = None
+
+
 def say(text: str) -> None:
-    """One line for the person, from rank 0."""
-    if dist.is_main() and not Quiet.on:
+    """One line for the person, from rank 0, kept in the run's log."""
+    if not dist.is_main():
+        return
+    if Log.path is not None:
+        with Log.path.open("a", encoding="utf-8") as file:
+            file.write(text + "\n")
+    if not Quiet.on:
         print(text, file=sys.stderr, flush=True)
 
 
@@ -45,7 +57,9 @@ class Progress:
             self.task = self.bar.add_task(self.title, total=self.total, completed=self.start, numbers="")
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.bar is not None:
             self.bar.stop()
 
@@ -58,7 +72,9 @@ class Progress:
         if step == self.total or now - self.last_line >= _SECONDS_BETWEEN_LINES:
             self.last_line = now
             left = (now - self.began) / max(1, step - self.start) * (self.total - step)
-            say(f"{self.title} step {step}/{self.total} {_numbers(metrics, 6)} eta {int(left // 60)}m{int(left % 60):02d}s")
+            say(
+                f"{self.title} step {step}/{self.total} {_numbers(metrics, 6)} eta {int(left // 60)}m{int(left % 60):02d}s"
+            )
 
 
 def _numbers(metrics: dict[str, float], most: int) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 
 from tinyllm import __version__, dist
 from tinyllm.errors import UserError
+from tinyllm.train import progress
 
 COMPLETED, RUNNING, FAILED_STATUS, STOPPED = "completed", "running", "failed", "stopped"
 FAST_DEV_RUN = "fast-dev-run"
@@ -43,11 +44,14 @@ class Run:
             dist.barrier()
             return
         if folder.name == FAST_DEV_RUN or folder.name.endswith(f"-{FAST_DEV_RUN}"):
-            shutil.rmtree(folder, ignore_errors=True)  # a rehearsal leaves nothing behind that could be mistaken for a result
+            shutil.rmtree(
+                folder, ignore_errors=True
+            )  # a rehearsal leaves nothing behind that could be mistaken for a result
         elif folder.exists() and not resume:
             os.replace(folder, _free_name(folder))
         self._refuse_other_config(config)
         (folder / "logs").mkdir(parents=True, exist_ok=True)
+        progress.Log.path = folder / "logs" / "run.log"
         (folder / "config.yaml").write_text(config, encoding="utf-8")
         self.facts = {
             "status": RUNNING,
@@ -83,7 +87,11 @@ class Run:
     def forget_after(self, step: int) -> None:
         """Drop the metrics of steps that are about to be done again."""
         if dist.is_main() and self.metrics.is_file():
-            kept = [line for line in self.metrics.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step]
+            kept = [
+                line
+                for line in self.metrics.read_text(encoding="utf-8").splitlines()
+                if json.loads(line)["step"] <= step
+            ]
             self.metrics.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
     def note(self, **facts: Any) -> None:
@@ -94,6 +102,7 @@ class Run:
 
     def finish(self, status: str, **facts: Any) -> None:
         self.note(status=status, seconds=round(time.time() - self.started, 3), ended=_now(), **facts)
+        progress.Log.path = None
 
     def _write_facts(self) -> None:
         draft = self.folder / "run.json.new"

@@ -16,7 +16,7 @@ from functools import cache
 
 from tinyllm.data.world.draw import Record, check_choice
 from tinyllm.data.world.facts import Fact, statement_index, statements
-from tinyllm.data.world.lexicon import CATEGORY_OF, KIND_OF, VALUES, WORDS
+from tinyllm.data.world.lexicon import CATEGORY_OF, KIND_OF, PERSON, TABLE, VALUES, WORDS
 from tinyllm.data.world.tasks import NUMBERS, SEQUENCES
 from tinyllm.errors import UserError
 
@@ -45,7 +45,7 @@ def gold(record: Record, completion: str, finished: bool) -> float:
     Raises:
         UserError: the record is not one of this world's.
     """
-    missing = [name for name in ("prompt", "answer", "task") if name not in record]
+    missing = [name for name in ("answer", "task") if name not in record]
     if missing:
         raise UserError(
             f"the gold reward needs {' and '.join(missing)}",
@@ -54,11 +54,7 @@ def gold(record: Record, completion: str, finished: bool) -> float:
         )
     task, answer, reply = record["task"], record["answer"], completion.strip()
     check_choice(task, TASKS, "task")
-    if reply in accepted(task, answer):
-        worth = 1.0
-    else:
-        asked = " ".join(message["content"] for message in record["prompt"] if message["role"] == "user")
-        worth = _graded(task, answer, reply, frozenset(_WORD.findall(asked)))
+    worth = 1.0 if reply in accepted(task, answer) else _graded(task, answer, reply)
     return max(-1.0, worth - (0.0 if finished else NOT_STOPPED))
 
 
@@ -81,8 +77,8 @@ def _fitting(verdict: str, one: Fact) -> tuple[str, ...]:
     return tuple(text for text in statements(one) if not verdict or _WORD.findall(text)[0] in KIND_OF)
 
 
-def _graded(task: str, answer: str, reply: str, asked: frozenset[str]) -> float:
-    """The worth of a reply that is not acceptable as it stands; `asked` are the user's words."""
+def _graded(task: str, answer: str, reply: str) -> float:
+    """The worth of a reply that is not acceptable as it stands."""
     if task in SEQUENCES:
         correct = _sequence_correct(answer, reply)
     elif task in NUMBERS:
@@ -90,7 +86,7 @@ def _graded(task: str, answer: str, reply: str, asked: frozenset[str]) -> float:
     elif task == "yesno":
         correct = _yesno_correct(answer, reply)
     else:
-        correct = _word_correct(task, answer, reply, asked)
+        correct = _word_correct(task, answer, reply)
     good_form = correct < 1.0 and _form_fits(task, answer, reply)
     longest = max(len(text.split()) for text in accepted(task, answer))
     padding = min(MAX_PADDING, PAD_WORD * max(0, len(reply.split()) - longest))
@@ -138,15 +134,16 @@ def _yesno_correct(answer: str, reply: str) -> float:
     return 0.5 * verdict + 0.5 * float(_names_only(reply, one.value, _kind(one.value), frozenset({one.subject})))
 
 
-def _word_correct(task: str, answer: str, reply: str, asked: frozenset[str]) -> float:
+def _word_correct(task: str, answer: str, reply: str) -> float:
     """The word that was asked for is there, and no other of its kind (naming every colour is not an answer)."""
     if task == "odd":
         return float(_names_only(reply, answer, WORDS, frozenset()))
     _, one = _told(answer)
     if one is None:
-        return float(_names_only(reply, answer, _kind(answer), asked))
+        friend = {TABLE["friend", answer]} if task == "facts" and answer in PERSON else set()  # the one asked about
+        return float(_names_only(reply, answer, _kind(answer), frozenset(friend)))
     key = one.subject if task == "whose" else one.value
-    return float(_names_only(reply, key, _kind(key), asked | {one.subject}))
+    return float(_names_only(reply, key, _kind(key), frozenset({one.subject})))
 
 
 def _kind(value: str) -> tuple[str, ...]:

@@ -1,0 +1,60 @@
+"""Every shipped configuration loads, with and without the rehearsal, and says only what the code reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tinyllm import algorithms
+from tinyllm.cli.stages import STAGES, configs_folder, resolve, stage_of
+from tinyllm.config import load
+
+FILES = sorted(configs_folder().rglob("*.yaml"))
+NAMES = {
+    "pretrain/1.4M_pretrain_fast.yaml",
+    "sft/full/1.4M_sft_full.yaml",
+    "sft/peft/lora/1.4M_sft_lora.yaml",
+    "rlhf/rm/1.4M_rm.yaml",
+    "rlhf/offline/dpo/1.4M_dpo.yaml",
+    "rlhf/offline/orpo/1.4M_orpo.yaml",
+    "rlhf/online/ppo/1.4M_ppo.yaml",
+    "rlhf/online/gspo/1.4M_gspo.yaml",
+    "rlhf/online/grpo/1.4M_grpo.yaml",
+}
+
+
+def test_the_promised_files_are_there_and_every_file_is_some_verb_s_default() -> None:
+    found = {f.relative_to(configs_folder()).as_posix() for f in FILES}
+    assert found >= NAMES
+    assert found == {stage.default for stage in STAGES.values()}
+
+
+@pytest.mark.parametrize("key", STAGES)
+@pytest.mark.parametrize("fast", [False, True])
+def test_every_shipped_file_loads(key: str, fast: bool) -> None:
+    resolved = resolve(STAGES[key], None, [], {}, {}, fast=fast)
+    if fast:
+        assert resolved.config.name == "fast-dev-run"
+    if key in ("dpo", "orpo", "ppo", "gspo", "grpo"):
+        assert resolved.config.algorithm == key
+
+
+@pytest.mark.parametrize("key", STAGES)
+def test_a_resolved_configuration_written_out_is_the_same_configuration(key: str, tmp_path: Path) -> None:
+    resolved = resolve(STAGES[key], None, ["seed=7"], {}, {}, fast=False)
+    path = tmp_path / "config.yaml"
+    path.write_text(resolved.to_yaml())
+    assert load(STAGES[key].config, files=[path]).config == resolved.config
+
+
+def test_the_1_4m_model_is_1_4m() -> None:
+    config = resolve(STAGES["pretrain"], None, [], {}, {}, fast=False).config
+    assert config.model.parameters() == 1_377_920
+
+
+def test_every_algorithm_file_has_a_stage_even_without_a_configuration_of_its_own() -> None:
+    for family, default in (("offline", "dpo"), ("online", "grpo")):
+        for name in algorithms.names(family):
+            assert stage_of(name, default).place == f"align-{family}"
+    assert stage_of("brand_new", "grpo") is STAGES["grpo"]
