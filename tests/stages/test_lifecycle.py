@@ -40,7 +40,7 @@ def test_every_stage_ran_and_its_figure_moved_the_right_way(life: tuple[Path, di
 
 
 def test_how_far_they_moved(life: tuple[Path, dict]) -> None:
-    """Bounds that only learning passes, well inside what is usual (docs/lifecycle.md has the figures)."""
+    """Bounds that only learning passes, well inside what is usual (the README has the figures)."""
     moved = {row["stage"]: row["moved"] for row in life[1]["stages"]}
     assert moved["pretrain"]["to"] < 0.65 * moved["pretrain"]["from"]
     assert moved["sft"]["to"] < 0.7 * moved["sft"]["from"]
@@ -216,7 +216,7 @@ def test_two_ranks_by_nproc_and_under_torchrun(tmp_path: Path) -> None:
                 "-m",
                 "torch.distributed.run",
                 "--nproc_per_node=2",
-                "--master-port=29613",
+                "--standalone",
                 "-m",
                 "tinyllm",
             ]

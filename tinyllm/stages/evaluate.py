@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from functools import partial
 from typing import Any
@@ -34,7 +35,7 @@ def run(config: EvalConfig, call: Call) -> dict[str, Any]:
     ids = [[*d, tokenizer.endoftext] for d in tokenizer.encode_batch(_texts(config))]
     context = min(config.data.max_length, model.config.max_position_embeddings)
     figures = text_figures(engine, ids, tokenizer, context, config.batch_size)
-    uniform = figures["tokens"] * _uniform_bits(model.config.vocab_size) / figures["bytes"]
+    uniform = figures["tokens"] * math.log2(model.config.vocab_size) / figures["bytes"]
     dist.barrier()
     return {
         "schema_version": 1,
@@ -47,10 +48,6 @@ def run(config: EvalConfig, call: Call) -> dict[str, Any]:
         **figures,
         "moved": {"what": "bits per byte (from: knowing nothing)", "from": uniform, "to": figures["bits_per_byte"]},
     }
-
-
-def _uniform_bits(vocab_size: int) -> float:
-    return (vocab_size - 1).bit_length()
 
 
 def _texts(config: EvalConfig) -> list[str]:

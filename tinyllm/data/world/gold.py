@@ -12,7 +12,7 @@ single word.
 from __future__ import annotations
 
 import re
-from functools import cache
+from functools import lru_cache
 
 from tinyllm.data.world.draw import Record, check_choice
 from tinyllm.data.world.facts import Fact, statement_index, statements
@@ -58,7 +58,7 @@ def gold(record: Record, completion: str, finished: bool) -> float:
     return max(-1.0, worth - (0.0 if finished else NOT_STOPPED))
 
 
-@cache
+@lru_cache(maxsize=4096)
 def accepted(task: str, answer: str) -> frozenset[str]:
     """Every answer that is as good as the canonical one: a true sentence may be any paraphrase of its fact."""
     return frozenset(

@@ -1,0 +1,83 @@
+"""Which records make up a step, and what becomes of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from tinyllm.data.batches import Answers, Preferences, Source, TokenPair, Windows, right_padded, scored_documents
+from tinyllm.errors import UserError
+
+
+def dataset(n: int) -> Answers:
+    return Answers([([i] * (2 + i % 5), [True] * (2 + i % 5)) for i in range(n)], pad=0)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_a_step_s_records_do_not_depend_on_ranks_or_micro_batches(world_size: int) -> None:
+    want = Source(dataset(30), 8, 8, seed=1).records(5)
+    found = []
+    for rank in range(world_size):
+        for batch in Source(dataset(30), 8, 3, seed=1, rank=rank, world_size=world_size)(5):
+            assert len(batch.ids) <= 3
+            found += batch.ids[:, 0].tolist()
+    assert sorted(found) == sorted(want)
+
+
+def test_every_record_comes_once_an_epoch_and_each_epoch_in_another_order() -> None:
+    source = Source(dataset(24), 8, 8, seed=1)
+    first = [i for step in range(3) for i in source.records(step)]
+    second = [i for step in range(3, 6) for i in source.records(step)]
+    assert sorted(first) == sorted(second) == list(range(24))
+    assert first != second
+    assert Source(dataset(24), 8, 8, seed=2).records(0) != first[:8]
+
+
+def test_a_step_is_a_pure_function_of_its_number() -> None:
+    used, fresh = Source(dataset(10), 4, 4, seed=3), Source(dataset(10), 4, 4, seed=3)
+    for step in range(7):
+        used(step)
+    assert used.records(2) == fresh.records(2)
+
+
+def test_a_batch_that_ranks_cannot_share() -> None:
+    with pytest.raises(UserError, match="cannot be shared by 3 ranks"):
+        Source(dataset(10), 8, 8, seed=0, world_size=3)
+
+
+def test_windows_cover_the_stream_without_overlap_and_shift_by_epoch() -> None:
+    tokens = np.arange(103, dtype=np.uint16)
+    windows = Windows(tokens, 10, seed=0)
+    rows = windows.collate(range(len(windows)), 0, []).ids
+    assert rows.shape == (len(windows), 11)
+    assert rows[1:, 0].tolist() == rows[:-1, -1].tolist()  # the last target of a row is the first context of the next
+    assert {int(windows.collate([0], epoch, []).ids[0, 0]) for epoch in range(12)} > {int(rows[0, 0])}
+    assert not windows.collate([0], 0, []).mask[0, 0]
+    with pytest.raises(UserError, match="too few"):
+        Windows(tokens[:8], 10, seed=0)
+
+
+def test_every_token_of_every_document_is_scored_exactly_once() -> None:
+    documents = [list(range(1, n + 1)) for n in (1, 7, 8, 9, 40)]
+    rows = scored_documents(documents, 8, begin=0)
+    scored = [i for ids, mask in rows for i, m in zip(ids, mask, strict=True) if m]
+    assert sorted(scored) == sorted(i for d in documents for i in d)
+    assert all(len(ids) <= 8 and not mask[0] for ids, mask in rows)
+
+
+def test_pairs_know_the_whole_step_s_counts() -> None:
+    data = Preferences([TokenPair([1, 2], [3, 4, 5], [6]), TokenPair([1], [2], [3, 4])], pad=0)
+    batch = data.collate([1], 0, [0, 1])
+    assert batch.count == 1
+    assert batch.tokens_per_pair == (1 + 3 + 0 + 1) / 2
+    assert batch.answer_tokens_per_pair == 2.0
+    assert batch.mask.sum(1).tolist() == [1, 2]
+    assert batch.real.sum(1).tolist() == [2, 3]
+
+
+def test_padding_is_on_the_right_and_to_few_widths() -> None:
+    padded = right_padded([[1, 2, 3], [4]], 9)
+    assert padded.shape == (2, 16)
+    assert padded[1, :3].tolist() == [4, 9, 9]
+    assert right_padded([[True]], False).dtype == torch.bool

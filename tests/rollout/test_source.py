@@ -1,0 +1,125 @@
+"""Rollouts: what a sample holds, which prompts a rollout takes, that sampler and training agree, and that a wrong sampler is noticed."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from functools import partial
+
+import pytest
+import torch
+
+from tinyllm.algorithms import grpo
+from tinyllm.errors import UserError
+from tinyllm.model import generate as generation
+from tinyllm.model.config import ModelConfig
+from tinyllm.model.transformer import CausalLM, initialise
+from tinyllm.rollout import source as rollout
+from tinyllm.rollout.config import RolloutConfig
+from tinyllm.rollout.source import Judge, RolloutSource, TokenPrompt
+from tinyllm.text.tokenizer import Tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train(["a few words to make a vocabulary of bytes"], 264)
+
+
+@pytest.fixture
+def policy(tokenizer: Tokenizer) -> CausalLM:
+    model = CausalLM(
+        ModelConfig(
+            vocab_size=tokenizer.vocab_size, hidden_size=32, intermediate_size=48, num_hidden_layers=2, head_dim=16, max_position_embeddings=64
+        )
+    )
+    initialise(model, 0)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(20)  # sharp enough that log-probabilities differ
+    return model
+
+
+def made(policy: CausalLM, tokenizer: Tokenizer, *, rank: int = 0, world_size: int = 1, reference: CausalLM | None = None, **changes) -> RolloutSource:
+    config = RolloutConfig(**{"group_size": 4, "minibatches": 2, "epochs": 2, "max_new_tokens": 9, **changes})
+    judge = Judge(tokenizer, {"length": (lambda columns, text, finished: float(columns["n"]), 2.0)}, None, 0.0, 0.5)
+    return RolloutSource(
+        policy,
+        [TokenPrompt(list(range(5, 6 + n)), {"n": n}) for n in range(6)],
+        judge,
+        partial(grpo.credit, grpo.Settings()),
+        config,
+        reference=reference,
+        stop=tokenizer.stop_ids,
+        batch_size=8,
+        micro_batch_size=3,
+        seed=0,
+        rank=rank,
+        world_size=world_size,
+        autocast=nullcontext,
+    )
+
+
+def test_a_sample_is_prompt_then_answer_with_the_answer_masked(policy: CausalLM, tokenizer: Tokenizer) -> None:
+    source = made(policy, tokenizer)
+    samples, metrics = source.write(0)
+    prompts = [p for p in source.chosen_prompts(0) for _ in range(4)]
+    for row, prompt in enumerate(prompts):
+        positions = samples.mask[row].nonzero().flatten().tolist()
+        assert samples.ids[row, : len(prompt.ids)].tolist() == prompt.ids
+        assert positions == list(range(len(prompt.ids), len(prompt.ids) + len(positions)))
+        assert 1 <= len(positions) <= 9
+        finished = int(samples.ids[row, positions[-1]]) in tokenizer.stop_ids
+        assert bool(samples.finished[row]) == finished
+        assert samples.reward[row] == 2.0 * prompt.columns["n"] - 0.5 * (not finished)
+    assert samples.group.tolist() == [i // 4 for i in range(16)]
+    assert metrics["length"].value == samples.mask.sum(1).double().mean()
+
+
+def test_sampler_and_training_forward_agree_about_every_token(policy: CausalLM, tokenizer: Tokenizer) -> None:
+    samples, metrics = made(policy, tokenizer, temperature=0.7).write(0)
+    torch.testing.assert_close(samples.sampled, samples.old, atol=1e-4, rtol=0)
+    assert metrics["sampler_gap"].value < 1e-4
+
+
+def test_a_sampler_that_disagrees_stops_the_run(policy: CausalLM, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = generation.generate
+    hotter = lambda model, prompts, s: honest(model, prompts, generation.Sampling(s.max_new_tokens, 2.0, stop=s.stop, seed=s.seed))  # noqa: E731
+    monkeypatch.setattr(rollout, "generate", hotter)
+    with pytest.raises(UserError, match="sampler and training disagree"):
+        made(policy, tokenizer).write(0)
+
+
+def test_steps_serve_every_sample_once_an_epoch(policy: CausalLM, tokenizer: Tokenizer) -> None:
+    source = made(policy, tokenizer)
+    for epoch in range(2):
+        batches = source(2 * epoch) + source(2 * epoch + 1)
+        assert all(len(b.ids) <= 3 for b in batches)
+        rewards = sorted(x for b in batches for x in b.reward.tolist())
+        assert rewards == sorted(source._samples.reward.tolist())
+        assert len(rewards) == 16
+
+
+def test_prompts_are_all_met_before_any_is_met_again(policy: CausalLM, tokenizer: Tokenizer) -> None:
+    met = [p.columns["n"] for r in range(3) for p in made(policy, tokenizer).chosen_prompts(r)]
+    assert sorted(met[:6]) == list(range(6))
+    assert sorted(met[6:]) == list(range(6))
+    ranks = [[p.columns["n"] for p in made(policy, tokenizer, rank=r, world_size=2).chosen_prompts(0)] for r in (0, 1)]
+    assert [n for pair in zip(*ranks, strict=True) for n in pair] == met[:2]
+
+
+def test_the_same_rollout_number_writes_the_same_rollout(policy: CausalLM, tokenizer: Tokenizer) -> None:
+    first, again, other = (made(policy, tokenizer).write(n)[0] for n in (3, 3, 4))
+    assert torch.equal(first.ids, again.ids)
+    assert torch.equal(first.old, again.old)
+    assert first.ids.shape != other.ids.shape or not torch.equal(first.ids, other.ids)
+
+
+def test_kl_is_zero_where_policy_is_reference(policy: CausalLM, tokenizer: Tokenizer) -> None:
+    import copy
+
+    samples, metrics = made(policy, tokenizer, reference=copy.deepcopy(policy)).write(0)
+    assert torch.equal(samples.reference, samples.old)
+    assert metrics["objective/kl"].value == 0
+
+
+def test_numbers_that_cannot_be_shared_are_refused(policy: CausalLM, tokenizer: Tokenizer) -> None:
+    with pytest.raises(UserError, match="not a multiple of rollout.group_size"):
+        made(policy, tokenizer, group_size=5)
