@@ -64,7 +64,9 @@ def main() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         for name, (ours, theirs) in cases(dtype).items():
             mine, other = turns(ours, theirs)
-            print(f"{name:20} {str(dtype).removeprefix('torch.'):9} ours {mine:7.2f} ms   library {other:7.2f} ms   {other / mine:.2f} x")
+            print(
+                f"{name:20} {str(dtype).removeprefix('torch.'):9} ours {mine:7.2f} ms   library {other:7.2f} ms   {other / mine:.2f} x"
+            )
 
 
 if __name__ == "__main__":

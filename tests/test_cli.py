@@ -21,7 +21,8 @@ def tinyllm(*arguments: str, cwd: Path, timeout: int = 120, **environment: str) 
 
 def imported(*arguments: str, cwd: Path) -> set[str]:
     """Run a command in a fresh interpreter; the modules it had imported when it was done."""
-    code = f"import sys, json\nfrom tinyllm.cli import run, modern\nrun(modern({list(arguments)!r}))\nprint(json.dumps(sorted(sys.modules)))"
+    call = f"from tinyllm.cli import run, modern\nrun(modern({list(arguments)!r}))"
+    code = f"import sys, json\n{call}\nprint(json.dumps(sorted(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, timeout=60)
     return set(json.loads(done.stdout.splitlines()[-1]))
 

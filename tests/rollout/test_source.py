@@ -28,7 +28,12 @@ def tokenizer() -> Tokenizer:
 def policy(tokenizer: Tokenizer) -> CausalLM:
     model = CausalLM(
         ModelConfig(
-            vocab_size=tokenizer.vocab_size, hidden_size=32, intermediate_size=48, num_hidden_layers=2, head_dim=16, max_position_embeddings=64
+            vocab_size=tokenizer.vocab_size,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            head_dim=16,
+            max_position_embeddings=64,
         )
     )
     initialise(model, 0)
@@ -37,7 +42,15 @@ def policy(tokenizer: Tokenizer) -> CausalLM:
     return model
 
 
-def made(policy: CausalLM, tokenizer: Tokenizer, *, rank: int = 0, world_size: int = 1, reference: CausalLM | None = None, **changes) -> RolloutSource:
+def made(
+    policy: CausalLM,
+    tokenizer: Tokenizer,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    reference: CausalLM | None = None,
+    **changes,
+) -> RolloutSource:
     config = RolloutConfig(**{"group_size": 4, "minibatches": 2, "epochs": 2, "max_new_tokens": 9, **changes})
     judge = Judge(tokenizer, {"length": (lambda columns, text, finished: float(columns["n"]), 2.0)}, None, 0.0, 0.5)
     return RolloutSource(
@@ -79,9 +92,16 @@ def test_sampler_and_training_forward_agree_about_every_token(policy: CausalLM, 
     assert metrics["sampler_gap"].value < 1e-4
 
 
-def test_a_sampler_that_disagrees_stops_the_run(policy: CausalLM, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sampler_that_disagrees_stops_the_run(
+    policy: CausalLM, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     honest = generation.generate
-    hotter = lambda model, prompts, s: honest(model, prompts, generation.Sampling(s.max_new_tokens, 2.0, stop=s.stop, seed=s.seed))  # noqa: E731
+
+    def hotter(model: CausalLM, prompts: list, sampling: generation.Sampling) -> list:
+        return honest(
+            model, prompts, generation.Sampling(sampling.max_new_tokens, 2.0, stop=sampling.stop, seed=sampling.seed)
+        )
+
     monkeypatch.setattr(rollout, "generate", hotter)
     with pytest.raises(UserError, match="sampler and training disagree"):
         made(policy, tokenizer).write(0)
@@ -102,7 +122,7 @@ def test_prompts_are_all_met_before_any_is_met_again(policy: CausalLM, tokenizer
     assert sorted(met[:6]) == list(range(6))
     assert sorted(met[6:]) == list(range(6))
     ranks = [[p.columns["n"] for p in made(policy, tokenizer, rank=r, world_size=2).chosen_prompts(0)] for r in (0, 1)]
-    assert [n for pair in zip(*ranks, strict=True) for n in pair] == met[:2]
+    assert [n for pair in zip(*ranks, strict=True) for n in pair] == met[:4]
 
 
 def test_the_same_rollout_number_writes_the_same_rollout(policy: CausalLM, tokenizer: Tokenizer) -> None:
@@ -121,5 +141,5 @@ def test_kl_is_zero_where_policy_is_reference(policy: CausalLM, tokenizer: Token
 
 
 def test_numbers_that_cannot_be_shared_are_refused(policy: CausalLM, tokenizer: Tokenizer) -> None:
-    with pytest.raises(UserError, match="not a multiple of rollout.group_size"):
+    with pytest.raises(UserError, match=r"not a multiple of rollout\.group_size"):
         made(policy, tokenizer, group_size=5)

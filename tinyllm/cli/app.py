@@ -11,8 +11,6 @@ import typer
 from tinyllm import __version__, algorithms, dist
 from tinyllm.cli import show
 from tinyllm.cli.options import PREPARING, READING, TRAINING, TUNING, WHOLE, Common, verb
-from tinyllm.cli.stages import STAGES, Stage, resolve, stage_of
-from tinyllm.config import suggest
 from tinyllm.errors import UserError
 from tinyllm.train import progress
 
@@ -48,13 +46,13 @@ def start(
 @verb(data_app, "prepare", PREPARING, "Data")
 def data_prepare(common: Common) -> None:
     """Train a tokenizer and write token shards; `pretrain` does the same where it finds none."""
-    _run(STAGES["data"], common, function="prepare")
+    _run("data", common, function="prepare")
 
 
 @verb(app, "pretrain", TRAINING, _LEARNING)
 def pretrain(common: Common) -> None:
     """A model from raw text."""
-    _run(STAGES["pretrain"], common)
+    _run("pretrain", common)
 
 
 @verb(app, "sft", TUNING, _LEARNING)
@@ -63,31 +61,31 @@ def sft(
     lora: Annotated[bool, typer.Option("--lora", help="Train a LoRA adapter instead of all weights.")] = False,
 ) -> None:
     """Teach a pretrained model to answer."""
-    _run(STAGES["sft-lora" if lora else "sft"], common, needs="lora" if lora else "")
+    _run("sft-lora" if lora else "sft", common, needs="lora" if lora else "")
 
 
 @verb(app, "rm", TUNING, _ALIGNING)
 def rm(common: Common) -> None:
     """A reward model from preference pairs."""
-    _run(STAGES["rm"], common)
+    _run("rm", common)
 
 
 @verb(app, "align-offline", TUNING, _ALIGNING)
 def align_offline(common: Common, algorithm: Algorithm = None) -> None:
     """Align with preference pairs: dpo (by default), orpo."""
-    _run(stage_of(_known(algorithm, "offline"), "dpo"), common, keys={"algorithm": algorithm})
+    _run(_known(algorithm, "offline") or "dpo", common, default="dpo", keys={"algorithm": algorithm})
 
 
 @verb(app, "align-online", TUNING, _ALIGNING)
 def align_online(common: Common, algorithm: Algorithm = None) -> None:
     """Align with rewards for the model's own answers: grpo (by default), gspo, ppo."""
-    _run(stage_of(_known(algorithm, "online"), "grpo"), common, keys={"algorithm": algorithm})
+    _run(_known(algorithm, "online") or "grpo", common, default="grpo", keys={"algorithm": algorithm})
 
 
 @verb(app, "eval", READING, _USING)
 def evaluate(common: Common) -> None:
     """Perplexity and bits per byte of a checkpoint on held-out text."""
-    _run(STAGES["eval"], common)
+    _run("eval", common)
 
 
 @verb(app, "chat", tuple(n for n in READING if n != "nproc"), _USING)
@@ -100,7 +98,7 @@ def chat(
     """Talk to a checkpoint."""
     if common.json and not prompt:
         raise UserError("--json needs something to answer", where="--json", fix='add -p "..."')
-    _run(STAGES["chat"], common, prompts=prompt or [], stream=not common.json)
+    _run("chat", common, prompts=prompt or [], stream=not common.json)
 
 
 @verb(app, "lifecycle", WHOLE, _USING)
@@ -112,6 +110,8 @@ def lifecycle(
     if not smoke:
         raise UserError("only the rehearsal is there yet", where="tinyllm lifecycle", fix="add --smoke")
     progress.Quiet.on = common.quiet
+    from tinyllm.cli.stages import STAGES, resolve
+
     resolved = {
         key: resolve(stage, None, [], {"seed": common.seed, "device": common.device}, os.environ, fast=True)
         for key, stage in STAGES.items()
@@ -122,8 +122,9 @@ def lifecycle(
 
 
 def _known(algorithm: str | None, family: str) -> str | None:
-    known = algorithms.names(family)
-    if algorithm is not None and algorithm not in known:
+    if algorithm is not None and algorithm not in (known := algorithms.names(family)):
+        from tinyllm.config import suggest
+
         near = suggest(algorithm, known)
         fix = f"use --algorithm {near}" if near else f"choose one of {', '.join(known)}"
         raise UserError(f"there is no {family} algorithm {algorithm!r}", where="--algorithm", fix=fix)
@@ -131,15 +132,19 @@ def _known(algorithm: str | None, family: str) -> str | None:
 
 
 def _run(
-    stage: Stage,
+    key: str,
     common: Common,
     *,
+    default: str = "",
     keys: dict[str, Any] | None = None,
     needs: str = "",
     function: str = "run",
     **more: Any,
 ) -> None:
     """Resolve the configuration, and only then, with everything in order, import the stage and start it."""
+    from tinyllm.cli.stages import resolve, stage_of  # settings take a tenth of a second, and --help needs none
+
+    stage = stage_of(key, default or key)
     progress.Quiet.on = common.quiet
     options = {k: v for k, v in {**common.keys(), **(keys or {})}.items() if v is not None}
     resolved = resolve(stage, common.config, common.set or [], options, os.environ, fast=common.fast_dev_run)

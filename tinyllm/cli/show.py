@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tinyllm.config import Resolved, flat
 from tinyllm.errors import UserError
+
+if TYPE_CHECKING:
+    from tinyllm.config import Resolved
 
 _START = """tinyllm takes a small language model through its whole life, on this machine.
 
@@ -90,6 +92,8 @@ def _number(value: Any) -> str:
 
 def plan(place: str, resolved: Resolved, *, fast: bool, as_json: bool) -> None:
     """--dry-run: every value with its origin, the parent, and what the run would take."""
+    from tinyllm.config import flat
+
     config = resolved.config
     values = {
         name: {"value": value, "origin": resolved.origins.get(name, "default")} for name, value in flat(config).items()

@@ -37,7 +37,9 @@ def run(config: SftConfig, call: Call) -> dict[str, Any]:
     loss_on_val = held_out(answers_from(val, tokenizer, config.data.max_length, "val"), config)
     evaluate = loss_on_val
     if all(map(is_world, config.data.train)):  # the world knows what a right answer is
-        _, asked, _ = read_split(config.data.model_copy(update={"train": ("world:1",), "val": ()}), "prompts", config.seed)
+        _, asked, _ = read_split(
+            config.data.model_copy(update={"train": ("world:1",), "val": ()}), "prompts", config.seed
+        )
         prompts = prompts_from(asked[: config.train.eval_rows], tokenizer, config.data.max_length, "questions")
         judge = gold_judge(tokenizer)
 
