@@ -58,7 +58,7 @@ class Shards:
         return document_starts({"train": self.train, "val": self.val}[split], self.manifest.endoftext)
 
 
-def _place(data: bytes) -> float:
+def place_of(data: bytes) -> float:
     """A fixed point in [0, 1) for each text; validation documents are those below `val_fraction`."""
     return int.from_bytes(hashlib.sha256(data).digest()[:6], "big") / 2**48
 
@@ -206,7 +206,7 @@ def _fill(documents: Iterable[str], tokenizer: Encoder, batch: int, writer: Call
     def flush() -> None:
         for text, ids in zip(held, tokenizer.encode_batch(held), strict=True):
             data = text.encode()
-            place = _place(data)
+            place = place_of(data)
             writer(place).add(ids, place, len(data))
         held.clear()
 

@@ -93,7 +93,7 @@ def read_split(
             val += _from_world(
                 kind, f"world:{_WORLD_VAL}", "val", seed, {k: v for k, v in world_options.items() if k == "task"}
             )
-        places = [shards.split_of(repr(record), data.val_fraction) for record in from_files]
+        places = ["val" if shards.place_of(repr(r).encode()) < data.val_fraction else "train" for r in from_files]
         if from_files and len(from_files) > 1 and "val" not in places:
             places[-1] = "val"
         val += [r for r, place in zip(from_files, places, strict=True) if place == "val"]
