@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -219,7 +218,8 @@ try:
     print([d.text for d in read([sys.argv[1]], "documents", on_bad_line=sys.argv[2])])
 except UserError as e:
     print(e)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+# not ru_maxrss: a child inherits its parent's
+print(next(int(l.split()[1]) // 1024 for l in open("/proc/self/status") if l.startswith("VmHWM")))
 """
     for mode, expected in (
         ("error", "error: one line of 209,715,213 bytes; the most is 33,554,432"),
@@ -231,7 +231,6 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
     path.rename(tmp_path / "x.txt")
     done = run(code, str(tmp_path / "x.txt"), "error")
     assert done.stdout.decode().startswith("error: one line of")
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 600 << 10
 
 
 def test_a_line_of_just_the_limit_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

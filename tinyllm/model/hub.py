@@ -22,14 +22,14 @@ from tinyllm.model.config import ModelConfig
 from tinyllm.model.transformer import CausalLM, SequenceScorer
 
 _CLASSES = {"qwen3": "Qwen3", "llama": "Llama", "qwen2": "Qwen2"}
-_TASKS: dict[type[nn.Module], str] = {CausalLM: "ForCausalLM", SequenceScorer: "ForSequenceClassification"}
 
 
 def describe(model: CausalLM | SequenceScorer, *, bos: int | None, eos: int | None, pad: int | None) -> dict[str, Any]:
     """config.json as a dict. Old and new spellings side by side, because readers differ in which they know."""
     config = model.config
+    task = "ForCausalLM" if isinstance(model, CausalLM) else "ForSequenceClassification"
     found: dict[str, Any] = {
-        "architectures": [_CLASSES[config.model_type] + _TASKS[type(model)]],
+        "architectures": [_CLASSES[config.model_type] + task],
         **config.model_dump(),
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
         "hidden_act": "silu",

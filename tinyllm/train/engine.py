@@ -7,6 +7,7 @@ What happens between steps (evaluation, checkpoints, log lines) is hooks, run by
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
@@ -51,10 +52,7 @@ class Engine:
         self.optimizers = optim.build(model, config)
         self.updates = 0  # done so far
         if dist.world_size() > 1:
-            from torch.distributed._composable.replicate import replicate
-
-            device = {"device_id": self.device} if self.device.type == "cuda" else {}
-            replicate(model, broadcast_buffers=False, gradient_as_bucket_view=True, **device)
+            replicated(model, self.device)
 
     def autocast(self) -> AbstractContextManager:
         return autocast(self.precision, self.device)
@@ -145,6 +143,22 @@ class Engine:
             # fused Adam keeps its step count beside the weights, so that it need not be fetched
             place = self.device if kind != "step" or self.device.type == "cuda" else "cpu"
             homes[id(parameter)].state[parameter][kind] = value.to(place)
+
+
+def replicated(model: nn.Module, device: torch.device) -> None:
+    """Let torch.distributed hook itself into `model`, in place: gradients meet during the backward pass.
+
+    Buffers are not exchanged: rotary tables are equal everywhere, and ranks may evaluate unequal numbers of batches.
+    """
+    from torch.distributed._composable.replicate import replicate
+    from torch.nn.parallel import DistributedDataParallel
+
+    options: dict[str, Any] = {"gradient_as_bucket_view": True}
+    known = inspect.signature(DistributedDataParallel).parameters
+    options["forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"] = False
+    if device.type == "cuda":
+        options["device_id"] = device
+    replicate(model, **options)
 
 
 def pool_over_ranks(means: dict[str, Mean], device: torch.device) -> dict[str, Mean]:
