@@ -7,7 +7,7 @@ import torch
 from pydantic import ValidationError
 
 from tinyllm.model.config import ModelConfig
-from tinyllm.model.kernels import attention, rms_norm, rotate
+from tinyllm.model.kernels import attention, explicit_attention, rms_norm, rotate
 from tinyllm.model.transformer import CausalLM, RMSNorm, SequenceScorer, initialise, set_dropout
 
 TINY = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
@@ -160,9 +160,12 @@ def test_written_out_attention_is_the_library_s(kv_heads: int) -> None:
     k, v = (
         torch.randn(2, kv_heads, 9, 8, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(2)
     )
-    ours = attention(q, k, v, None)
+    ours = explicit_attention(q, k, v)
     theirs = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
     torch.testing.assert_close(ours, theirs)
     weights = torch.randn(ours.shape, generator=generator, dtype=torch.float64)
     for a, b in zip(*(torch.autograd.grad((y * weights).sum(), (q, k, v)) for y in (ours, theirs)), strict=True):
         torch.testing.assert_close(a, b)
+    torch.testing.assert_close(attention(q, k, v, None), theirs)  # whichever of the two is chosen
+    half = [x.detach().bfloat16() for x in (q, k, v)]
+    torch.testing.assert_close(attention(*half, None).double(), theirs, atol=0.05, rtol=0.05)
