@@ -30,7 +30,7 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)
-        square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide).square_().div_(x.shape[-1])
+        square = x.to(wide).square().mean(-1, keepdim=True)
         scale = square.add_(eps).rsqrt_().to(x.dtype)
         ctx.save_for_backward(x, scale, weight)
         return (x * scale).mul_(weight.to(x.dtype)).to(dtype)

@@ -121,10 +121,11 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        frequencies = config.rope_theta ** (-torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim)
-        angles = torch.outer(torch.arange(config.max_position_embeddings, dtype=torch.float64), frequencies)
-        self.register_buffer("cos", angles.cos().float(), persistent=False)  # (positions, head_dim / 2)
-        self.register_buffer("sin", angles.sin().float(), persistent=False)
+        # in float32 and in this order, as transformers does: other roundings show in the fifth digit of the logits
+        frequencies = 1.0 / config.rope_theta ** (torch.arange(0, config.head_dim, 2).float() / config.head_dim)
+        angles = torch.outer(torch.arange(config.max_position_embeddings).float(), frequencies)
+        self.register_buffer("cos", angles.cos(), persistent=False)  # (positions, head_dim / 2)
+        self.register_buffer("sin", angles.sin(), persistent=False)
 
     def forward(self, ids: Tensor, attend: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         """Final hidden states (B, T, D) of `ids` (B, T).
