@@ -106,7 +106,9 @@ def build(name: str, micro: int) -> tuple[Engine, object]:
     """The engine and its source; `micro` rows a forward pass."""
     model, optim = (
         fresh(),
-        OptimConfig(learning_rate=3e-3, warmup_steps=0, optimizer="muon" if name == "muon" else "adamw", eps=1e-3),
+        OptimConfig(
+            learning_rate=3e-3, warmup_steps=0, optimizer="muon" if name == "muon" else "adamw", eps=1e-3, clip_norm=1e6
+        ),
     )
     online = {"ppo": ppo, "grpo": grpo, "gspo": gspo}
     if name in online:

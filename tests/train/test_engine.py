@@ -159,3 +159,13 @@ def test_a_device_that_is_not_there() -> None:
     assert caught.value.code == 4
     assert choose_device("auto").type in ("cpu", "mps")
     assert choose_precision("fp32", torch.device("cpu")) == "fp32"
+
+
+def test_the_update_follows_the_gradient_of_the_mean() -> None:
+    """Unequal micro-batches, nothing clipped: the sum of gradients over the count of all rows, in absolute size."""
+    engine = tiny(squared)
+    before = engine.model.weight.detach().clone()
+    engine.optimizers = [torch.optim.SGD(engine.model.parameters(), lr=0.1)]
+    figures = engine.step([torch.full((1, 2), 0.1), torch.full((2, 2), 0.1)])
+    torch.testing.assert_close(before - engine.model.weight, torch.full((1, 2), 0.1 * 2 * 0.2 * 0.1))
+    assert figures["grad_norm"] == pytest.approx(0.04 * 2**0.5)
