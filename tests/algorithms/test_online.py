@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tinyllm.algorithms import common, grpo, gspo, ppo
+from tinyllm.algorithms import cispo, common, dapo, dr_grpo, grpo, gspo, ppo, rloo
 from tinyllm.data.batches import Samples
 from tinyllm.model import hub
 from tinyllm.model.config import ModelConfig
@@ -186,10 +186,11 @@ def test_grpo_is_its_formula(policy: CausalLM) -> None:
         rows.append(torch.stack(terms).mean())
         tokens += terms
     torch.testing.assert_close(value(grpo.loss(settings, policy, batch)), torch.stack(rows).mean(), atol=1e-12, rtol=0)
-    by_token = settings.model_copy(update={"normaliser": "token"})
-    torch.testing.assert_close(
-        value(grpo.loss(by_token, policy, batch)), torch.stack(tokens).mean(), atol=1e-12, rtol=0
-    )
+    common_settings = {"clip_low": 0.2, "clip_high": 0.3, "kl_coef": 0.07, "kl_weighted": False}
+    by_token = dapo.loss(dapo.Settings(**common_settings), policy, batch)
+    torch.testing.assert_close(value(by_token), torch.stack(tokens).mean(), atol=1e-12, rtol=0)
+    by_budget = dr_grpo.loss(dr_grpo.Settings(**common_settings), policy, replace(batch, budget=11))
+    torch.testing.assert_close(value(by_budget), torch.stack(tokens).sum() / (4 * 11), atol=1e-12, rtol=0)
 
 
 def test_gspo_is_its_formula(policy: CausalLM) -> None:
@@ -228,8 +229,8 @@ def test_weighted_k3_has_the_gradient_of_the_true_kl() -> None:
     log_p = torch.log_softmax(logits, 0)
     old = log_p.detach()
     true = torch.autograd.grad((log_p.exp() * (log_p - reference)).sum(), logits, retain_graph=True)[0]
-    weighted = (old.exp() * grpo.kl_penalty(log_p, old, reference, weighted=True)).sum()
-    plain = (old.exp() * grpo.kl_penalty(log_p, old, reference, weighted=False)).sum()
+    weighted = (old.exp() * common.kl_penalty(log_p, old, reference, weighted=True)).sum()
+    plain = (old.exp() * common.kl_penalty(log_p, old, reference, weighted=False)).sum()
     torch.testing.assert_close(torch.autograd.grad(weighted, logits, retain_graph=True)[0], true, atol=1e-12, rtol=0)
     assert not torch.allclose(torch.autograd.grad(plain, logits)[0], true, atol=1e-3)
     assert abs(float(plain) - float((old.exp() * (old - reference)).sum())) < 1e-12

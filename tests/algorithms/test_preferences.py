@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from tinyllm.algorithms import bradley_terry, dpo, orpo
-from tinyllm.data.batches import Pairs, Preferences, TokenPair
+from tinyllm.data.batches import Pairs
+from tinyllm.data.datasets import Preferences, TokenPair
 from tinyllm.model.config import ModelConfig
 from tinyllm.model.transformer import CausalLM, SequenceScorer
 

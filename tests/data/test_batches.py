@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from tinyllm.data.batches import Answers, Preferences, Source, TokenPair, Windows, right_padded, scored_documents
+from tinyllm.data.batches import Source, right_padded
+from tinyllm.data.datasets import Answers, Preferences, TokenPair, Windows, scored_documents
 from tinyllm.errors import UserError
 
 

@@ -270,9 +270,43 @@ REFUSED = [
         "tinyllm rm",
     ),
     ("pairs", {"text": "x"}, "these are documents (format text), and pairs were asked for", "tinyllm pretrain"),
-    ("conversations", {"messages": turns("u:q", "a:x"), "label": True}, "KTO data", "prompt, chosen and rejected"),
-    ("prompts", {"prompt": "q", "completion": "x", "label": False}, "KTO data", "prompt, chosen and rejected"),
+    (
+        "conversations",
+        {"messages": turns("u:q", "a:x"), "label": True},
+        "these are judgements (format messages-label)",
+        "tinyllm align-offline --algorithm kto",
+    ),
+    (
+        "prompts",
+        {"prompt": "q", "completion": "x", "label": False},
+        "these are judgements (format prompt-completion-label)",
+        "tinyllm align-offline --algorithm kto",
+    ),
+    ("judgements", {"prompt": "q", "completion": "x", "label": "yes"}, "label: true or false was expected", "skip"),
 ]
+
+
+@pytest.mark.parametrize(
+    ("row", "want"),
+    [
+        ({"prompt": "q", "completion": "x", "label": True}, [("q", "x", True)]),
+        ({"prompt": turns("u:q"), "completion": turns("a:x"), "label": False}, [("q", "x", False)]),
+        ({"messages": turns("u:q", "a:x"), "label": False}, [("q", "x", False)]),
+        ({"conversations": sharegpt("u:q", "a:x"), "label": True}, [("q", "x", True)]),
+        ({"prompt": "q", "chosen": "x", "rejected": "y"}, [("q", "x", True), ("q", "y", False)]),
+    ],
+)
+def test_judgements(tmp_path: Path, row: dict[str, Any], want: list[tuple[str, str, bool]]) -> None:
+    found = list(reader(tmp_path, "judgements", row))
+    assert [(j.prompt[-1]["content"], j.completion[0]["content"], j.good) for j in found] == want
+    assert {j.completion[0]["role"] for j in found} == {"assistant"}
+
+
+def test_a_judged_conversation_that_ends_with_a_question_is_dropped(tmp_path: Path) -> None:
+    rows = [{"messages": turns("u:q"), "label": True}, {"messages": turns("u:q", "a:x"), "label": True}]
+    data = reader(tmp_path, "judgements", *rows)
+    assert len(list(data)) == 1
+    assert list(data.report.dropped) == ["the conversation does not end with an answer"]
 
 
 @pytest.mark.parametrize(("kind", "row", "what", "fix"), REFUSED)

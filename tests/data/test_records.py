@@ -271,4 +271,7 @@ def test_real_contents(shared: Path) -> None:
     persona = next(iter(read([data / "preference" / "persona_interest-in-art.jsonl.gz"], "pairs")))
     assert (persona.chosen[0]["content"], persona.rejected[0]["content"]) == ("Yes", "No")
     error = refused(data / "preference" / "lf_kto_en_demo.json.gz", "conversations")
-    assert error.what.startswith("KTO data")
+    assert error.what.startswith("these are judgements")
+    judged = list(read([data / "preference" / "lf_kto_en_demo.json.gz"], "judgements"))
+    assert len(judged) == 240
+    assert {j.good for j in judged} == {True, False}

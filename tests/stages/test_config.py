@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tinyllm import algorithms
-from tinyllm.cli.stages import STAGES, configs_folder, resolve, stage_of
+from tinyllm.cli.stages import OFFLINE, ONLINE, STAGES, configs_folder, resolve, stage_of
 from tinyllm.config import load
 
 FILES = sorted(configs_folder().rglob("*.yaml"))
@@ -36,7 +36,7 @@ def test_every_shipped_file_loads(key: str, fast: bool) -> None:
     resolved = resolve(STAGES[key], None, [], {}, {}, fast=fast)
     if fast:
         assert resolved.config.name == "fast-dev-run"
-    if key in ("dpo", "orpo", "ppo", "gspo", "grpo"):
+    if key in (*OFFLINE, *ONLINE):
         assert resolved.config.algorithm == key
 
 

@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 
 from tinyllm import dist
 from tinyllm.algorithms import bradley_terry, dpo, grpo, gspo, next_token, orpo, ppo
-from tinyllm.data.batches import Answers, Preferences, Samples, Source, TokenPair
+from tinyllm.data.batches import Samples, Source
+from tinyllm.data.datasets import Answers, Preferences, TokenPair
 from tinyllm.model import hub, lora
 from tinyllm.model.config import LoRAConfig, ModelConfig
 from tinyllm.model.transformer import ActorCritic, CausalLM, initialise

@@ -2,6 +2,8 @@
 
 A file offers `Settings` (a Config) and `loss(settings, model, batch) -> (Mean, metrics)`. Online algorithms add
 `credit(settings, samples) -> samples`, which turns rewards into advantages, and may set `CRITIC = True` to be given an `ActorCritic`.
+Offline ones say which `DATA` they learn from (pairs, judgements) and may
+`prepare(settings, model, batches) -> batches` a whole optimiser step, where the loss needs to know something of all of it.
 `FAMILY` says which command runs it. Nothing here imports torch when it is imported: settings must be checkable in milliseconds.
 """
 

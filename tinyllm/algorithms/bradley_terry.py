@@ -32,7 +32,7 @@ def loss(settings: Settings, model: SequenceScorer, batch: Pairs) -> tuple[Mean,
     gap = chosen - rejected
     per_pair = -log_sigmoid(gap - batch.margin) + settings.centering * (chosen + rejected).square()
     return over(per_pair), {
-        "accuracy": over((gap > 0).double()),
+        "accuracy": over((gap > 0).float()),
         "margin": over(gap),
         "rewards/chosen": over(chosen),
         "rewards/rejected": over(rejected),

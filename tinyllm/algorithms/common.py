@@ -8,7 +8,20 @@ from tinyllm import dist
 from tinyllm.mean import Mean, masked
 
 if TYPE_CHECKING:
+    from typing import Protocol
+
     from torch import Tensor
+
+    from tinyllm.data.batches import Samples
+    from tinyllm.model.transformer import CausalLM
+
+    class TokenSettings(Protocol):
+        """What a loss with one ratio a token is told."""
+
+        clip_low: float
+        clip_high: float
+        kl_coef: float
+        kl_weighted: bool
 
 
 def log_sigmoid(x: Tensor) -> Tensor:
@@ -43,9 +56,43 @@ def policy_metrics(log_probs: Tensor, old: Tensor, entropy: Tensor, mask: Tensor
     }
 
 
+def kl_penalty(log_probs: Tensor, old: Tensor, reference: Tensor, weighted: bool) -> Tensor:
+    """k3 per token (B, T). Weighted by the ratio its gradient is that of KL(pi || ref) (arXiv 2512.02556); without, that of the KL
+    the other way round."""
+    plain = k3(log_probs, reference)
+    return plain * (log_probs - old).exp() if weighted else plain
+
+
+def per_answer(values: Tensor, mask: Tensor) -> Tensor:
+    """The mean over each answer's tokens, (B,)."""
+    return (values * mask).sum(1) / mask.sum(1).clamp(min=1)
+
+
+def token_surrogate(
+    settings: TokenSettings, model: CausalLM, batch: Samples, temperature: float
+) -> tuple[Tensor, dict[str, Mean]]:
+    """Per token (B, T): -min(rho A, clip(rho, 1 - low, 1 + high) A) + kl_coef k3, rho_t = pi / pi_old; and the usual metrics.
+
+    GRPO, Dr. GRPO and DAPO share it and differ in what they average it over.
+    """
+    mask = batch.mask
+    scores = model.log_probs(batch.ids, mask, temperature=temperature, entropy=True)
+    ratio = (scores.log_probs - batch.old).exp()
+    per_token = clipped(ratio, batch.advantage, settings.clip_low, settings.clip_high)
+    metrics = policy_metrics(scores.log_probs, batch.old, scores.entropy, mask) | {
+        "clip_fraction": masked(outside(ratio, batch.advantage, settings.clip_low, settings.clip_high), mask)
+    }
+    if batch.reference is not None:
+        metrics["kl"] = masked(k3(scores.log_probs, batch.reference), mask)
+        penalty = kl_penalty(scores.log_probs, batch.old, batch.reference, settings.kl_weighted)
+        per_token = per_token + settings.kl_coef * penalty
+    return per_token, metrics
+
+
 def moments(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and unbiased variance of the masked values, over all ranks."""
-    kept = values.double() * mask
+    wide = values if values.device.type == "mps" else values.double()  # which has no float64
+    kept = wide * mask
     total, square, count = dist.sum_(kept.new_tensor([kept.sum(), (kept * kept).sum(), mask.sum()])).unbind()
     mean = total / count
     variance = (square - count * mean * mean).clamp(min=0) / (count - 1).clamp(min=1)
@@ -74,8 +121,15 @@ def group_advantage(reward: Tensor, group: Tensor, scale: str, eps: float = 1e-4
     return centred / (variance.sqrt() + eps)
 
 
+def leave_one_out(reward: Tensor, group: Tensor) -> Tensor:
+    """r_i minus the mean of the *other* rewards of its group (B,); 0 for an answer without siblings. arXiv 2402.14740 section 3.2."""
+    members = (group[:, None] == group[None, :]).to(reward.dtype)
+    others = members.sum(1) - 1
+    return (reward - (members @ reward - reward) / others.clamp(min=1)) * (others > 0)
+
+
 def constant_groups(reward: Tensor, group: Tensor) -> Mean:
     """The share of answers in groups whose rewards are all equal: they teach nothing."""
     members = group[:, None] == group[None, :]
     spread = reward.where(members, float("-inf")).amax(1) - reward.where(members, float("inf")).amin(1)
-    return Mean((spread == 0).double().sum(), len(reward))
+    return Mean((spread == 0).float().sum(), len(reward))

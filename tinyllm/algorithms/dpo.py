@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 FAMILY = "offline"
 REFERENCE = True
+DATA = "pairs"
 
 
 class Settings(Config):
@@ -75,7 +76,7 @@ def loss(settings: Settings, model: CausalLM, batch: Pairs) -> tuple[Mean, dict[
     averaged_chosen, averaged_rejected = (moved / batch.mask.sum(1)).chunk(2)
     per_pair = VARIANTS[settings.variant](settings, chosen - rejected, averaged_chosen - averaged_rejected)
     return over(per_pair), {
-        "rewards/accuracies": over((chosen > rejected).double()),
+        "rewards/accuracies": over((chosen > rejected).float()),
         "rewards/margins": over(settings.beta * (chosen - rejected)),
         "rewards/chosen": over(settings.beta * chosen),
         "rewards/rejected": over(settings.beta * rejected),

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from tinyllm.algorithms.common import clipped, k3, outside, policy_metrics
-from tinyllm.algorithms.grpo import credit, kl_penalty, per_answer, uses_reference
+from tinyllm.algorithms.common import clipped, k3, kl_penalty, outside, per_answer, policy_metrics
+from tinyllm.algorithms.grpo import credit, uses_reference
 from tinyllm.config import Config
 from tinyllm.mean import Mean, masked, over
 

@@ -1,6 +1,7 @@
 """Next-token prediction: pretraining, and supervised fine-tuning with a mask.
 
-L = - sum_t m_t log p(y_t | y_<t) / N, where N counts the scored tokens of the whole optimiser step, over micro-batches and ranks.
+L = - sum_t m_t log p(y_t | y_<t) / N, where N counts the scored tokens of the whole optimiser step, over micro-batches and ranks: a mean
+of means would weigh a token by the company it keeps. Packed rows name each token's document, so that none sees another's.
 """
 
 from __future__ import annotations
@@ -22,5 +23,5 @@ class Settings(Config):
 
 
 def loss(settings: Settings, model: CausalLM, batch: Rows) -> tuple[Mean, dict[str, Mean]]:
-    scores = model.log_probs(batch.ids, batch.mask)
+    scores = model.log_probs(batch.ids, batch.mask, attend=batch.documents)
     return Mean(-scores.log_probs.sum(), batch.mask.sum()), {}

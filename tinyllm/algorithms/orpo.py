@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 FAMILY = "offline"
 REFERENCE = False
+DATA = "pairs"
 
 
 class Settings(Config):
@@ -59,7 +60,7 @@ def loss(settings: Settings, model: CausalLM, batch: Pairs) -> tuple[Mean, dict[
         "nll_loss": Mean(nll, scored[:pairs].sum()),
         "log_odds_ratio": Mean(-preference, pairs),
         "log_odds_chosen": over(log_odds),
-        "rewards/accuracies": over((chosen > rejected).double()),
+        "rewards/accuracies": over((chosen > rejected).float()),
         "rewards/margins": over(settings.weight * (chosen - rejected)),
         "logps/chosen": over(chosen),
         "logps/rejected": over(rejected),

@@ -1,6 +1,7 @@
 """Proximal policy optimisation with a critic (arXiv 1707.06347), as used for language (arXiv 1909.08593, 2009.01325).
 
-Reward of token t: -kl_coef (log pi_old - log ref)_t, and at the answer's last token, the one that ended it, the answer's score.
+Reward of token t: -kl_coef KL_t with KL_t = (log pi_old - log ref)_t, k1 (or its k3); and the answer's score at its last token, the one
+that ended it.
     delta_t = r_t + gamma V_{t+1} - V_t,   A_t = sum_l (gamma lam)^l delta_{t+l}  (arXiv 1506.02438 Eq. 16),   R_t = A_t + V_t
     L = max(-A rho, -A clip(rho, 1-e, 1+e)) + vf_coef 1/2 max((V - R)^2, (V_old + clip(V - V_old, -+e_v) - R)^2)
 A is whitened over the whole rollout before it is used; both terms are means over the answers' tokens.
@@ -9,11 +10,11 @@ A is whitened over the whole rollout before it is used; both terms are means ove
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from tinyllm.algorithms.common import clipped, outside, policy_metrics, whitened
+from tinyllm.algorithms.common import clipped, k3, outside, policy_metrics, whitened
 from tinyllm.config import Config
 from tinyllm.mean import Mean, masked
 
@@ -36,6 +37,8 @@ class Settings(Config):
     vf_coef: float = Field(0.1, ge=0)
     kl_coef: float = Field(0.05, ge=0)
     """of the KL to the reference, per token, in the reward"""
+    kl_estimator: Literal["k1", "k3"] = "k1"
+    """k1 = log(pi/ref) is unbiased and may be negative; k3 = e^-k1 - 1 + k1 never is"""
     whiten: bool = True
 
 
@@ -47,7 +50,9 @@ def token_rewards(settings: Settings, samples: Samples) -> Tensor:
     """(B, T): the KL penalty at every token of the answer and the score at its last one."""
     rewards = samples.old.new_zeros(samples.mask.shape)
     if samples.reference is not None:
-        rewards = -settings.kl_coef * (samples.old - samples.reference)
+        k1 = samples.old - samples.reference
+        kl = k1 if settings.kl_estimator == "k1" else k3(samples.old, samples.reference)
+        rewards = -settings.kl_coef * kl
     last = samples.mask.flip(1).cumsum(1).flip(1) == 1  # one token of the answer is left: this one
     return (rewards + samples.reward[:, None] * (last & samples.mask)) * samples.mask
 

@@ -72,13 +72,13 @@ def rm(common: Common) -> None:
 
 @verb(app, "align-offline", TUNING, _ALIGNING)
 def align_offline(common: Common, algorithm: Algorithm = None) -> None:
-    """Align with preference pairs: dpo (by default), orpo."""
+    """Align with preferences: dpo (by default), orpo, simpo, kto."""
     _run(_known(algorithm, "offline") or "dpo", common, default="dpo", keys={"algorithm": algorithm})
 
 
 @verb(app, "align-online", TUNING, _ALIGNING)
 def align_online(common: Common, algorithm: Algorithm = None) -> None:
-    """Align with rewards for the model's own answers: grpo (by default), gspo, ppo."""
+    """Align with rewards for the model's own answers: grpo (by default), dr_grpo, dapo, gspo, cispo, rloo, ppo."""
     _run(_known(algorithm, "online") or "grpo", common, default="grpo", keys={"algorithm": algorithm})
 
 

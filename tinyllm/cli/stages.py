@@ -28,10 +28,8 @@ class Stage:
 
 
 _PRETRAIN = "pretrain/1.4M_pretrain_fast.yaml"
-OFFLINE, ONLINE = (
-    ("dpo", "orpo"),
-    ("ppo", "gspo", "grpo"),
-)  # those with a shipped configuration, in the guide's order; the first by default
+# those with a shipped configuration, in the guide's order; the first by default
+OFFLINE, ONLINE = ("dpo", "orpo", "simpo", "kto"), ("ppo", "gspo", "grpo", "dapo", "rloo")
 STAGES = {
     "data": Stage("data", settings.PretrainConfig, _PRETRAIN, "data"),
     "pretrain": Stage("pretrain", settings.PretrainConfig, _PRETRAIN, "pretrain"),

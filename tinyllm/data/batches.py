@@ -9,7 +9,7 @@ Left out: worker processes (the token arrays are in memory or mapped; making a b
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol, TypeVar
 
@@ -37,6 +37,7 @@ class Rows(_Batch):
 
     ids: Tensor  # (B, T) int64
     mask: Tensor  # (B, T) bool, tokens that are scored; column 0 never is
+    documents: Tensor | None = None  # (B, T) int64, which document of a packed row a token is of, from 1; 0 is padding
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,10 @@ class Source:
             self._epoch, self._order = epoch, generator.permutation(len(self.dataset))
         return self._order
 
+    def spare(self) -> list[Any]:
+        """A batch of one record, for a rank that has none of its own and must still take part in what all ranks do."""
+        return [self.dataset.collate([0], 0, [0])]
+
     def passes(self, limit: int) -> Iterator[Any]:
         """This rank's share of the first `limit` records once, in order: for validation."""
         mine = list(range(self.rank, min(limit, len(self.dataset)), self.world_size))
@@ -124,119 +129,18 @@ class Source:
             yield self.dataset.collate(part, 0, part)
 
 
-class Windows:
-    """A stream of tokens cut into rows of `length` + 1: each of its tokens but the first is predicted from those before it.
-
-    Every epoch cuts at another offset, so that no token always stands at a window's edge.
-    """
-
-    def __init__(self, tokens: np.ndarray, length: int, *, seed: int, shifted: bool = True):
-        self.tokens, self.width, self.seed = tokens, length, seed
-        self.rows = (len(tokens) - 1 - (length - 1 if shifted else 0)) // length
-        self.shifted = shifted
-        if self.rows < 1:
-            raise UserError(
-                f"{len(tokens)} tokens are too few for one row of {length}",
-                where="data",
-                fix="add text, or lower data.max_length",
-            )
-
-    def __len__(self) -> int:
-        return self.rows
-
-    def length(self, index: int) -> int:
-        return self.width
-
-    def collate(self, indices: Sequence[int], epoch: int, step: Sequence[int]) -> Rows:
-        offset = (
-            int(np.random.Generator(np.random.Philox(key=[self.seed, epoch])).integers(self.width))
-            if self.shifted
-            else 0
-        )
-        starts = np.asarray(indices) * self.width + offset
-        ids = torch.from_numpy(self.tokens[starts[:, None] + np.arange(self.width + 1)].astype(np.int64))
-        mask = torch.ones(ids.shape, dtype=torch.bool)
-        mask[:, 0] = False
-        return Rows(ids, mask)
-
-
-class Answers:
-    """Conversations as token rows with the mask of what the assistant said."""
-
-    def __init__(self, rows: Sequence[tuple[Sequence[int], Sequence[bool]]], pad: int):
-        self.rows = [(np.asarray(ids, dtype=np.int64), np.asarray(mask, dtype=bool)) for ids, mask in rows]
-        self.pad = pad
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def length(self, index: int) -> int:
-        return len(self.rows[index][0])
-
-    def collate(self, indices: Sequence[int], epoch: int, step: Sequence[int]) -> Rows:
-        chosen = [self.rows[i] for i in indices]
-        ids = right_padded([ids for ids, _ in chosen], self.pad)
-        mask = right_padded([mask for _, mask in chosen], False)
-        mask[:, 0] = False
-        return Rows(ids, mask)
-
-
-def scored_documents(
-    documents: Iterable[Sequence[int]], context: int, begin: int
-) -> list[tuple[list[int], list[bool]]]:
-    """Rows that score every token of every document once, each document behind the token `begin` that is not scored.
-
-    A document longer than `context` is read through windows that overlap by half, so no token is judged with less than half a context.
-    """
-    rows: list[tuple[list[int], list[bool]]] = []
-    for document in documents:
-        ids = [begin, *(int(i) for i in document)]
-        start, scored = 0, 1
-        while scored < len(ids):
-            row = ids[start : start + context]
-            rows.append((row, [position >= scored for position in range(start, start + len(row))]))
-            scored = start + len(row)
-            start = scored - context // 2
-    return rows
-
-
 @dataclass(frozen=True)
-class TokenPair:
-    """One preference as token ids."""
+class Judged(_Batch):
+    """Single answers, each called good or bad: rows 0..N-1. Rows N..2N-1 hold the same prompts with answers to *other* prompts, from
+    which KTO estimates how far the policy has moved as a whole."""
 
-    prompt: Sequence[int]
-    chosen: Sequence[int]
-    rejected: Sequence[int]
-    margin: float = 0.0
-
-
-class Preferences:
-    """Preference pairs; `reference` (N, 2), once it is known, holds each answer's log-probability under the reference."""
-
-    def __init__(self, pairs: Sequence[TokenPair], pad: int):
-        self.pairs, self.pad = pairs, pad
-        self.reference: Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def length(self, index: int) -> int:
-        pair = self.pairs[index]
-        return len(pair.prompt) + max(len(pair.chosen), len(pair.rejected))
-
-    def collate(self, indices: Sequence[int], epoch: int, step: Sequence[int]) -> Pairs:
-        chosen = [self.pairs[i] for i in indices]
-        rows = [(p.prompt, p.chosen) for p in chosen] + [(p.prompt, p.rejected) for p in chosen]
-        whole = [self.pairs[i] for i in step]
-        return Pairs(
-            ids=right_padded([[*prompt, *answer] for prompt, answer in rows], self.pad),
-            mask=right_padded([[False] * len(prompt) + [True] * len(answer) for prompt, answer in rows], False),
-            real=right_padded([[True] * (len(prompt) + len(answer)) for prompt, answer in rows], False),
-            margin=torch.tensor([p.margin for p in chosen]),
-            reference=None if self.reference is None else self.reference[list(indices)].T.reshape(-1),
-            tokens_per_pair=sum(len(p.prompt) - 1 + len(p.chosen) for p in whole) / len(whole),
-            answer_tokens_per_pair=sum(len(p.chosen) for p in whole) / len(whole),
-        )
+    ids: Tensor  # (2N, T)
+    mask: Tensor  # (2N, T) the answer's tokens, its end token included
+    good: Tensor  # (N,) bool
+    reference: Tensor | None = None  # (2N,) log-probability of each answer under the reference
+    kl: Tensor | None = (
+        None  # () the estimate, of the whole optimiser step, over micro-batches and ranks. None: of this batch alone
+    )
 
 
 @dataclass(frozen=True)
@@ -254,6 +158,7 @@ class Samples(_Batch):
     values: Tensor | None = None  # (B, T) the critic's, before each token
     advantage: Tensor | None = None  # (B, T)
     returns: Tensor | None = None  # (B, T)
+    budget: int = 0  # the most tokens an answer may have
 
     def rows(self, indices: Sequence[int]) -> Samples:
         """Some of the rows, with columns that only padding fills cut off (to a multiple of `WIDTH_STEP`)."""

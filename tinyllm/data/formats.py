@@ -1,9 +1,7 @@
-"""Records of any accepted format to four normal forms: documents, conversations, pairs, prompts.
+"""Records of any accepted format to five normal forms: documents, conversations, pairs, judgements, prompts.
 
 `FORMATS` is the whole list: which columns a format needs and what turns one row into records. A format is chosen once
 per file, from its first row.
-
-Left out: KTO (one answer with a label; no stage trains on it).
 """
 
 from __future__ import annotations
@@ -18,10 +16,13 @@ from tinyllm.data.turns import (
     Data,
     Document,
     Dropped,
+    Judgement,
     Note,
+    Pair,
     Prompt,
     Record,
     as_conversation,
+    as_judgement,
     as_pair,
     as_prompt,
     listed,
@@ -34,7 +35,7 @@ from tinyllm.data.turns import (
 )
 from tinyllm.text.chat import Message
 
-KINDS = ("documents", "conversations", "pairs", "prompts")
+KINDS = ("documents", "conversations", "pairs", "judgements", "prompts")
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,29 @@ def _implicit_preference(row: Data, note: Note) -> list[Record]:
     return as_pair(row, *_shared(row), note)
 
 
+def _labelled_turns(row: Data, note: Note) -> list[Record]:
+    """A conversation whose last answer is judged."""
+    column = "messages" if "messages" in row else "conversations"
+    turns = turns_of(row[column], column)
+    if turns and turns[-1]["role"] == "assistant":
+        return as_judgement(row, turns[:-1], turns[-1:], note)
+    raise Dropped("the conversation does not end with an answer")
+
+
+def _labelled_completion(row: Data, note: Note) -> list[Record]:
+    return as_judgement(row, side_of(row, "prompt", "user"), side_of(row, "completion", "assistant"), note)
+
+
+def _both_judged(convert: Callable[[Data, Note], list[Record]]) -> Callable[[Data, Note], list[Record]]:
+    """Of a pair, the chosen answer is a good one and the rejected one a bad one."""
+
+    def each(row: Data, note: Note) -> list[Record]:
+        pairs = [pair for pair in convert(row, note) if isinstance(pair, Pair)]
+        return [Judgement(p.prompt, side, side is p.chosen) for p in pairs for side in (p.chosen, p.rejected)]
+
+    return each
+
+
 def _asked(messages: list[Message], row: Data, note: Note, *, used: tuple[str, ...]) -> list[Record]:
     columns = {key: value for key, value in row.items() if key not in (*used, "system", "tools")}
     return [Prompt(as_prompt(with_system(row, messages, note), note), columns)]
@@ -223,6 +247,11 @@ FORMATS: dict[str, dict[str, Format]] = {
         "alpaca-preference": Format(("instruction", *_CHOICE), _alpaca_preference),
         "implicit-preference": Format(_CHOICE, _implicit_preference),
     },
+    "judgements": {
+        "prompt-completion-label": Format(("prompt", "completion", "label"), _labelled_completion),
+        "messages-label": Format(("messages", "label"), _labelled_turns),
+        "sharegpt-label": Format(("conversations", "label"), _labelled_turns),
+    },
     "prompts": {
         "prompt": Format(("prompt",), _prompt_rows),
         "question": Format(("question",), _question_rows),
@@ -233,4 +262,7 @@ FORMATS: dict[str, dict[str, Format]] = {
         "alpaca": Format(("instruction",), _instruction_rows),
         "implicit-preference": Format(_CHOICE, _shared_prompt),
     },
+}
+FORMATS["judgements"] |= {
+    name: Format(known.needs, _both_judged(known.convert), known.lacks) for name, known in FORMATS["pairs"].items()
 }

@@ -17,16 +17,29 @@ from typing import Any
 from tinyllm.data.files import BadRow, Source, expand, shown
 from tinyllm.data.formats import FORMATS, KINDS
 from tinyllm.data.rows import layout, rows
-from tinyllm.data.turns import Conversation, Document, Dropped, Pair, Prompt, Record, listed
+from tinyllm.data.turns import Conversation, Document, Dropped, Judgement, Pair, Prompt, Record, listed
 from tinyllm.errors import UserError
 
-__all__ = ["KINDS", "Conversation", "Document", "Pair", "Prompt", "Reader", "Record", "Report", "read", "read_rows"]
+__all__ = [
+    "KINDS",
+    "Conversation",
+    "Document",
+    "Judgement",
+    "Pair",
+    "Prompt",
+    "Reader",
+    "Record",
+    "Report",
+    "read",
+    "read_rows",
+]
 
 PLACES = 5  # places remembered for each reason
 USES = {
     "documents": "tinyllm pretrain",
     "conversations": "tinyllm sft",
     "pairs": "tinyllm rm` or `tinyllm align-offline",
+    "judgements": "tinyllm align-offline --algorithm kto",
     "prompts": "tinyllm align-online",
 }
 
@@ -240,9 +253,11 @@ def _one_of(value: str, allowed: Sequence[str], what: str) -> None:
 
 def _detect(kind: str, row: Mapping[str, Any], place: str) -> str:
     """The first format of this kind that fits. Raises: BadRow when none does, UserError for another kind of data."""
-    if isinstance(row.get("label"), bool) and ({"messages", "conversations", "completion"} & set(row)):
-        what = "KTO data (answers with a true or false label), which no stage trains on"
-        raise UserError(what, where=place, fix="turn it into rows of prompt, chosen and rejected")
+    labelled = next(
+        (n for n, known in FORMATS["judgements"].items() if "label" in known.needs and known.fits(row)), None
+    )
+    if labelled and kind != "judgements" and isinstance(row["label"], bool):
+        raise _wrong_kind(kind, "judgements", f"format {labelled}", place)
     for name, known in FORMATS[kind].items():
         if known.fits(row):
             return name

@@ -58,6 +58,15 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class Judgement:
+    """One answer, an assistant message, to a prompt that does not end with one; and whether it is a good one."""
+
+    prompt: Messages
+    completion: Messages
+    good: bool
+
+
+@dataclass(frozen=True)
 class Prompt:
     """What the policy answers, and every other column of the row for the reward."""
 
@@ -65,7 +74,7 @@ class Prompt:
     columns: Data = field(default_factory=dict)
 
 
-Record = Document | Conversation | Pair | Prompt
+Record = Document | Conversation | Pair | Judgement | Prompt
 
 
 def listed(columns: Mapping[str, Any]) -> str:
@@ -221,3 +230,10 @@ def as_pair(
             raise BadRow("wrong type", f"margin: a finite number was expected, found {shown(margin)}")
         margin = float(margin)
     return [Pair(asked, good, bad, margin)]
+
+
+def as_judgement(row: Data, prompt: list[Message], completion: list[Message], note: Note) -> list[Record]:
+    good = row["label"]
+    if not isinstance(good, bool):
+        raise BadRow("wrong type", f"label: true or false was expected, found {shown(good)}")
+    return [Judgement(as_prompt(with_system(row, prompt, note), note), as_answer(completion, note), good)]

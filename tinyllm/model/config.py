@@ -61,8 +61,11 @@ class LoRAConfig(Config):
     alpha: float = 16.0
     dropout: float = 0.0
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    """names of linear layers; every layer so named is adapted"""
+    """names of linear layers; every layer so named is adapted. all-linear: all of them but the head"""
     rslora: bool = False
+    """divide alpha by the root of r instead of r, so that a larger rank still moves"""
+    dora: bool = False
+    """train the length of every output row apart from its direction"""
 
     @property
     def scaling(self) -> float:

@@ -64,7 +64,7 @@ def save(
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     """The state dict as it is written: without adapter branches, and without a head that is tied to the embedding."""
-    state = {k: v for k, v in model.state_dict().items() if ".lora_A." not in k and ".lora_B." not in k}
+    state = {k: v for k, v in model.state_dict().items() if not lora.is_branch(k)}
     if isinstance(model, CausalLM) and model.config.tie_word_embeddings:
         state.pop("lm_head.weight")
     return {k: v.detach().contiguous().cpu() for k, v in state.items()}

@@ -3,7 +3,9 @@
 y = W x + scaling * B(A(dropout(x))), scaling = alpha / r, or alpha / sqrt(r) for rsLoRA (arXiv 2312.03732). The base weight keeps
 its name, the branch adds `lora_A.weight` (r, in) and `lora_B.weight` (out, r): PEFT's names less its prefixes, so an adapter file
 is a selection from the state dict. The reference policy of an adapted model is the same model inside `disabled(model)`.
-Left out: DoRA, embeddings, several adapters at once.
+DoRA (arXiv 2402.09353 Eq. 5) trains the length of every output row apart from its direction: y = m / |V| * V x, V = W + scaling B A, where
+|V| (the norm of each row) takes no gradient (section 4.3), and m, `lora_magnitude_vector` (out,), starts at |W|.
+Left out: embeddings and heads (a tied head shares its weight), several adapters at once.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from tinyllm.errors import INTEGRITY, UserError
 from tinyllm.model.config import LoRAConfig
 
 _PREFIX = "base_model.model."  # what PEFT puts before every name
+_HEADS, _ALL_LINEAR = {"lm_head", "score"}, "all-linear"
 
 
 class LoRALinear(nn.Linear):
@@ -37,15 +40,29 @@ class LoRALinear(nn.Linear):
         with torch.no_grad():
             self.lora_A.weight.copy_(first)
             self.lora_B.weight.zero_()
+        if config.dora:
+            self.lora_magnitude_vector = nn.Parameter(base.weight.detach().norm(dim=1))  # (out,)
         self.lora_dropout = nn.Dropout(config.dropout)
-        self.scaling = config.scaling
+        self.scaling, self.dora = config.scaling, config.dora
         self.enabled = True
 
     def forward(self, x: Tensor) -> Tensor:
         y = super().forward(x)
         if not self.enabled:
             return y
-        return y + self.scaling * self.lora_B(self.lora_A(self.lora_dropout(x)))
+        dropped = self.lora_dropout(x)
+        branch = self.scaling * self.lora_B(self.lora_A(dropped))
+        if not self.dora:
+            return y + branch
+        ratio = self.lora_magnitude_vector / self.adapted().detach().norm(dim=1)
+        # PEFT's form: without dropout it is ratio * (W x + branch); with it, what is dropped keeps its untouched W x
+        return y + (ratio - 1) * nn.functional.linear(dropped, self.weight) + ratio * branch
+
+    def adapted(self) -> Tensor:
+        """W + scaling B A (out, in), in the weight's own dtype, with at least fp32 for the product."""
+        wide = torch.promote_types(self.weight.dtype, torch.float32)
+        product = self.lora_B.weight.to(wide) @ self.lora_A.weight.to(wide)
+        return self.weight + (self.scaling * product).to(self.weight.dtype)
 
 
 def attach(model: nn.Module, config: LoRAConfig, seed: int = 0) -> nn.Module:
@@ -55,24 +72,31 @@ def attach(model: nn.Module, config: LoRAConfig, seed: int = 0) -> nn.Module:
     """
     generator = torch.Generator().manual_seed(seed)
     found = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
-    for target in config.targets:
-        if target in ("lm_head", "score"):
+    leaves = {name.rpartition(".")[2] for name in found}
+    targets = leaves - _HEADS if _ALL_LINEAR in config.targets else set(config.targets)
+    for target in sorted(targets):
+        if target in _HEADS:
             raise UserError(
                 f"LoRA on {target} is not offered: it may share its weight",
                 where="lora.targets",
                 fix=f"remove {target}",
             )
-        if not any(name.rpartition(".")[2] == target for name in found):
-            known = sorted({name.rpartition(".")[2] for name in found} - {"lm_head", "score"})
+        if target not in leaves:
+            known = sorted(leaves - _HEADS)
             raise UserError(
                 f"no linear layer is called {target!r}", where="lora.targets", fix=f"choose among {', '.join(known)}"
             )
     model.requires_grad_(False)
     for name, linear in found.items():
         parent, _, leaf = name.rpartition(".")
-        if leaf in config.targets:
+        if leaf in targets:
             setattr(model.get_submodule(parent), leaf, LoRALinear(linear, config, generator))
     return model
+
+
+def is_branch(name: str) -> bool:
+    """Whether a name of the state dict belongs to an adapter."""
+    return ".lora_" in name
 
 
 def layers(model: nn.Module) -> dict[str, LoRALinear]:
@@ -94,12 +118,14 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
 
 @torch.no_grad()
 def merge(model: nn.Module) -> nn.Module:
-    """Add every branch into its base weight and put plain linear layers back. In the weight's own dtype, fp32 for the product."""
+    """Make every branch part of its base weight, and put plain linear layers back."""
     for name, layer in layers(model).items():
-        product = layer.lora_B.weight.float() @ layer.lora_A.weight.float()
+        weight = layer.adapted()
+        if layer.dora:
+            weight *= (layer.lora_magnitude_vector / weight.norm(dim=1))[:, None]
         plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
         plain.weight, plain.bias = layer.weight, layer.bias
-        plain.weight += (layer.scaling * product).to(plain.weight.dtype)
+        plain.weight.copy_(weight)
         parent, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(parent), leaf, plain)
     return model.requires_grad_(True)
@@ -107,7 +133,7 @@ def merge(model: nn.Module) -> nn.Module:
 
 def save(model: nn.Module, config: LoRAConfig, folder: Path, base: str, task: str = "CAUSAL_LM") -> None:
     """Write a PEFT adapter (`adapter_config.json`, `adapter_model.safetensors`) for the base model at path `base`."""
-    tensors = {_PREFIX + k: v.contiguous() for k, v in model.state_dict().items() if ".lora_A." in k or ".lora_B." in k}
+    tensors = {_PREFIX + k: v.contiguous() for k, v in model.state_dict().items() if is_branch(k)}
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     description = {
         "peft_type": "LORA",
@@ -116,8 +142,9 @@ def save(model: nn.Module, config: LoRAConfig, folder: Path, base: str, task: st
         "r": config.r,
         "lora_alpha": config.alpha,
         "lora_dropout": config.dropout,
-        "target_modules": list(config.targets),
+        "target_modules": sorted({name.rpartition(".")[2] for name in layers(model)}),
         "use_rslora": config.rslora,
+        "use_dora": config.dora,
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
@@ -135,7 +162,7 @@ def read_config(folder: Path) -> tuple[LoRAConfig, str]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"the adapter's description cannot be read: {error}", where=str(path), code=INTEGRITY) from None
-    for key in ("use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "modules_to_save", "lora_bias"):
+    for key in ("rank_pattern", "alpha_pattern", "fan_in_fan_out", "modules_to_save", "lora_bias"):
         if found.get(key):
             raise UserError(f"adapters with {key} cannot be loaded", where=str(path), fix="merge it with PEFT first")
     if found.get("peft_type") != "LORA" or found.get("bias", "none") != "none":
@@ -143,6 +170,8 @@ def read_config(folder: Path) -> tuple[LoRAConfig, str]:
             "only LoRA adapters without biases can be loaded", where=str(path), fix="merge it with PEFT first"
         )
     targets = found["target_modules"]
+    if isinstance(targets, str) and targets == _ALL_LINEAR:
+        targets = [targets]
     if isinstance(targets, str):
         raise UserError("target_modules is a pattern, not a list", where=str(path), fix="list the layer names")
     config = LoRAConfig(
@@ -151,6 +180,7 @@ def read_config(folder: Path) -> tuple[LoRAConfig, str]:
         dropout=float(found.get("lora_dropout", 0.0)),
         targets=tuple(sorted(targets)),
         rslora=bool(found.get("use_rslora", False)),
+        dora=bool(found.get("use_dora", False)),
     )
     return config, found.get("base_model_name_or_path") or ""
 
@@ -160,7 +190,7 @@ def load(model: nn.Module, folder: Path) -> LoRAConfig:
     config, _ = read_config(folder)
     attach(model, config)
     tensors = {k.removeprefix(_PREFIX): v for k, v in load_file(folder / "adapter_model.safetensors").items()}
-    wanted = {k for k in model.state_dict() if ".lora_A." in k or ".lora_B." in k}
+    wanted = set(filter(is_branch, model.state_dict()))
     if wanted != set(tensors):
         names = sorted(wanted ^ set(tensors))
         raise UserError(

@@ -130,9 +130,10 @@ class Decoder(nn.Module):
     def forward(self, ids: Tensor, attend: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         """Final hidden states (B, T, D) of `ids` (B, T).
 
-        attend: (B, S) bool, true where a key is a real token; S = T, or all tokens cached so far and T. Rows that are padded on
-        the right need none: causal attention never looks to the right of a real token, and what is computed at padding is
-        masked by the loss. Positions count real tokens, so a left-padded row reads as it would without padding.
+        attend: (B, S), which document each token belongs to: numbers from 1 in a packed row, true (1) for real tokens of an
+        ordinary one, 0 for padding; S = T, or all tokens cached so far and T. A token sees its own document only, and positions
+        start anew with each, so a packed or left-padded row reads as its documents would alone. Rows that are padded on the right
+        need none: causal attention never looks to the right of a real token, and what is computed at padding is masked by the loss.
         """
         x = self.embed_tokens(ids)
         start, length = (cache.length if cache else 0), ids.shape[1]
@@ -143,7 +144,7 @@ class Decoder(nn.Module):
                 raise ValueError("several tokens behind a cache need an attend mask")
         else:
             mask = _attention_mask(attend, start, length)
-            positions = (attend.long().cumsum(1) - 1).clamp(min=0)[:, start:]
+            positions = _positions(attend)[:, start:]
             cos, sin = self.cos[positions][:, None], self.sin[positions][:, None]
         for layer in self.layers:
             x = layer(x, cos, sin, mask, cache)
@@ -153,10 +154,19 @@ class Decoder(nn.Module):
 
 
 def _attention_mask(attend: Tensor, start: int, length: int) -> Tensor:
-    """(B, 1, T, S) bool: query i sees real keys up to itself. A padding query sees itself, or softmax would have nothing to share."""
+    """(B, 1, T, S) bool: query i sees the keys of its document up to itself; padding sees itself, or softmax would have nothing to
+    share."""
     queries = torch.arange(start, start + length, device=attend.device)[:, None]
     keys = torch.arange(start + length, device=attend.device)[None, :]
-    return ((keys <= queries) & attend[:, None, None, :]) | (keys == queries)
+    same = attend[:, start:, None] == attend[:, None, :]  # (B, T, S)
+    return (((keys <= queries) & same & attend.bool()[:, None, :]) | (keys == queries))[:, None]
+
+
+def _positions(attend: Tensor) -> Tensor:
+    """(B, S): each token's place in its document, counted from the document's first token in the row."""
+    place = torch.arange(attend.shape[1], device=attend.device).expand(attend.shape)
+    first = F.pad(attend[:, 1:] != attend[:, :-1], (1, 0), value=True)
+    return place - place.where(first, 0).cummax(1).values
 
 
 class CausalLM(nn.Module):

@@ -12,10 +12,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from tinyllm.data.batches import Samples, right_padded
@@ -45,6 +47,10 @@ class Judge:
     scorer: SequenceScorer | None
     scorer_weight: float
     unfinished_penalty: float
+    longest: int = 0
+    """tokens an answer may have"""
+    overlong_buffer: int = 0
+    """over its last so many tokens before `longest`, an answer loses up to 1 (arXiv 2503.14476 Eq. 13)"""
 
     @torch.no_grad()
     def __call__(
@@ -66,7 +72,11 @@ class Judge:
             parts["rewards/reward_model"] = over(scores)
             total += self.scorer_weight * scores
         unfinished = torch.tensor([not a.finished for a in answers], device=ids.device)
-        return total - self.unfinished_penalty * unfinished, parts
+        total -= self.unfinished_penalty * unfinished
+        if self.overlong_buffer:
+            left = torch.tensor([self.longest - len(a.ids) for a in answers], device=ids.device)
+            total -= (1 - left / self.overlong_buffer).clamp(0, 1)
+        return total, parts
 
 
 class RolloutSource:
@@ -77,6 +87,7 @@ class RolloutSource:
         reference: a context in which `policy` is the reference (LoRA switched off), or a frozen model; None if no KL is asked for.
         credit: samples -> (samples with advantages, metrics).
         batch_size: answers in one optimiser step, over all ranks.
+        keep: a folder that every rollout is written to, one file a rank; None keeps nothing.
     """
 
     def __init__(
@@ -95,6 +106,7 @@ class RolloutSource:
         rank: int = 0,
         world_size: int = 1,
         autocast: Callable[[], AbstractContextManager],
+        keep: Path | None = None,
     ):
         per_rank = batch_size * config.minibatches // world_size
         if batch_size % world_size or per_rank % config.group_size:
@@ -109,7 +121,7 @@ class RolloutSource:
         self.prompts, self.judge, self.credit, self.config = prompts, judge, credit, config
         self.reference, self.stop, self.autocast = reference, stop, autocast
         self.answers, self.micro_batch_size = per_rank, micro_batch_size
-        self.seed, self.rank, self.world_size = seed, rank, world_size
+        self.seed, self.rank, self.world_size, self.keep = seed, rank, world_size, keep
         self.device = self.policy.lm_head.weight.device
         self.metrics: dict[str, Mean] = {}
         self._samples: Samples | None = None
@@ -137,44 +149,81 @@ class RolloutSource:
 
     def write(self, rollout: int) -> tuple[Samples, dict[str, Mean]]:
         """Write and judge one rollout."""
-        prompts = [p for p in self.chosen_prompts(rollout) for _ in range(self.config.group_size)]
-        seed = int(self._random(rollout, 0, self.rank).integers(1 << 62))
-        sampling = Sampling(self.config.max_new_tokens, self.config.temperature, stop=self.stop, seed=seed)
-        answers = generate(self.policy, [p.ids for p in prompts], sampling)
-        samples, metrics = self._scored(prompts, answers)
+        prompts, answers, reward, metrics = self._answers(rollout)
+        samples = self._scored(prompts, answers, reward)
+        metrics["sampler_gap"] = self._agreement(samples)
+        if samples.reference is not None:  # nats an answer, as PPO's reward sees it
+            metrics["objective/kl"] = over((samples.old - samples.reference).sum(1))
         samples, more = self.credit(samples)
+        if self.keep is not None:
+            self._keep(samples, rollout)
         return samples, metrics | more
 
+    def _answers(self, rollout: int) -> tuple[list[TokenPrompt], list[Completion], Tensor, dict[str, Mean]]:
+        """A rollout's prompts (each as often as it was answered), answers, rewards, and the figures of all that was sampled.
+
+        With several rounds, groups that all earned the same are replaced (dynamic sampling); what is missing after the last
+        round is filled up with them.
+        """
+        size, pooled = self.config.group_size, {}
+        kept: list[tuple[TokenPrompt, Completion, float]] = []
+        spare: list[tuple[TokenPrompt, Completion, float]] = []
+        for number in range(self.config.sampling_rounds):
+            prompts, answers, reward, metrics = self._round(rollout, number)
+            pooled = {name: pooled[name] + mean if name in pooled else mean for name, mean in metrics.items()}
+            rows = list(zip(prompts, answers, reward.tolist(), strict=True))
+            differ = (
+                reward.view(-1, size).std(1) > 0 if self.config.sampling_rounds > 1 else torch.ones(len(rows) // size)
+            )
+            for group, useful in enumerate(differ.tolist()):
+                (kept if useful else spare).extend(rows[group * size : (group + 1) * size])
+            if len(kept) >= self.answers:
+                break
+        if self.config.sampling_rounds > 1:
+            pooled["sampling_rounds"] = Mean(number + 1.0, 1.0)
+        chosen = (kept + spare)[: self.answers]
+        worth = reward.new_tensor([worth for _, _, worth in chosen])
+        return [prompt for prompt, _, _ in chosen], [answer for _, answer, _ in chosen], worth, pooled
+
+    def _round(self, rollout: int, number: int) -> tuple[list[TokenPrompt], list[Completion], Tensor, dict[str, Mean]]:
+        turn = rollout * self.config.sampling_rounds + number
+        prompts = [p for p in self.chosen_prompts(turn) for _ in range(self.config.group_size)]
+        seed = int(self._random(turn, 0, self.rank).integers(1 << 62))
+        sampling = Sampling(self.config.max_new_tokens, self.config.temperature, stop=self.stop, seed=seed)
+        answers = generate(self.policy, [p.ids for p in prompts], sampling)
+        reward, metrics = self.judge(prompts, answers, *_rows(prompts, answers, self.device)[:2])
+        lengths = torch.tensor([len(a.ids) for a in answers], dtype=torch.float32)
+        finished = torch.tensor([float(a.finished) for a in answers])
+        return (
+            prompts,
+            answers,
+            reward,
+            {"reward": over(reward), **metrics, "length": over(lengths), "finished": over(finished)},
+        )
+
     @torch.no_grad()
-    def _scored(self, prompts: Sequence[TokenPrompt], answers: Sequence[Completion]) -> tuple[Samples, dict[str, Mean]]:
-        starts = [len(p.ids) for p in prompts]
-        ids = right_padded([[*p.ids, *a.ids] for p, a in zip(prompts, answers, strict=True)], 0).to(self.device)
-        mask = right_padded(
-            [[False] * n + [True] * len(a.ids) for n, a in zip(starts, answers, strict=True)], False
-        ).to(self.device)
-        sampled = right_padded([[0.0] * n + a.log_probs for n, a in zip(starts, answers, strict=True)], 0.0).to(
-            self.device
+    def _scored(self, prompts: Sequence[TokenPrompt], answers: Sequence[Completion], reward: Tensor) -> Samples:
+        """What is known about the answers before anything is learned from them."""
+        ids, _, mask = _rows(prompts, answers, self.device)
+        sampled = [[0.0] * len(p.ids) + a.log_probs for p, a in zip(prompts, answers, strict=True)]
+        return Samples(
+            ids,
+            mask,
+            group=torch.arange(len(answers), device=self.device) // self.config.group_size,
+            finished=torch.tensor([a.finished for a in answers], device=self.device),
+            reward=reward,
+            sampled=right_padded(sampled, 0.0).to(self.device),
+            old=self._log_probs(self.policy, ids, mask),
+            reference=self._reference(ids, mask),
+            values=self._values(ids),
+            budget=self.config.max_new_tokens,
         )
-        real = right_padded([[True] * (n + len(a.ids)) for n, a in zip(starts, answers, strict=True)], False).to(
-            self.device
-        )
-        reward, metrics = self.judge(prompts, answers, ids, real)
-        old = self._log_probs(self.policy, ids, mask)
-        group = torch.arange(len(answers), device=self.device) // self.config.group_size
-        finished = torch.tensor([a.finished for a in answers], device=self.device)
-        samples = Samples(
-            ids, mask, group, finished, reward, sampled, old, self._reference(ids, mask), self._values(ids)
-        )
-        metrics = {
-            "reward": over(reward),
-            **metrics,
-            "length": over(mask.sum(1).double()),
-            "finished": over(finished.double()),
-            "sampler_gap": self._agreement(samples),
-        }
-        if samples.reference is not None:
-            metrics["objective/kl"] = over((old - samples.reference).sum(1))  # nats an answer, as PPO's reward sees it
-        return samples, metrics
+
+    def _keep(self, samples: Samples, rollout: int) -> None:
+        self.keep.mkdir(parents=True, exist_ok=True)
+        tensors = {name: value for name, value in vars(samples).items() if isinstance(value, Tensor)}
+        name = f"{rollout:08d}" + (f"-rank{self.rank}" if self.world_size > 1 else "")
+        save_file({k: v.contiguous() for k, v in tensors.items()}, self.keep / f"{name}.safetensors")
 
     def _agreement(self, samples: Samples) -> Mean:
         """How far the cached sampler and the training forward are apart about the same tokens: rounding, or a bug."""
@@ -214,6 +263,17 @@ class RolloutSource:
         return torch.nn.functional.pad(scores[:, :-1], (1, 0))
 
 
+def _rows(
+    prompts: Sequence[TokenPrompt], answers: Sequence[Completion], device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """ids (B, T), what is not padding (B, T), and the answers' tokens (B, T)."""
+    pairs = [(len(p.ids), [*p.ids, *a.ids]) for p, a in zip(prompts, answers, strict=True)]
+    ids = right_padded([row for _, row in pairs], 0)
+    real = right_padded([[True] * len(row) for _, row in pairs], False)
+    mask = right_padded([[False] * start + [True] * (len(row) - start) for start, row in pairs], False)
+    return ids.to(device), real.to(device), mask.to(device)
+
+
 def judged(
     policy: CausalLM, prompts: Sequence[TokenPrompt], judge: Judge, sampling: Sampling, rows: int = 64
 ) -> tuple[dict[str, Mean], list[str]]:
@@ -223,11 +283,7 @@ def judged(
     for start in range(0, len(prompts), rows):
         part = prompts[start : start + rows]
         answers = generate(policy, [p.ids for p in part], sampling)
-        device = policy.lm_head.weight.device
-        ids = right_padded([[*p.ids, *a.ids] for p, a in zip(part, answers, strict=True)], 0).to(device)
-        real = right_padded([[True] * (len(p.ids) + len(a.ids)) for p, a in zip(part, answers, strict=True)], False).to(
-            device
-        )
+        ids, real, _ = _rows(part, answers, policy.lm_head.weight.device)
         reward, metrics = judge(part, answers, ids, real)
         lengths, finished = [float(len(a.ids)) for a in answers], [float(a.finished) for a in answers]
         metrics |= {

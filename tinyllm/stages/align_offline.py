@@ -1,76 +1,104 @@
-"""`tinyllm align-offline`: a policy from preference pairs without a reward model. Which loss: a file in `algorithms`."""
+"""`tinyllm align-offline`: a policy from preferences, without a reward model. Which loss: a file in `algorithms`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tinyllm import algorithms, dist
-from tinyllm.data.batches import Preferences
+from tinyllm.data.batches import Source
+from tinyllm.data.datasets import Judgements, Preferences
 from tinyllm.model.transformer import CausalLM
-from tinyllm.stages.common import (
-    Call,
-    Files,
-    base_of,
-    begin,
-    facts_of,
-    held_out,
-    load_policy,
-    preferences_from,
-    read_split,
-    result,
-    source_of,
-)
+from tinyllm.stages.common import Call, Files, base_of, begin, facts_of, held_out, load_policy, result, source_of
 from tinyllm.stages.config import AlignOfflineConfig
 from tinyllm.stages.fit import Fit, Job
 from tinyllm.stages.parents import OFFLINE, RUNS
+from tinyllm.stages.reading import judgements_from, preferences_from, read_split
 from tinyllm.train.engine import autocast, choose_precision
 from tinyllm.train.progress import say
 from tinyllm.train.run import Run
 
+_MAKE = {"pairs": preferences_from, "judgements": judgements_from}
+
 
 def run(config: AlignOfflineConfig, call: Call) -> dict[str, Any]:
     algorithm = algorithms.load(config.algorithm, "offline")
+    settings = getattr(config, config.algorithm)
     device = begin(config)
     model, tokenizer, parent = load_policy("align-offline", config, call, device)
-    train, val, sources = read_split(config.data, "pairs", config.seed)
-    dataset = preferences_from(train, tokenizer, config.data.max_length, "train")
-    held = preferences_from(val, tokenizer, config.data.max_length, "val")
+    train, val, facts = read_split(config.data, algorithm.DATA, config.seed, noise=config.noise)
+    dataset, held = (
+        _MAKE[algorithm.DATA](records, tokenizer, config.data.max_length, what)
+        for records, what in ((train, "train"), (val, "val"))
+    )
     folder = RUNS / OFFLINE / f"{config.algorithm}-{config.name}"
     base = base_of(model, tokenizer, parent, folder) if config.lora else ""
     files = Files(model, tokenizer, adapter=config.lora, base=base)
+    precision = choose_precision(config.train.precision, device)
+    forward = partial(autocast, precision, device)
     if algorithm.REFERENCE:
         # The reference is the model as loaded: scored once, before anything is trained, it need not be kept.
-        say("scoring the pairs under the reference")
-        with autocast(
-            choose_precision(config.train.precision, device), device
-        ):  # as in training, or the loss would not start at ln 2
-            for pairs in (dataset, held):
-                pairs.reference = reference_log_probs(model, pairs, config.train.micro_batch_size)
+        say("scoring the answers under the reference")
+        with forward():  # as in training, or the loss would not start at ln 2
+            for scored in (dataset, held):
+                scored.reference = reference_log_probs(model, scored, config.train.micro_batch_size)
+    source, held_source = source_of(dataset, config), source_of(held, config)
+    if "prepare" in vars(algorithm):
+        ready = partial(algorithm.prepare, settings, model)
+        source, held_source = (Prepared(s, ready, model, forward) for s in (source, held_source))
     job = Job(
         title=config.algorithm,
         model=model,
-        loss=partial(algorithm.loss, getattr(config, config.algorithm)),
-        source=source_of(dataset, config),
-        evaluate=held_out(held, config),
+        loss=partial(algorithm.loss, settings),
+        source=source,
+        evaluate=held_out(held_source, config),
         write=files.write,
         restore=files.restore,
         train=config.train,
         optim=config.optim,
         seed=config.seed,
     )
-    facts = facts_of(model, tokenizer, sources, config.seed, parent) | {"algorithm": config.algorithm}
+    facts = facts_of(model, tokenizer, facts, config.seed, parent) | {"algorithm": config.algorithm}
     fitted = Fit(Run(folder, call.yaml, facts, resume=call.resume), job).go()
     moved = "rewards/margins" if algorithm.REFERENCE else "rewards/accuracies"
     return result(config.algorithm, fitted, folder, moved, algorithm=config.algorithm)
 
 
+class Prepared:
+    """A source whose batches the algorithm makes ready, a whole optimiser step at once, before any of them is trained on."""
+
+    def __init__(
+        self,
+        source: Source,
+        prepare: Callable[[Sequence[Any]], list[Any]],
+        model: nn.Module,
+        forward: Callable[[], AbstractContextManager],
+    ):
+        self.source, self.prepare, self.model, self.forward = source, prepare, model, forward
+        self.metrics, self.dataset, self.spare = source.metrics, source.dataset, source.spare
+
+    def __call__(self, step: int) -> list[Any]:
+        return self._ready(self.source(step))
+
+    def passes(self, limit: int) -> Iterator[Any]:
+        yield from self._ready(list(self.source.passes(limit)))
+
+    @torch.no_grad()
+    def _ready(self, batches: list[Any]) -> list[Any]:
+        self.model.eval()  # no dropout; the engine switches it on again
+        device = self.model.lm_head.weight.device
+        with self.forward():
+            return self.prepare([batch.to(device) for batch in batches])
+
+
 @torch.no_grad()
-def reference_log_probs(model: CausalLM, pairs: Preferences, rows: int) -> Tensor:
-    """(N, 2): log-probability of every chosen and rejected answer under the model as it stands. Ranks share the work."""
+def reference_log_probs(model: CausalLM, pairs: Preferences | Judgements, rows: int) -> Tensor:
+    """(N, 2): log-probability of both answers of every record under the model as it stands. Ranks share the work."""
     model.eval()
     device = model.lm_head.weight.device
     found = torch.zeros(len(pairs), 2, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)

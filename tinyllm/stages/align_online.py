@@ -13,22 +13,12 @@ from tinyllm.model import hub, lora
 from tinyllm.model.transformer import ActorCritic, CausalLM, SequenceScorer
 from tinyllm.rollout.rewards import check_columns
 from tinyllm.rollout.source import RolloutSource
-from tinyllm.stages.common import (
-    Call,
-    Files,
-    base_of,
-    begin,
-    facts_of,
-    load_policy,
-    prompts_from,
-    read_split,
-    result,
-    scorer_for,
-)
+from tinyllm.stages.common import Call, Files, base_of, begin, facts_of, load_policy, result, scorer_for
 from tinyllm.stages.config import AlignOnlineConfig
 from tinyllm.stages.fit import Fit, Job
 from tinyllm.stages.judging import REWARD_MODEL, answer_figures, judge_of
 from tinyllm.stages.parents import ONLINE, RUNS
+from tinyllm.stages.reading import prompts_from, read_split
 from tinyllm.train.engine import Engine, autocast, choose_precision
 from tinyllm.train.run import Run
 
@@ -48,7 +38,7 @@ def run(config: AlignOnlineConfig, call: Call) -> dict[str, Any]:
     if REWARD_MODEL in config.rewards:
         scorer, scorer_parent = scorer_for(tokenizer, config.reward_model, device, fast=call.fast)
         judge_facts = {"reward_model": scorer_parent.facts()}
-    judge = judge_of(config.rewards, tokenizer, scorer, config.rollout.unfinished_penalty)
+    judge = judge_of(config.rewards, tokenizer, scorer, config.rollout)
 
     folder = RUNS / ONLINE / f"{config.algorithm}-{config.name}"
     base = base_of(policy, tokenizer, parent, folder) if config.lora else ""
@@ -71,6 +61,7 @@ def run(config: AlignOnlineConfig, call: Call) -> dict[str, Any]:
         rank=dist.rank(),
         world_size=dist.world_size(),
         autocast=partial(autocast, precision, device),
+        keep=folder / "logs" / "rollouts" if config.rollout.keep else None,
     )
 
     def evaluate(engine: Engine) -> dict[str, float]:

@@ -1,9 +1,9 @@
-"""What the training stages share: records into token rows, parents into policies, policies into files."""
+"""What the training stages share: how they begin, evaluate, load a parent, write themselves down and report."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,23 +13,18 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tinyllm import dist
-from tinyllm.data import records, shards, world
-from tinyllm.data.batches import Answers, Preferences, Source, TokenPair
+from tinyllm.data.batches import Source
 from tinyllm.errors import UserError
 from tinyllm.mean import Mean
 from tinyllm.model import hub, lora
 from tinyllm.model.config import LoRAConfig
 from tinyllm.model.transformer import ActorCritic, CausalLM, SequenceScorer
-from tinyllm.rollout.source import TokenPrompt
-from tinyllm.stages.config import DataConfig, StageConfig, TunedConfig
+from tinyllm.stages.config import StageConfig, TunedConfig
 from tinyllm.stages.fit import Fitted
 from tinyllm.stages.parents import Parent, find
-from tinyllm.text import chat
 from tinyllm.text.tokenizer import Tokenizer
 from tinyllm.train.engine import Engine, choose_device, detached, pool_over_ranks
 from tinyllm.train.progress import say
-
-_WORLD_VAL = 256  # held-out records of the world that a stage looks at
 
 
 @dataclass(frozen=True)
@@ -49,130 +44,6 @@ def begin(config: StageConfig) -> torch.device:
     return device
 
 
-# --- records ---------------------------------------------------------------------------------------------------------------------
-
-
-def is_world(source: str) -> bool:
-    return source == "world" or source.startswith("world:")
-
-
-def _from_world(kind: str, source: str, split: str, seed: int, options: Mapping[str, Any]) -> list[Any]:
-    """`world:N` as records."""
-    _, _, number = source.partition(":")
-    if not number.isdecimal() or not int(number):
-        raise UserError(f"{source!r} does not say how many records", where="data", fix="write for example world:20000")
-    count, settings = int(number), {"seed": seed, "split": split, **options}
-    if kind == "documents":
-        return [records.Document(row["text"]) for row in world.documents(count, **settings)]
-    if kind == "conversations":
-        return [records.Conversation(tuple(row["messages"])) for row in world.conversations(count, **settings)]
-    if kind == "pairs":
-        found = world.pairs(count, **settings)
-        return [records.Pair(tuple(row["prompt"]), tuple(row["chosen"]), tuple(row["rejected"])) for row in found]
-    rows = world.prompts(count, **settings)
-    return [records.Prompt(tuple(row["prompt"]), {k: v for k, v in row.items() if k != "prompt"}) for row in rows]
-
-
-def read_split(
-    data: DataConfig, kind: str, seed: int, **world_options: Any
-) -> tuple[list[Any], list[Any], list[dict[str, Any]]]:
-    """Training records, held-out records and what run.json says about the sources.
-
-    Held-out records are `data.val`; without it the world holds out its own, and of files every record whose content hashes below
-    `data.val_fraction` (at least one) is set aside, so equal records are never on both sides.
-    """
-    facts: list[dict[str, Any]] = []
-    files = [s for s in data.train if not is_world(s)]
-    train = [r for s in data.train if is_world(s) for r in _from_world(kind, s, "train", seed, world_options)]
-    facts += [{"source": s, "seed": seed} for s in data.train if is_world(s)]
-    val = [r for s in data.val if is_world(s) for r in _from_world(kind, s, "val", seed, world_options)]
-    from_files = _read_files(files, kind, data, facts)
-    val += _read_files([s for s in data.val if not is_world(s)], kind, data, facts)
-    if not data.val:
-        if train:
-            val += _from_world(
-                kind, f"world:{_WORLD_VAL}", "val", seed, {k: v for k, v in world_options.items() if k == "task"}
-            )
-        places = ["val" if shards.place_of(repr(r).encode()) < data.val_fraction else "train" for r in from_files]
-        if from_files and len(from_files) > 1 and "val" not in places:
-            places[-1] = "val"
-        val += [r for r, place in zip(from_files, places, strict=True) if place == "val"]
-        from_files = [r for r, place in zip(from_files, places, strict=True) if place == "train"]
-    train += from_files
-    if not train or not val:
-        raise UserError(
-            f"{len(train)} records to train on and {len(val)} to validate with",
-            where="data",
-            fix="name more records in data.train",
-        )
-    return train, val, facts
-
-
-def _read_files(sources: Sequence[str], kind: str, data: DataConfig, facts: list[dict[str, Any]]) -> list[Any]:
-    if not sources:
-        return []
-    reader = records.read(list(sources), kind, format=data.format, field=data.field, on_bad_line=data.on_bad_line)
-    found = list(reader)
-    for line in reader.report.lines():
-        say(line)
-    facts += reader.report.sources()
-    return found
-
-
-def answers_from(conversations: Sequence[Any], tokenizer: Tokenizer, max_length: int, what: str) -> Answers:
-    """Conversations as rows; those cut off are counted aloud, those with nothing left to learn are dropped."""
-    rendered = chat.render_many(tokenizer, [c.messages for c in conversations])
-    rows = [(r.ids[:max_length], r.mask[:max_length]) for r in rendered]
-    cut = sum(len(r.ids) > max_length for r in rendered)
-    kept = [(ids, mask) for ids, mask in rows if any(mask[1:])]
-    _tell(what, len(rows), cut, len(rows) - len(kept), max_length)
-    return Answers(kept, _pad(tokenizer))
-
-
-def preferences_from(pairs: Sequence[Any], tokenizer: Tokenizer, max_length: int, what: str) -> Preferences:
-    """Pairs as token ids. Too long a prompt loses its beginning, too long an answer its end; equal answers teach nothing and go."""
-    cut, kept = 0, []
-    for pair in pairs:
-        prompt, chosen = chat.completion_ids(tokenizer, pair.prompt, pair.chosen)
-        _, rejected = chat.completion_ids(tokenizer, pair.prompt, pair.rejected)
-        longest = max(len(chosen), len(rejected))
-        if len(prompt) + longest > max_length:
-            cut += 1
-            prompt = prompt[-max(max_length // 2, max_length - longest) :]
-            chosen, rejected = chosen[: max_length - len(prompt)], rejected[: max_length - len(prompt)]
-        if chosen != rejected:
-            kept.append(TokenPair(prompt, chosen, rejected, pair.margin or 0.0))
-    _tell(what, len(pairs), cut, len(pairs) - len(kept), max_length)
-    return Preferences(kept, _pad(tokenizer))
-
-
-def prompts_from(prompts: Sequence[Any], tokenizer: Tokenizer, max_length: int, what: str) -> list[TokenPrompt]:
-    """Prompts up to the assistant's header; those that leave no room in the context are dropped, and counted."""
-    rendered = chat.render_many(tokenizer, [p.messages for p in prompts], generation_prompt=True)
-    kept = [
-        TokenPrompt(r.ids, {"prompt": list(p.messages), **p.columns})
-        for r, p in zip(rendered, prompts, strict=True)
-        if len(r.ids) <= max_length
-    ]
-    _tell(what, len(prompts), 0, len(prompts) - len(kept), max_length)
-    return kept
-
-
-def _tell(what: str, total: int, cut: int, dropped: int, max_length: int) -> None:
-    if total == dropped:
-        raise UserError(
-            f"none of {total} {what} records can be learned from at {max_length} tokens",
-            where="data.max_length",
-            fix="raise data.max_length",
-        )
-    parts = [f"{cut} cut to {max_length} tokens"] * bool(cut) + [f"{dropped} dropped"] * bool(dropped)
-    say(f"{what}: {total - dropped:,} records" + (f" ({', '.join(parts)})" if parts else ""))
-
-
-def _pad(tokenizer: Tokenizer) -> int:
-    return tokenizer.endoftext if tokenizer.pad is None else tokenizer.pad
-
-
 # --- batches ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -181,9 +52,8 @@ def source_of(dataset: Any, config: TunedConfig) -> Source:
     return Source(dataset, batch, micro, seed=config.seed, rank=dist.rank(), world_size=dist.world_size())
 
 
-def held_out(dataset: Any, config: TunedConfig) -> Callable[[Engine], dict[str, float]]:
+def held_out(source: Source, config: TunedConfig) -> Callable[[Engine], dict[str, float]]:
     """An `evaluate` for `fit`: the loss and its metrics over the validation records, pooled over batches and ranks."""
-    source = source_of(dataset, config)
 
     def evaluate(engine: Engine) -> dict[str, float]:
         return {name: mean.value for name, mean in pooled_loss(engine, source, config.train.eval_rows).items()}
@@ -194,9 +64,9 @@ def held_out(dataset: Any, config: TunedConfig) -> Callable[[Engine], dict[str, 
 def pooled_loss(engine: Engine, source: Source, rows: int) -> dict[str, Mean]:
     """The engine's loss over the first `rows` records of `source`, over all ranks. A rank without a record still takes part."""
     pooled: dict[str, Mean] = {}
-    batches = list(source.passes(rows)) or list(source.passes(1 + dist.rank()))[:1]
-    idle = dist.rank() >= min(rows, len(source.dataset))
-    for batch in batches:
+    batches = list(source.passes(rows))
+    idle = not batches
+    for batch in batches or source.spare():
         with engine.autocast():
             loss, metrics = engine.loss(engine.model, batch.to(engine.device))
         for name, mean in {"loss": loss, **metrics}.items():

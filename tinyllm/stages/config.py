@@ -73,9 +73,16 @@ class TunedConfig(StageConfig):
 class SftConfig(TunedConfig):
     wrong: float = Field(0.0, ge=0, le=1)
     """share of the bundled world's task demonstrations that are wrong, to leave online alignment something to mend"""
+    packing: bool = False
+    """several conversations in a row of data.max_length, which do not see each other; train.batch_size then counts such rows"""
 
 
-class RmConfig(TunedConfig):
+class PreferenceConfig(TunedConfig):
+    noise: float = Field(0.0, ge=0)
+    """how unreliable the bundled world's judge of pairs is, as a temperature in units of gold; 0 always prefers the better answer"""
+
+
+class RmConfig(PreferenceConfig):
     bradley_terry: algorithms.load("bradley_terry", "reward").Settings = algorithms.load(
         "bradley_terry", "reward"
     ).Settings()
@@ -89,7 +96,7 @@ def _with_algorithms(base: type[Config], name: str, family: str) -> type[Config]
     )
 
 
-class _Offline(TunedConfig):
+class _Offline(PreferenceConfig):
     algorithm: str = "dpo"
 
 

@@ -18,9 +18,10 @@ from typing import Any
 from tinyllm import dist
 from tinyllm.data import records, shards, world
 from tinyllm.data.shards import Shards
-from tinyllm.stages.common import Call, is_world
+from tinyllm.stages.common import Call
 from tinyllm.stages.config import PretrainConfig
 from tinyllm.stages.parents import RUNS
+from tinyllm.stages.reading import is_world
 from tinyllm.text.tokenizer import Tokenizer
 from tinyllm.train.progress import say
 from tinyllm.train.run import FAST_DEV_RUN

@@ -11,6 +11,7 @@ from tinyllm import dist
 from tinyllm.model.generate import Sampling
 from tinyllm.model.transformer import CausalLM, SequenceScorer
 from tinyllm.rollout import rewards
+from tinyllm.rollout.config import RolloutConfig
 from tinyllm.rollout.source import Judge, TokenPrompt, judged
 from tinyllm.text.tokenizer import Tokenizer
 from tinyllm.train.engine import pool_over_ranks
@@ -19,7 +20,7 @@ REWARD_MODEL = "reward_model"
 
 
 def judge_of(
-    weights: Mapping[str, float], tokenizer: Tokenizer, scorer: SequenceScorer | None, unfinished_penalty: float
+    weights: Mapping[str, float], tokenizer: Tokenizer, scorer: SequenceScorer | None, config: RolloutConfig
 ) -> Judge:
     """The judge a configuration's `rewards` table describes."""
     rules = {
@@ -27,7 +28,10 @@ def judge_of(
         for name, w in weights.items()
         if name != REWARD_MODEL
     }
-    return Judge(tokenizer, rules, scorer, weights.get(REWARD_MODEL, 0.0), unfinished_penalty)
+    weight = weights.get(REWARD_MODEL, 0.0)
+    return Judge(
+        tokenizer, rules, scorer, weight, config.unfinished_penalty, config.max_new_tokens, config.overlong_buffer
+    )
 
 
 def gold_judge(tokenizer: Tokenizer) -> Judge:

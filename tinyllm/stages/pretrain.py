@@ -12,7 +12,8 @@ import torch
 
 from tinyllm import dist
 from tinyllm.algorithms import next_token
-from tinyllm.data.batches import Answers, Source, Windows, scored_documents
+from tinyllm.data.batches import Source
+from tinyllm.data.datasets import Answers, Windows, scored_documents
 from tinyllm.data.shards import Shards
 from tinyllm.model.transformer import CausalLM, initialise
 from tinyllm.stages import data

@@ -8,21 +8,11 @@ from typing import Any
 from tinyllm.algorithms import bradley_terry
 from tinyllm.errors import UserError
 from tinyllm.model import hub
-from tinyllm.stages.common import (
-    Call,
-    Files,
-    begin,
-    facts_of,
-    held_out,
-    load_policy,
-    preferences_from,
-    read_split,
-    result,
-    source_of,
-)
+from tinyllm.stages.common import Call, Files, begin, facts_of, held_out, load_policy, result, source_of
 from tinyllm.stages.config import RmConfig
 from tinyllm.stages.fit import Fit, Job
 from tinyllm.stages.parents import REWARD, RUNS
+from tinyllm.stages.reading import preferences_from, read_split
 from tinyllm.train.run import Run
 
 
@@ -31,7 +21,7 @@ def run(config: RmConfig, call: Call) -> dict[str, Any]:
         raise UserError("reward models are trained whole", where="lora", fix="remove the section lora")
     device = begin(config)
     policy, tokenizer, parent = load_policy("rm", config, call, device)
-    train, val, sources = read_split(config.data, "pairs", config.seed)
+    train, val, sources = read_split(config.data, "pairs", config.seed, noise=config.noise)
     dataset = preferences_from(train, tokenizer, config.data.max_length, "train")
     held = preferences_from(val, tokenizer, config.data.max_length, "val")
     model = hub.scorer_from(policy, config.seed)
@@ -42,7 +32,7 @@ def run(config: RmConfig, call: Call) -> dict[str, Any]:
         model=model,
         loss=partial(bradley_terry.loss, config.bradley_terry),
         source=source_of(dataset, config),
-        evaluate=held_out(held, config),
+        evaluate=held_out(source_of(held, config), config),
         write=files.write,
         restore=files.restore,
         train=config.train,

@@ -6,25 +6,12 @@ from functools import partial
 from typing import Any
 
 from tinyllm.algorithms import next_token
-from tinyllm.stages.common import (
-    Call,
-    Files,
-    answers_from,
-    base_of,
-    begin,
-    facts_of,
-    held_out,
-    is_world,
-    load_policy,
-    prompts_from,
-    read_split,
-    result,
-    source_of,
-)
+from tinyllm.stages.common import Call, Files, base_of, begin, facts_of, held_out, load_policy, result, source_of
 from tinyllm.stages.config import SftConfig
 from tinyllm.stages.fit import Fit, Job
 from tinyllm.stages.judging import answer_figures, gold_judge
 from tinyllm.stages.parents import RUNS, SFT_FULL, SFT_LORA
+from tinyllm.stages.reading import answers_from, is_world, prompts_from, read_split
 from tinyllm.train.engine import Engine
 from tinyllm.train.run import Run
 
@@ -33,8 +20,8 @@ def run(config: SftConfig, call: Call) -> dict[str, Any]:
     device = begin(config)
     model, tokenizer, parent = load_policy("sft", config, call, device)
     train, val, sources = read_split(config.data, "conversations", config.seed, wrong=config.wrong)
-    dataset = answers_from(train, tokenizer, config.data.max_length, "train")
-    loss_on_val = held_out(answers_from(val, tokenizer, config.data.max_length, "val"), config)
+    dataset = answers_from(train, tokenizer, config.data.max_length, "train", packing=config.packing)
+    loss_on_val = held_out(source_of(answers_from(val, tokenizer, config.data.max_length, "val"), config), config)
     evaluate = loss_on_val
     if all(map(is_world, config.data.train)):  # the world knows what a right answer is
         _, asked, _ = read_split(
