@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tinyllm.algorithms import cispo, common, dapo, dr_grpo, grpo, gspo, ppo, rloo
+from tinyllm.algorithms import common, dapo, dr_grpo, grpo, gspo, ppo
 from tinyllm.data.batches import Samples
 from tinyllm.model import hub
 from tinyllm.model.config import ModelConfig

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,13 +15,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from tinyllm import dist
-from tinyllm.algorithms import bradley_terry, dpo, grpo, gspo, next_token, orpo, ppo
+from tinyllm import algorithms, dist
+from tinyllm.algorithms import bradley_terry, next_token
 from tinyllm.data.batches import Samples, Source
-from tinyllm.data.datasets import Answers, Preferences, TokenPair
+from tinyllm.data.datasets import Answers, Judgements, Packed, Preferences, TokenJudgement, TokenPair
 from tinyllm.model import hub, lora
 from tinyllm.model.config import LoRAConfig, ModelConfig
 from tinyllm.model.transformer import ActorCritic, CausalLM, initialise
+from tinyllm.stages.align_offline import Prepared
 from tinyllm.train.config import OptimConfig
 from tinyllm.train.engine import Engine
 
@@ -34,7 +36,8 @@ SHAPE = ModelConfig(
     head_dim=16,
 )
 STEPS = 3
-NAMES = ("next_token", "lora", "bradley_terry", "dpo", "orpo", "ppo", "grpo", "gspo", "muon")
+OFFLINE, ONLINE = algorithms.names("offline"), algorithms.names("online")
+NAMES = ("next_token", "packed", "lora", "dora", "bradley_terry", *OFFLINE, *ONLINE, "muon")
 
 
 def fresh() -> CausalLM:
@@ -47,13 +50,22 @@ def numbers(seed: int, low: int, high: int, n: int) -> list[int]:
     return torch.randint(low, high, (n,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-def conversations() -> Answers:
+def conversations() -> list[tuple[list[int], list[bool]]]:
     """Rows of very unequal lengths and very unequal shares of scored tokens: means of means would show."""
     rows = []
     for i in range(24):
         length = 4 + (i * 7) % 23
         rows.append((numbers(i, 1, 64, length), [t > length * (0.1 + 0.8 * (i % 3) / 2) for t in range(length)]))
-    return Answers(rows, pad=0)
+    return rows
+
+
+def judgements() -> Judgements:
+    items = [
+        TokenJudgement(p.prompt, p.chosen if i % 3 else p.rejected, i % 3 > 0) for i, p in enumerate(pairs().pairs)
+    ]
+    data = Judgements(items, pad=0)
+    data.reference = torch.linspace(-40, -10, 48).view(24, 2)
+    return data
 
 
 def pairs() -> Preferences:
@@ -89,6 +101,7 @@ class RolledOut:
             old,
             old - 0.1,
             torch.randn(8, 14, generator=generator),
+            budget=10,
         )
         mine = torch.arange(8).view(4, 2)[dist.rank() :: dist.world_size()].flatten()  # whole groups
         credited, _ = self.credit(
@@ -103,6 +116,14 @@ class RolledOut:
         return [credited.rows(part) for part in torch.arange(len(mine)).split(self.micro)]
 
 
+def _data(name: str, module) -> Answers | Packed | Preferences | Judgements:
+    if name == "packed":
+        return Packed(conversations(), pad=0, length=40)
+    if module is next_token:
+        return Answers(conversations(), pad=0)
+    return judgements() if module is not bradley_terry and module.DATA == "judgements" else pairs()
+
+
 def build(name: str, micro: int) -> tuple[Engine, object]:
     """The engine and its source; `micro` rows a forward pass."""
     model, optim = (
@@ -111,20 +132,29 @@ def build(name: str, micro: int) -> tuple[Engine, object]:
             learning_rate=3e-3, warmup_steps=0, optimizer="muon" if name == "muon" else "adamw", eps=1e-3, clip_norm=1e6
         ),
     )
-    online = {"ppo": ppo, "grpo": grpo, "gspo": gspo}
-    if name in online:
-        settings = online[name].Settings()
-        source = RolledOut(micro, partial(online[name].credit, settings))
-        trained = ActorCritic(model, hub.scorer_from(model, 0)) if name == "ppo" else model
-        loss = partial(online[name].loss, settings)
+    if name in ONLINE:
+        module = algorithms.load(name, "online")
+        settings = module.Settings()
+        source = RolledOut(micro, partial(module.credit, settings))
+        trained = ActorCritic(model, hub.scorer_from(model, 0)) if module.CRITIC else model
+        loss = partial(module.loss, settings)
     else:
-        data = conversations() if name in ("next_token", "lora", "muon") else pairs()
+        module = (
+            algorithms.load(name, "offline")
+            if name in OFFLINE
+            else bradley_terry
+            if name == "bradley_terry"
+            else next_token
+        )
+        data = _data(name, module)
         source = Source(data, 8, micro, seed=3, rank=dist.rank(), world_size=dist.world_size())
-        module = {"bradley_terry": bradley_terry, "dpo": dpo, "orpo": orpo}.get(name, next_token)
         trained = hub.scorer_from(model, 0) if name == "bradley_terry" else model
-        if name == "lora":
-            lora.attach(model, LoRAConfig(r=4))
-        loss = partial(module.loss, module.Settings())
+        if name in ("lora", "dora"):
+            lora.attach(model, LoRAConfig(r=4, dora=name == "dora"))
+        settings = module.Settings()
+        if "prepare" in vars(module):
+            source = Prepared(source, partial(module.prepare, settings, model), model, nullcontext)
+        loss = partial(module.loss, settings)
     return Engine(trained, loss, optim, STEPS, precision="fp32", seed=0), source
 
 

@@ -215,7 +215,8 @@ class SequenceScorer(nn.Module):
 
     def forward(self, ids: Tensor, attend: Tensor | None = None) -> Tensor:
         """Scores (B, T): entry t judges the text up to and including token t."""
-        return self.score(self.model(ids, attend)).squeeze(-1).float()
+        scores = self.score(self.model(ids, attend)).squeeze(-1)
+        return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
     def rewards(self, ids: Tensor, real: Tensor, attend: Tensor | None = None) -> Tensor:
         """The score of each row at its last token that is not padding; real (B, T) bool, returns (B,)."""
