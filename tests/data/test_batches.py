@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tinyllm.data.batches import Source, right_padded
-from tinyllm.data.datasets import Answers, Preferences, TokenPair, Windows, scored_documents
+from tinyllm.data.datasets import Answers, Packed, Preferences, TokenPair, Windows, best_fit, scored_documents
 from tinyllm.errors import UserError
 
 
@@ -82,3 +86,25 @@ def test_padding_is_on_the_right_and_to_few_widths() -> None:
     assert padded.shape == (2, 16)
     assert padded[1, :3].tolist() == [4, 9, 9]
     assert right_padded([[True]], False).dtype == torch.bool
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=60))
+def test_best_fit_loses_nothing_and_fills_well(sizes: list[int]) -> None:
+    bins = best_fit(sizes, 50)
+    assert sorted(i for row in bins for i in row) == list(range(len(sizes)))
+    assert all(sum(sizes[i] for i in row) <= 50 for row in bins)
+    assert len(bins) <= 11 / 9 * math.ceil(sum(sizes) / 50) * 2  # never worse than first fit's bound by far
+    filled = sorted(sum(sizes[i] for i in row) for row in bins)
+    assert len(bins) == 1 or filled[0] + filled[1] > 50  # two bins that fit into one would have been one
+
+
+def test_packed_rows_number_their_documents_and_never_score_a_first_token() -> None:
+    rows = [([7, 8, 9], [True, True, True]), ([1, 2, 3, 4, 5], [False, True, True, True, True]), ([6, 6], [True, True])]
+    packed = Packed(rows, pad=0, length=8)
+    assert [packed.length(i) for i in range(len(packed))] == [8, 2]
+    batch = packed.collate([0, 1], 0, [])
+    assert batch.ids[0, :9].tolist() == [1, 2, 3, 4, 5, 7, 8, 9, 0]
+    assert batch.documents[0, :9].tolist() == [1, 1, 1, 1, 1, 2, 2, 2, 0]
+    assert batch.mask[0, :9].tolist() == [False, True, True, True, True, False, True, True, False]
+    assert batch.documents[1, :3].tolist() == [1, 1, 0]

@@ -98,6 +98,49 @@ def test_an_adapter_file_comes_back(model: CausalLM, tmp_path: Path) -> None:
     assert torch.equal(other(IDS), model(IDS))
 
 
+def test_all_linear_is_every_layer_but_the_head(model: CausalLM) -> None:
+    lora.attach(model, LoRAConfig(targets=("all-linear",)))
+    assert len(lora.layers(model)) == 7 * SHAPE.num_hidden_layers
+
+
+def test_dora_is_magnitude_times_direction(model: CausalLM) -> None:
+    """y = m / |W + s B A| (W + s B A) x, row by row; it starts as the identity, and |.| takes no gradient."""
+    before = model(IDS)
+    lora.attach(model, LoRAConfig(r=4, alpha=8, targets=("down_proj",), dora=True))
+    torch.testing.assert_close(model(IDS), before, atol=1e-5, rtol=1e-5)
+    stirred(model)
+    layer = lora.layers(model)["model.layers.0.mlp.down_proj"]
+    with torch.no_grad():
+        layer.lora_magnitude_vector.mul_(torch.linspace(0.5, 2, 32))
+    x = torch.randn(3, 48)
+    direction = layer.weight + 2.0 * layer.lora_B.weight @ layer.lora_A.weight
+    length = direction.norm(dim=1)
+    m = layer.lora_magnitude_vector
+    torch.testing.assert_close(layer(x), x @ direction.T * (m / length), atol=1e-5, rtol=1e-5)
+    held = x @ direction.T * (m / length.detach())
+    got = torch.autograd.grad(layer(x).square().sum(), [layer.lora_B.weight, m], retain_graph=True)
+    want = torch.autograd.grad(held.square().sum(), [layer.lora_B.weight, m])
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-4)
+
+
+def test_dora_merges_switches_off_and_comes_back_from_its_file(model: CausalLM, tmp_path: Path) -> None:
+    base, other = model(IDS), CausalLM(SHAPE)
+    other.load_state_dict(model.state_dict())
+    config = LoRAConfig(r=4, dora=True)
+    stirred(lora.attach(model, config))
+    with torch.no_grad():
+        for layer in lora.layers(model).values():
+            layer.lora_magnitude_vector.mul_(1.3)
+    adapted = model(IDS)
+    with lora.disabled(model) as reference:
+        assert torch.equal(reference(IDS), base)
+    lora.save(model, config, tmp_path, "base")
+    assert lora.load(other.eval(), tmp_path).dora
+    assert torch.equal(other(IDS), adapted)
+    torch.testing.assert_close(lora.merge(model)(IDS), adapted, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("target", ["lm_head", "w_proj"])
 def test_targets_that_cannot_be(model: CausalLM, target: str) -> None:
     with pytest.raises(UserError):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tinyllm.algorithms import grpo
 from tinyllm.errors import UserError
@@ -143,3 +145,52 @@ def test_kl_is_zero_where_policy_is_reference(policy: CausalLM, tokenizer: Token
 def test_numbers_that_cannot_be_shared_are_refused(policy: CausalLM, tokenizer: Tokenizer) -> None:
     with pytest.raises(UserError, match=r"not a multiple of rollout\.group_size"):
         made(policy, tokenizer, group_size=5)
+
+
+def test_dynamic_sampling_replaces_groups_that_teach_nothing(policy: CausalLM, tokenizer: Tokenizer) -> None:
+    """The judge pays by prompt, unless the prompt is odd: only odd prompts' groups can differ."""
+
+    def by_length(columns: dict, text: str, finished: bool) -> float:
+        return float(sum(map(ord, text))) if columns["n"] % 2 else 1.0
+
+    def source(rounds: int) -> RolloutSource:
+        found = made(policy, tokenizer, sampling_rounds=rounds)
+        found.judge = Judge(tokenizer, {"length": (by_length, 1.0)}, None, 0.0, 0.0)
+        return found
+
+    def constant(samples: object) -> int:
+        return int((samples.reward.view(-1, 4).std(1) == 0).sum())
+
+    plain, _ = source(1).write(0)
+    chosen, metrics = source(6).write(0)
+    assert constant(plain) > 0
+    assert constant(chosen) == 0
+    assert len(chosen.ids) == len(plain.ids)
+    assert 1 < metrics["sampling_rounds"].value <= 6
+    assert metrics["reward"].count > len(plain.ids)  # figures are of everything that was sampled
+    assert chosen.group.tolist() == plain.group.tolist()
+
+
+def test_what_cannot_be_replaced_stays(policy: CausalLM, tokenizer: Tokenizer) -> None:
+    source = made(policy, tokenizer, sampling_rounds=3)
+    source.judge = Judge(tokenizer, {}, None, 0.0, 0.0)
+    samples, metrics = source.write(0)
+    assert len(samples.ids) == 16
+    assert metrics["sampling_rounds"].value == 3
+    assert metrics["constant_groups"].value == 1.0
+
+
+def test_long_answers_lose_reward_gradually(tokenizer: Tokenizer) -> None:
+    judge = Judge(tokenizer, {}, None, 0.0, 0.0, longest=20, overlong_buffer=8)
+    answers = [generation.Completion(ids=[5] * n, finished=True) for n in (3, 12, 14, 20)]
+    reward, _ = judge([TokenPrompt([1], {})] * 4, answers, torch.zeros(4, 24), torch.zeros(4, 24))
+    assert reward.tolist() == [0.0, 0.0, -0.25, -1.0]
+
+
+def test_kept_rollouts_hold_what_the_loss_sees(policy: CausalLM, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    source = made(policy, tokenizer)
+    source.keep = tmp_path / "rollouts"
+    samples, _ = source.write(3)
+    found = load_file(tmp_path / "rollouts" / "00000003.safetensors")
+    for name in ("ids", "mask", "reward", "old", "sampled", "advantage", "group"):
+        assert torch.equal(found[name], getattr(samples, name))

@@ -1,0 +1,125 @@
+"""The table: a name, and a function that gives (ours, the oracle's, who the oracle is). Online algorithms: `rollouts`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import oracles
+import tiny
+import torch
+from rollouts import ROLLOUTS
+from tiny import Sides, halves, outcome
+
+from tinyllm.algorithms import bradley_terry, dpo, kto, next_token, orpo, simpo
+from tinyllm.data.batches import Pairs
+from tinyllm.data.datasets import Answers, Judgements, Packed, Preferences
+from tinyllm.model import hub
+from tinyllm.model.config import LoRAConfig
+
+ROWS = [(pair.prompt, pair.chosen) for pair in tiny.PAIRS]
+MASKED = [([*prompt, *answer], [False] * len(prompt) + [True] * len(answer)) for prompt, answer in ROWS]
+sft_loss = partial(next_token.loss, next_token.Settings())
+
+
+def supervised(parts: int) -> Sides:
+    data = Answers(MASKED, tiny.PAD)
+    split = [list(range(len(data)))] if parts == 1 else halves(len(data))
+    batches = [data.collate(part, 0, range(len(data))) for part in split]
+    return outcome(tiny.policy(), sft_loss, batches)[0], oracles.sft(ROWS, parts), "TRL SFT"
+
+
+def packed() -> Sides:
+    data = Packed(MASKED, tiny.PAD, 20)
+    assert len(data) < len(ROWS), "nothing was packed"
+    ours, _ = outcome(tiny.policy(), sft_loss, [data.collate(range(len(data)), 0, range(len(data)))])
+    theirs = {"packing": True, "max_length": 20, "per_device_train_batch_size": len(data)}
+    return ours, oracles.sft(ROWS, **theirs), "TRL SFT, packing"
+
+
+def adapted(config: LoRAConfig) -> Sides:
+    """The gradient of adapter weights that we wrote and PEFT read."""
+    data = Answers(MASKED, tiny.PAD)
+    model = hub.load_causal_lm(tiny.adapter(config), merged=False).double()
+    ours, _ = outcome(model, sft_loss, [data.collate(part, 0, range(len(data))) for part in halves(len(data))])
+    return ours, oracles.sft(ROWS, model=oracles.adapted(tiny.adapter(config))), "TRL SFT, PEFT"
+
+
+@torch.no_grad()
+def pair_batches(reference: bool = False) -> list[Pairs]:
+    """The pairs in two micro-batches."""
+    data = Preferences(tiny.PAIRS, tiny.PAD)
+    everything = range(len(data))
+    if reference:
+        whole = data.collate(everything, 0, everything)
+        data.reference = tiny.policy("reference").log_probs(whole.ids, whole.mask).log_probs.sum(1).view(2, -1).T
+    return [data.collate(part, 0, everything) for part in halves(len(data))]
+
+
+def reward_model(margin: bool, centering: float) -> Sides:
+    batches = [b if margin else replace(b, margin=torch.zeros_like(b.margin)) for b in pair_batches()]
+    settings = bradley_terry.Settings(centering=centering)
+    ours, _ = outcome(tiny.scorer(), partial(bradley_terry.loss, settings), batches)
+    return ours, oracles.reward(margin, centering or None), "TRL Reward"
+
+
+def direct(variant: str, smoothing: float = 0.0) -> Sides:
+    settings = dpo.Settings(beta=0.3, variant=variant, label_smoothing=smoothing)
+    ours, _ = outcome(tiny.policy(), partial(dpo.loss, settings), pair_batches(reference=True))
+    return ours, oracles.dpo(beta=0.3, loss_type=variant, label_smoothing=smoothing), "TRL DPO"
+
+
+def smoothed() -> Sides:
+    """TRL's DPO ignores smoothing where the loss is `sigmoid`; its CPO does not, and is DPO with a reference of 0."""
+    settings = dpo.Settings(beta=0.3, label_smoothing=0.15)
+    batches = [replace(b, reference=torch.zeros(2 * b.count, dtype=torch.float64)) for b in pair_batches()]
+    ours, _ = outcome(tiny.policy(), partial(dpo.loss, settings), batches)
+    return ours, oracles.cpo(beta=0.3, loss_type="sigmoid", label_smoothing=0.15), "TRL CPO"
+
+
+def odds_ratio() -> Sides:
+    ours, _ = outcome(tiny.policy(), partial(orpo.loss, orpo.Settings(weight=0.7)), pair_batches())
+    return ours, oracles.orpo(0.7), "TRL ORPO"
+
+
+def simple() -> Sides:
+    ours, _ = outcome(tiny.policy(), partial(simpo.loss, simpo.Settings(beta=2.0, gamma=0.8)), pair_batches())
+    return ours, oracles.cpo(beta=2.0, loss_type="simpo", simpo_gamma=0.8), "TRL CPO"
+
+
+def kahneman_tversky(trained: str, reference: str, clamped: bool) -> Sides:
+    knobs = {"beta": 0.2, "desirable_weight": 0.9, "undesirable_weight": 1.3}
+    settings, model, data = kto.Settings(**knobs), tiny.policy(trained), Judgements(tiny.JUDGEMENTS, tiny.PAD)
+    everything = range(len(data))
+    with torch.no_grad():
+        whole = data.collate(everything, 0, everything)
+        scores = tiny.policy(reference).log_probs(whole.ids, whole.mask).log_probs
+        data.reference = scores.sum(1).view(2, -1).T
+        batches = kto.prepare(settings, model, [data.collate(part, 0, everything) for part in halves(len(data))])
+    ours, metrics = outcome(model, partial(kto.loss, settings), batches)
+    assert (metrics["kl"] == 0) == clamped
+    return ours, oracles.kto(tiny.rotated(data), trained, reference, **knobs), "TRL KTO"
+
+
+CASES: dict[str, Callable[[], Sides]] = {
+    "sft / one batch": partial(supervised, 1),
+    "sft / two micro-batches": partial(supervised, 2),
+    "sft / packed": packed,
+    "sft / lora": partial(adapted, LoRAConfig(r=3, alpha=5, targets=("q_proj", "v_proj", "down_proj"))),
+    "sft / rslora": partial(adapted, LoRAConfig(r=3, alpha=5, rslora=True)),
+    "sft / dora": partial(adapted, LoRAConfig(r=3, alpha=5, dora=True)),
+    "rm / plain": partial(reward_model, margin=False, centering=0.0),
+    "rm / margin": partial(reward_model, margin=True, centering=0.0),
+    "rm / centering": partial(reward_model, margin=False, centering=0.05),
+    "dpo / sigmoid": partial(direct, "sigmoid"),
+    "dpo / sigmoid, smoothed": smoothed,
+    "dpo / hinge": partial(direct, "hinge"),
+    "dpo / ipo": partial(direct, "ipo"),
+    "dpo / robust": partial(direct, "robust", 0.15),
+    "orpo / prompt loss": odds_ratio,
+    "simpo / default": simple,
+    "kto / z above 0": partial(kahneman_tversky, "reference", "policy", clamped=False),
+    "kto / z clamped": partial(kahneman_tversky, "policy", "reference", clamped=True),
+    **ROLLOUTS,
+}

@@ -1,0 +1,183 @@
+"""Records as JSON lines, a checkpoint with a chat template, and what TRL makes of them: its loss and gradient norm of the first step.
+
+Conversations go to TRL as they stand. Of pairs and judgements it is given the text that the checkpoint's own chat template renders,
+up to the answer's `<|im_end|>`: rendering them itself, TRL would also score the line break that the template puts after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import oracles
+import tiny
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
+from trl import (
+    DPOConfig,
+    DPOTrainer,
+    GRPOConfig,
+    GRPOTrainer,
+    KTOConfig,
+    KTOTrainer,
+    RewardConfig,
+    RewardTrainer,
+    RLOOConfig,
+    RLOOTrainer,
+    SFTConfig,
+    SFTTrainer,
+)
+from trl.experimental.cpo import CPOConfig, CPOTrainer
+from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+from tinyllm.data.datasets import Judgements, TokenJudgement
+from tinyllm.model import hub
+from tinyllm.model.transformer import CausalLM
+from tinyllm.text.tokenizer import Tokenizer
+
+Row = dict[str, Any]
+
+
+def said(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+ASKED = [
+    [said("system", "You are terse."), said("user", "Which river runs through Cologne?")],
+    [said("user", "Sort these: 4 1 3")],
+    [said("user", "Hello!"), said("assistant", "Hello. What is it?"), said("user", "Say it in Greek,\nplease.")],
+    [said("user", "Count to three.")],
+    [said("user", "What is 12 + 30?")],
+]
+GOOD = ["The Rhine.", "1 3 4", "Γειά σου, κόσμε! 🙂", "One, two,\nthree.", "42"]
+BAD = ["The Danube, I think, or perhaps the Elbe.", "4 3 1", "Hi.", "Three.", "It is 43, give or take a few."]
+CONVERSATIONS = [{"messages": [*asked, said("assistant", good)]} for asked, good in zip(ASKED, GOOD, strict=True)]
+PAIRS = [
+    {"prompt": asked, "chosen": [said("assistant", good)], "rejected": [said("assistant", bad)], "margin": 0.25 * number}
+    for number, (asked, good, bad) in enumerate(zip(ASKED, GOOD, BAD, strict=True))
+]
+JUDGEMENTS = [
+    {"prompt": asked, "completion": [said("assistant", (bad, good)[number % 2])], "label": bool(number % 2)}
+    for number, (asked, good, bad) in enumerate(zip(ASKED, GOOD, BAD, strict=True))
+]
+PROMPTS = [{"prompt": asked} for asked in ASKED[:3]]
+
+
+def checkpoint(folder: Path) -> None:
+    """A tiny model with weights of order one, its tokenizer and its chat template."""
+    texts = [turn["content"] for asked in ASKED for turn in asked] + GOOD + BAD
+    tokenizer = Tokenizer.train(texts, 320)
+    shape = {"vocab_size": tokenizer.vocab_size, "max_position_embeddings": 256}
+    model = CausalLM(tiny.SHAPE.model_copy(update=shape))
+    for parameter in model.parameters():
+        nn.init.constant_(parameter, 1.0 if parameter.ndim == 1 else 0.0)
+    tiny.draw(model, 4, 0.3)
+    tokenizer.save(folder, model_max_length=256)
+    hub.save(model, folder, bos=tokenizer.bos, stop=tokenizer.stop_ids, pad=tokenizer.pad)
+
+
+def tokenizer_of(folder: Path) -> PreTrainedTokenizerBase:
+    found = AutoTokenizer.from_pretrained(folder)
+    found.eos_token = "<|im_end|>"  # what ends an answer; in the file it is what ends a document
+    return found
+
+
+def _model(folder: Path) -> nn.Module:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+def _text(row: Row, tokenizer: PreTrainedTokenizerBase) -> Row:
+    """The row with prompt and answers as the template renders them."""
+    prompt = tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
+    found = {**row, "prompt": prompt}
+    for name in {"chosen", "rejected", "completion"} & row.keys():
+        whole = tokenizer.apply_chat_template([*row["prompt"], *row[name]], tokenize=False)
+        found[name] = whole.removeprefix(prompt).removesuffix("\n")
+    return found
+
+
+def _given(rows: list[Row], folder: Path, **settings: Any) -> dict[str, Any]:
+    tokenizer = tokenizer_of(folder)
+    data = Dataset.from_list([_text(row, tokenizer) if "prompt" in row else row for row in rows])
+    return {"train_dataset": data, "processing_class": tokenizer, "args": oracles.arguments(len(rows)) | settings}
+
+
+def _trained(trainer: type, config: type, *models: nn.Module, args: dict[str, Any], **given: Any) -> tuple[float, float]:
+    """Loss and gradient norm."""
+    return _norm(oracles.one_step(trainer(*models, args=config(**args), **given)))
+
+
+def _norm(found: tiny.Outcome) -> tuple[float, float]:
+    return found.loss, float(torch.stack([g.norm() for g in found.gradient.values()]).norm())
+
+
+def sft(folder: Path, run: Path) -> tuple[float, float]:
+    return _trained(SFTTrainer, SFTConfig, _model(folder), **_given(CONVERSATIONS, folder, assistant_only_loss=True))
+
+
+def rm(folder: Path, run: Path) -> tuple[float, float]:
+    """The command's head is freshly drawn, so it is read from what the command wrote; at its learning rate nothing has moved."""
+    scorer = AutoModelForSequenceClassification.from_pretrained(run / "checkpoints" / "ckpt_best", dtype=torch.float32)
+    return _trained(RewardTrainer, RewardConfig, scorer, **_given(PAIRS, folder, center_rewards_coefficient=0.01))
+
+
+def dpo(folder: Path, run: Path) -> tuple[float, float]:
+    return _trained(DPOTrainer, DPOConfig, _model(folder), _model(folder), **_given(PAIRS, folder, beta=0.1))
+
+
+def orpo(folder: Path, run: Path) -> tuple[float, float]:
+    return _trained(ORPOTrainer, ORPOConfig, _model(folder), **_given(PAIRS, folder, beta=0.1))
+
+
+def simpo(folder: Path, run: Path) -> tuple[float, float]:
+    knobs = {"loss_type": "simpo", "cpo_alpha": 0.0, "beta": 2.0, "simpo_gamma": 1.0}
+    return _trained(CPOTrainer, CPOConfig, _model(folder), **_given(PAIRS, folder, **knobs))
+
+
+def kto(folder: Path, run: Path) -> tuple[float, float]:
+    order = tiny.rotated(Judgements([TokenJudgement([], [], True)] * len(JUDGEMENTS), 0))
+    rows = [JUDGEMENTS[i] for i in order]
+    return _trained(KTOTrainer, KTOConfig, _model(folder), _model(folder), **_given(rows, folder, beta=0.1))
+
+
+def _rollout(trainer: type, config: type, settings: Row) -> Callable[[Path, Path], tuple[float, float]]:
+    def oracle(folder: Path, run: Path) -> tuple[float, float]:
+        """TRL's credit and loss on the answers that the command sampled and kept."""
+        kept = load_file(run / "logs" / "rollouts" / "00000000.safetensors")
+        answers = [ids[mask].tolist() for ids, mask in zip(kept["ids"], kept["mask"], strict=True)]
+        prompts = [
+            ids[: int(mask.nonzero()[0])].tolist() for ids, mask in zip(kept["ids"], kept["mask"], strict=True)
+        ]
+        size = int((kept["group"] == 0).sum())
+        data = Dataset.from_list([{"prompt": str(number)} for number in range(len(answers) // size)])
+        args = oracles.arguments(len(answers)) | {"num_generations": size, "shuffle_dataset": False} | settings
+        built = trainer(
+            _model(folder),
+            lambda **_: kept["reward"].tolist(),
+            config(**args),
+            data,
+            processing_class=tokenizer_of(folder),
+        )
+        built._generate = lambda asked: _written(built, asked, prompts, answers)
+        return _norm(oracles.one_step(built))
+
+    return oracle
+
+
+def _written(trainer: Any, asked: list[str], prompts: list[list[int]], answers: list[list[int]]) -> tuple:
+    """What the sampler of either trainer returns."""
+    if isinstance(trainer, RLOOTrainer):
+        return prompts, answers, asked
+    return prompts, answers, None, asked, None, {}, None, []
+
+
+grpo = _rollout(GRPOTrainer, GRPOConfig, {"loss_type": "grpo", "epsilon": 0.2, "epsilon_high": 0.28, "beta": 0.02})
+dapo = _rollout(GRPOTrainer, GRPOConfig, {"loss_type": "dapo", "epsilon": 0.2, "epsilon_high": 0.28})
+dr_grpo = _rollout(
+    GRPOTrainer, GRPOConfig, {"loss_type": "dr_grpo", "scale_rewards": "none", "max_completion_length": 12}
+)
+rloo = _rollout(RLOOTrainer, RLOOConfig, {"beta": 0.05, "epsilon": 0.2})
