@@ -11,7 +11,6 @@ import math
 import statistics
 from dataclasses import dataclass
 
-import oracles
 import tiny
 import torch
 from torch import nn
@@ -62,16 +61,26 @@ def token_rewards(old: list[float], reference: list[float], score: float, knobs:
     return rewards
 
 
-def ppo(knobs: Knobs) -> tiny.Outcome:
-    policy, critic = oracles.policy(), oracles.scorer()
-    before, reference, critic_before = oracles.policy("old"), oracles.policy("reference"), oracles.scorer("old_scorer")
-    rows = [(p, a) for p, answers in zip(tiny.PROMPTS, tiny.ANSWERS, strict=True) for a in answers]
+@dataclass(frozen=True)
+class Players:
+    """transformers' models: those that are trained, and those that wrote and judged the rollout."""
+
+    policy: nn.Module
+    critic: nn.Module
+    old: nn.Module
+    old_critic: nn.Module
+    reference: nn.Module
+
+
+def ppo(knobs: Knobs, players: Players, rows: list[tuple[list[int], list[int]]], scores: list[float]) -> tiny.Outcome:
+    """Loss and gradient over prompts with their answers and the answers' scores."""
+    policy, critic = players.policy, players.critic
     old, v_old, gains, returns = [], [], [], []
-    for (prompt, answer), score in zip(rows, tiny.REWARDS, strict=True):
+    for (prompt, answer), score in zip(rows, scores, strict=True):
         with torch.no_grad():
-            old.append([float(x) for x in log_probs(before, prompt, answer, knobs.temperature)])
-            base = [float(x) for x in log_probs(reference, prompt, answer, knobs.temperature)]
-            v_old.append([float(x) for x in values(critic_before, prompt, answer)])
+            old.append([float(x) for x in log_probs(players.old, prompt, answer, knobs.temperature)])
+            base = [float(x) for x in log_probs(players.reference, prompt, answer, knobs.temperature)]
+            v_old.append([float(x) for x in values(players.old_critic, prompt, answer)])
         gains.append(advantages(token_rewards(old[-1], base, score, knobs), v_old[-1], knobs))
         returns.append([a + v for a, v in zip(gains[-1], v_old[-1], strict=True)])
     if knobs.whiten:

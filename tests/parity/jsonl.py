@@ -10,13 +10,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import by_hand
 import oracles
 import tiny
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+)
 from trl import (
     DPOConfig,
     DPOTrainer,
@@ -57,7 +64,12 @@ GOOD = ["The Rhine.", "1 3 4", "Γειά σου, κόσμε! 🙂", "One, two,\n
 BAD = ["The Danube, I think, or perhaps the Elbe.", "4 3 1", "Hi.", "Three.", "It is 43, give or take a few."]
 CONVERSATIONS = [{"messages": [*asked, said("assistant", good)]} for asked, good in zip(ASKED, GOOD, strict=True)]
 PAIRS = [
-    {"prompt": asked, "chosen": [said("assistant", good)], "rejected": [said("assistant", bad)], "margin": 0.25 * number}
+    {
+        "prompt": asked,
+        "chosen": [said("assistant", good)],
+        "rejected": [said("assistant", bad)],
+        "margin": 0.25 * number,
+    }
     for number, (asked, good, bad) in enumerate(zip(ASKED, GOOD, BAD, strict=True))
 ]
 JUDGEMENTS = [
@@ -87,7 +99,10 @@ def tokenizer_of(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def _model(folder: Path) -> nn.Module:
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    found = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    # transformers gives the embedding of <|pad|> no gradient, not even where an untrained policy wrote that token itself
+    found.get_input_embeddings().padding_idx = None
+    return found
 
 
 def _text(row: Row, tokenizer: PreTrainedTokenizerBase) -> Row:
@@ -106,7 +121,9 @@ def _given(rows: list[Row], folder: Path, **settings: Any) -> dict[str, Any]:
     return {"train_dataset": data, "processing_class": tokenizer, "args": oracles.arguments(len(rows)) | settings}
 
 
-def _trained(trainer: type, config: type, *models: nn.Module, args: dict[str, Any], **given: Any) -> tuple[float, float]:
+def _trained(
+    trainer: type, config: type, *models: nn.Module, args: dict[str, Any], **given: Any
+) -> tuple[float, float]:
     """Loss and gradient norm."""
     return _norm(oracles.one_step(trainer(*models, args=config(**args), **given)))
 
@@ -117,6 +134,15 @@ def _norm(found: tiny.Outcome) -> tuple[float, float]:
 
 def sft(folder: Path, run: Path) -> tuple[float, float]:
     return _trained(SFTTrainer, SFTConfig, _model(folder), **_given(CONVERSATIONS, folder, assistant_only_loss=True))
+
+
+sft_packed = sft  # which document stands in which row changes nothing
+
+
+def sft_lora(folder: Path, run: Path) -> tuple[float, float]:
+    """The adapter that the command drew and wrote, as PEFT reads it."""
+    adapted = PeftModel.from_pretrained(_model(folder), run / "checkpoints" / "ckpt_best", is_trainable=True)
+    return _trained(SFTTrainer, SFTConfig, adapted, **_given(CONVERSATIONS, folder, assistant_only_loss=True))
 
 
 def rm(folder: Path, run: Path) -> tuple[float, float]:
@@ -130,11 +156,13 @@ def dpo(folder: Path, run: Path) -> tuple[float, float]:
 
 
 def orpo(folder: Path, run: Path) -> tuple[float, float]:
-    return _trained(ORPOTrainer, ORPOConfig, _model(folder), **_given(PAIRS, folder, beta=0.1))
+    return _trained(
+        ORPOTrainer, ORPOConfig, _model(folder), **_given(PAIRS, folder, beta=0.1, remove_unused_columns=False)
+    )
 
 
 def simpo(folder: Path, run: Path) -> tuple[float, float]:
-    knobs = {"loss_type": "simpo", "cpo_alpha": 0.0, "beta": 2.0, "simpo_gamma": 1.0}
+    knobs = {"loss_type": "simpo", "cpo_alpha": 0.0, "beta": 2.0, "simpo_gamma": 1.0, "remove_unused_columns": False}
     return _trained(CPOTrainer, CPOConfig, _model(folder), **_given(PAIRS, folder, **knobs))
 
 
@@ -144,40 +172,63 @@ def kto(folder: Path, run: Path) -> tuple[float, float]:
     return _trained(KTOTrainer, KTOConfig, _model(folder), _model(folder), **_given(rows, folder, beta=0.1))
 
 
-def _rollout(trainer: type, config: type, settings: Row) -> Callable[[Path, Path], tuple[float, float]]:
+Answers = list[tuple[list[int], list[int]]]
+
+
+def _kept(run: Path) -> tuple[Answers, list[float], int]:
+    """The answers that the command sampled and kept, each behind its prompt; their rewards; how many to a prompt."""
+    kept = load_file(run / "logs" / "rollouts" / "00000000.safetensors")
+    rows = []
+    for ids, mask in zip(kept["ids"], kept["mask"], strict=True):
+        begin = int(mask.nonzero()[0])
+        rows.append((ids[:begin].tolist(), ids[mask].tolist()))
+    return rows, kept["reward"].tolist(), int((kept["group"] == 0).sum())
+
+
+def _group_relative(settings: Row) -> Callable[[Path, Path], tuple[float, float]]:
+    """TRL's GRPO on a kept rollout."""
+
     def oracle(folder: Path, run: Path) -> tuple[float, float]:
-        """TRL's credit and loss on the answers that the command sampled and kept."""
-        kept = load_file(run / "logs" / "rollouts" / "00000000.safetensors")
-        answers = [ids[mask].tolist() for ids, mask in zip(kept["ids"], kept["mask"], strict=True)]
-        prompts = [
-            ids[: int(mask.nonzero()[0])].tolist() for ids, mask in zip(kept["ids"], kept["mask"], strict=True)
-        ]
-        size = int((kept["group"] == 0).sum())
-        data = Dataset.from_list([{"prompt": str(number)} for number in range(len(answers) // size)])
-        args = oracles.arguments(len(answers)) | {"num_generations": size, "shuffle_dataset": False} | settings
-        built = trainer(
-            _model(folder),
-            lambda **_: kept["reward"].tolist(),
-            config(**args),
-            data,
-            processing_class=tokenizer_of(folder),
-        )
-        built._generate = lambda asked: _written(built, asked, prompts, answers)
-        return _norm(oracles.one_step(built))
+        rows, rewards, size = _kept(run)
+        written = {"prompt_ids": [p for p, _ in rows], "completion_ids": [a for _, a in rows], "logprobs": None}
+        given = {"processing_class": tokenizer_of(folder), "args": GRPOConfig(**_arguments(rows, size) | settings)}
+        given |= {"train_dataset": _numbered(rows, size), "rollout_func": lambda prompts, trainer: dict(written)}
+        return _norm(oracles.one_step(GRPOTrainer(_model(folder), lambda **_: rewards, **given)))
 
     return oracle
 
 
-def _written(trainer: Any, asked: list[str], prompts: list[list[int]], answers: list[list[int]]) -> tuple:
-    """What the sampler of either trainer returns."""
-    if isinstance(trainer, RLOOTrainer):
-        return prompts, answers, asked
-    return prompts, answers, None, asked, None, {}, None, []
+def _arguments(rows: Answers, size: int) -> Row:
+    return oracles.arguments(len(rows)) | {"num_generations": size, "shuffle_dataset": False}
 
 
-grpo = _rollout(GRPOTrainer, GRPOConfig, {"loss_type": "grpo", "epsilon": 0.2, "epsilon_high": 0.28, "beta": 0.02})
-dapo = _rollout(GRPOTrainer, GRPOConfig, {"loss_type": "dapo", "epsilon": 0.2, "epsilon_high": 0.28})
-dr_grpo = _rollout(
-    GRPOTrainer, GRPOConfig, {"loss_type": "dr_grpo", "scale_rewards": "none", "max_completion_length": 12}
-)
-rloo = _rollout(RLOOTrainer, RLOOConfig, {"beta": 0.05, "epsilon": 0.2})
+def _numbered(rows: Answers, size: int) -> Dataset:
+    """Prompts that stand for those of the rollout."""
+    return Dataset.from_list([{"prompt": str(number)} for number in range(len(rows) // size)])
+
+
+def rloo(folder: Path, run: Path) -> tuple[float, float]:
+    rows, rewards, size = _kept(run)
+    settings = RLOOConfig(**_arguments(rows, size), beta=0.05, epsilon=0.2)
+    given = {"train_dataset": _numbered(rows, size), "processing_class": tokenizer_of(folder), "args": settings}
+    trainer = RLOOTrainer(_model(folder), lambda **_: rewards, **given)
+    trainer._generate = lambda asked: ([p for p, _ in rows], [a for _, a in rows], asked)  # it has no rollout_func
+    return _norm(oracles.one_step(trainer))
+
+
+grpo = _group_relative({"loss_type": "grpo", "epsilon": 0.2, "epsilon_high": 0.28, "beta": 0.02})
+dapo = _group_relative({"loss_type": "dapo", "epsilon": 0.2, "epsilon_high": 0.28})
+dr_grpo = _group_relative({"loss_type": "dr_grpo", "scale_rewards": "none", "max_completion_length": 12})
+
+
+def ppo(folder: Path, run: Path) -> tuple[float, float]:
+    """By hand: TRL has none. The critic is read from what the command wrote."""
+    rows, rewards, _ = _kept(run)
+    critic = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=torch.float32)
+    critic.load_state_dict(load_file(run / "checkpoints" / "ckpt_best" / "trainer" / "critic.safetensors"))
+    critic.get_input_embeddings().padding_idx = None
+    policy = _model(folder)
+    knobs = by_hand.Knobs(
+        gamma=0.97, lam=0.9, clip=0.2, value_clip=0.2, vf_coef=0.5, kl_coef=0.05, k3=False, whiten=True, temperature=0.8
+    )
+    return _norm(by_hand.ppo(knobs, by_hand.Players(policy, critic, policy, critic, policy), rows, rewards))

@@ -9,6 +9,7 @@ from typing import Any
 
 import by_hand
 import online
+import oracles
 import tiny
 from tiny import Outcome, Sides, halves, outcome
 
@@ -53,7 +54,15 @@ def proximal(k3: bool, whiten: bool) -> Sides:
         kl_estimator="k3" if k3 else "k1",
         whiten=whiten,
     )
-    return ours(ppo, settings, knobs.temperature), by_hand.ppo(knobs), "by hand"
+    rows = [(prompt, answer) for prompt, answers in zip(tiny.PROMPTS, tiny.ANSWERS, strict=True) for answer in answers]
+    players = by_hand.Players(
+        policy=oracles.policy(),
+        critic=oracles.scorer(),
+        old=oracles.policy("old"),
+        old_critic=oracles.scorer("old_scorer"),
+        reference=oracles.policy("reference"),
+    )
+    return ours(ppo, settings, knobs.temperature), by_hand.ppo(knobs, players, rows, tiny.REWARDS), "by hand"
 
 
 _WIDE = {"epsilon": 0.2, "epsilon_high": 0.28}

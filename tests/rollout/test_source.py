@@ -17,7 +17,8 @@ from tinyllm.model.config import ModelConfig
 from tinyllm.model.transformer import CausalLM, initialise
 from tinyllm.rollout import source as rollout
 from tinyllm.rollout.config import RolloutConfig
-from tinyllm.rollout.source import Judge, RolloutSource, TokenPrompt
+from tinyllm.rollout.judge import Judge, TokenPrompt
+from tinyllm.rollout.source import RolloutSource
 from tinyllm.text.tokenizer import Tokenizer
 
 

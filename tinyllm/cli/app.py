@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from tinyllm import __version__, algorithms, dist
 from tinyllm.cli import show
-from tinyllm.cli.options import PREPARING, READING, TRAINING, TUNING, WHOLE, Common, verb
-from tinyllm.errors import UserError
+from tinyllm.cli.options import LOOKING, PREPARING, READING, TRAINING, TUNING, WHOLE, Common, verb
+from tinyllm.errors import FAILED, UserError
 from tinyllm.train import progress
 
 app = typer.Typer(
@@ -83,9 +84,15 @@ def align_online(common: Common, algorithm: Algorithm = None) -> None:
 
 
 @verb(app, "eval", READING, _USING)
-def evaluate(common: Common) -> None:
-    """Perplexity and bits per byte of a checkpoint on held-out text."""
-    _run("eval", common)
+def evaluate(
+    common: Common,
+    task: Annotated[
+        list[str] | None,
+        typer.Option("--task", "-t", help="bits_per_byte, choice, exact_match, gold or pass@k; may be repeated."),
+    ] = None,
+) -> None:
+    """Perplexity and bits per byte of a checkpoint on held-out text; with --task, benchmarks."""
+    _run("eval", common, keys={"task": f"[{', '.join(task)}]" if task else None})
 
 
 @verb(app, "chat", tuple(n for n in READING if n != "nproc"), _USING)
@@ -101,24 +108,51 @@ def chat(
     _run("chat", common, prompts=prompt or [], stream=not common.json)
 
 
+@verb(app, "explain", LOOKING, _USING)
+def explain(
+    common: Common,
+    run: Annotated[Path | None, typer.Argument(help="A run directory; the newest under runs/ by default.")] = None,
+) -> None:
+    """What went wrong in a run: symptoms, evidence, causes, and one thing to try."""
+    progress.Quiet.on = common.quiet
+    from tinyllm.stages import explain as stage
+
+    show.result(stage.run(run), as_json=common.json)
+
+
 @verb(app, "lifecycle", WHOLE, _USING)
 def lifecycle(
     common: Common,
     smoke: Annotated[bool, typer.Option("--smoke", help="Every stage as a rehearsal, in about a minute.")] = False,
+    preset: Annotated[
+        str, typer.Option("--preset", help="smoke, laptop or gpu: a folder of configs/lifecycle.")
+    ] = "laptop",
+    data: Annotated[
+        list[str] | None,
+        typer.Option("--data", help="Your own text, conversations, pairs and prompts, in any order; may be repeated."),
+    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Live it so often, with seeds one apart.")] = 1,
+    questions: Annotated[
+        int, typer.Option("--questions", min=8, help="Held-out questions every stage is asked.")
+    ] = 512,
 ) -> None:
-    """Every stage, end to end, in one process."""
-    if not smoke:
-        raise UserError("only the rehearsal is there yet", where="tinyllm lifecycle", fix="add --smoke")
+    """Every stage, end to end, in one process, with gates and one scorecard; exit 1 where a gate fails."""
     progress.Quiet.on = common.quiet
-    from tinyllm.cli.stages import STAGES, resolve
+    from tinyllm.cli import lives
 
-    resolved = {
-        key: resolve(stage, None, [], {"seed": common.seed, "device": common.device}, os.environ, fast=True)
-        for key, stage in STAGES.items()
-    }
+    if smoke or preset == "smoke":
+        configurations = lives.rehearsal(common.seed, common.device, os.environ)
+        from tinyllm.stages.lifecycle import rehearse
+
+        show.result(rehearse(configurations), as_json=common.json)
+        return
+    found = lives.lives(preset, common, data or [], seeds, os.environ)
     from tinyllm.stages.lifecycle import run
 
-    show.result(run(resolved), as_json=common.json)
+    card = run(found, preset, questions=questions, resume=common.resume)
+    show.scorecard(card, as_json=common.json)
+    if not card["passed"]:
+        raise typer.Exit(FAILED)
 
 
 def _known(algorithm: str | None, family: str) -> str | None:

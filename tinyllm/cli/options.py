@@ -55,7 +55,8 @@ TUNING = tuple(f.name for f in fields(Common))
 TRAINING = tuple(name for name in TUNING if name != "checkpoint")
 PREPARING = tuple(name for name in TRAINING if name not in ("device", "nproc", "resume"))
 READING = tuple(name for name in TUNING if name not in ("name", "resume"))
-WHOLE = ("seed", "device", "json", "quiet", "debug")
+LOOKING = ("json", "quiet", "debug")
+WHOLE = ("name", "set", "seed", "device", "resume", "json", "quiet", "debug")
 
 _DEFAULTS = {f.name: f.default for f in fields(Common)}
 _KINDS = inspect.get_annotations(Common, eval_str=True)

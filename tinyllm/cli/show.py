@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from tinyllm.cli import scores
 from tinyllm.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,8 +19,9 @@ _START = """tinyllm takes a small language model through its whole life, on this
   tinyllm rm                        a reward model from preferences
   tinyllm align-offline             DPO, ORPO                   (--algorithm NAME)
   tinyllm align-online              GRPO, GSPO, PPO             (--algorithm NAME)
-  tinyllm eval                      perplexity and bits per byte
+  tinyllm eval                      perplexity and bits per byte; benchmarks with --task
   tinyllm chat                      talk to it
+  tinyllm explain                   what went wrong in a run, and one thing to try
 
 Every command rehearses with --fast-dev-run, explains itself with --dry-run and lists its options with --help."""
 
@@ -43,6 +45,10 @@ def result(found: dict[str, Any], *, as_json: bool) -> None:
         return
     if found["stage"] == "lifecycle":
         _table(found)
+    elif "results" in found:
+        scores.table(found)
+    elif found["stage"] == "explain":
+        _explained(found)
     elif found["stage"] != "chat":
         _lines(found)
 
@@ -82,6 +88,67 @@ def _table(found: dict[str, Any]) -> None:
     print(
         f"{len(found['stages'])} stages in {found['seconds']:.1f} s, at most {found['peak_memory_mb']:,} MB of memory; runs/*/fast-dev-run"
     )
+
+
+def scorecard(card: dict[str, Any], *, as_json: bool) -> None:
+    """A lifecycle with gates: the tables, where the files are, and the verdict last."""
+    if as_json:
+        print(json.dumps(card, ensure_ascii=False))
+        return
+    from rich.console import Console
+
+    from tinyllm.stages import report
+
+    console = Console()
+    for table in report.terminal(card):
+        console.print(table)
+    for path in card["files"].values():
+        print(f"  {path}")
+    print(report.verdict(card))
+
+
+_COLOURS = {"broken": "bold red", "warning": "yellow", "note": "cyan"}
+
+
+def _explained(found: dict[str, Any]) -> None:
+    """What moved, then a paragraph a finding: symptom, evidence, causes, one thing to try."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(soft_wrap=True, highlight=False)
+    moved, ran = found["moved"], f"{found['of']}, {found['status']}, step {found['step']:,} of {found['steps']:,}"
+    console.print(Text(f"{found['run']}: {ran}"))
+    if moved:
+        change = f"{_number(moved['from'])} -> {_number(moved['to'])}"
+        console.print(Text(f"  {moved['what']} {change} (held out; ckpt_best, step {moved['step']:,})"))
+    if found["healthy"]:
+        console.print(Text(f"  healthy: nothing wrong in {found['checks']} checks", style="green"))
+    for finding in found["findings"]:
+        console.print()
+        console.print(Text.assemble((finding["severity"], _COLOURS[finding["severity"]]), f": {finding['symptom']}"))
+        for label, lines in (
+            ("seen", [_evidence(finding["evidence"])]),
+            ("causes", finding["causes"]),
+            ("try", [finding["try_this"]]),
+        ):
+            for number, line in enumerate(lines):
+                console.print(Text(f"  {label if number == 0 else '':<8}{line}"))
+    if found["other_name"]:
+        console.print(Text("\nA run directory belongs to one configuration: give changed settings another --name."))
+
+
+def _evidence(facts: list[dict[str, Any]]) -> str:
+    """`eval loss 1.92 at step 400, 2.31 at step 1,000 (metrics.jsonl)`: a figure is named once, a file once."""
+    parts: list[str] = []
+    for before, fact in zip([None, *facts], facts, strict=False):
+        value = fact["value"]
+        text = _number(round(value) if isinstance(value, float) and value.is_integer() else value)
+        text += f" at step {fact['step']:,}" if fact["step"] is not None else ""
+        same = before is not None and before["figure"] == fact["figure"]
+        if before is not None and before["file"] != fact["file"]:
+            parts[-1] += f" ({before['file']})"
+        parts.append(text if same else f"{fact['figure']} {text}")
+    return ", ".join(parts) + f" ({facts[-1]['file']})"
 
 
 def _number(value: Any) -> str:

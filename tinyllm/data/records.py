@@ -222,6 +222,42 @@ def read(
     return Reader(expand(sources), kind, format, field or {}, on_bad_line)
 
 
+_GUESSES = (  # (kind, formats that speak for it), the surest first; a question with a short answer is a prompt for its reward
+    ("pairs", tuple(FORMATS["pairs"])),
+    ("judgements", ("prompt-completion-label", "messages-label", "sharegpt-label")),
+    ("prompts", ("question",)),
+    ("conversations", tuple(FORMATS["conversations"])),
+    ("prompts", ("prompt",)),
+    ("documents", ("text",)),
+)
+
+
+def kind_of(source: str | Path) -> str:
+    """Which kind of record a file (or the first of a folder or pattern) seems to hold, by its first row.
+
+    Raises: UserError for a missing or empty file, and where no format fits.
+    """
+    file = Source(expand([source])[0])
+    try:
+        if layout(file) == "text":
+            return "documents"
+        for place, row in rows(file):
+            if isinstance(row, BadRow):
+                raise UserError(row.detail, where=place, fix=row.fix or "mend this row")
+            fields = {"text": row} if isinstance(row, str) else row
+            for kind, names in _GUESSES:
+                if any(FORMATS[kind][name].fits(fields) for name in names):
+                    return kind
+            raise UserError(
+                f"what these records are for cannot be told; found: {listed(fields)}",
+                where=place,
+                fix=f"say it, for example prompts={file.name}",
+            )
+    finally:
+        file.close()
+    raise UserError(f"0 rows in {file.name}", fix="put data in it or leave it out")
+
+
 def read_rows(path: str | Path) -> Iterator[dict[str, Any]]:
     """The objects of one JSON, JSON lines or parquet file as they stand, for benchmark files of their own shape.
 

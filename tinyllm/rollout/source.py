@@ -9,11 +9,9 @@ between rollouts goes on as if it had not been.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,59 +22,9 @@ from tinyllm.data.batches import Samples, right_padded
 from tinyllm.errors import FAILED, UserError
 from tinyllm.mean import Mean, masked, over
 from tinyllm.model.generate import Completion, Sampling, generate
-from tinyllm.model.transformer import ActorCritic, CausalLM, SequenceScorer
+from tinyllm.model.transformer import ActorCritic, CausalLM
 from tinyllm.rollout.config import RolloutConfig
-from tinyllm.rollout.rewards import Reward
-from tinyllm.text.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True)
-class TokenPrompt:
-    """A prompt ready to be answered: ids up to and including the assistant's header, and the columns its rewards read."""
-
-    ids: list[int]
-    columns: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Judge:
-    """What an answer is worth: rules and a reward model, weighted and added."""
-
-    tokenizer: Tokenizer
-    rules: Mapping[str, tuple[Reward, float]]
-    scorer: SequenceScorer | None
-    scorer_weight: float
-    unfinished_penalty: float
-    longest: int = 0
-    """tokens an answer may have"""
-    overlong_buffer: int = 0
-    """over its last so many tokens before `longest`, an answer loses up to 1 (arXiv 2503.14476 Eq. 13)"""
-
-    @torch.no_grad()
-    def __call__(
-        self, prompts: Sequence[TokenPrompt], answers: Sequence[Completion], ids: Tensor, real: Tensor
-    ) -> tuple[Tensor, dict[str, Mean]]:
-        """Rewards (B,) on the ids' device, and each part's mean."""
-        texts = [self.tokenizer.decode(a.ids) for a in answers]
-        total = torch.zeros(len(answers), device=ids.device)
-        parts: dict[str, Mean] = {}
-        for name, (rule, weight) in self.rules.items():
-            values = [
-                float(rule(p.columns, text, a.finished)) for p, text, a in zip(prompts, texts, answers, strict=True)
-            ]
-            scores = torch.tensor(values, device=ids.device)
-            parts[f"rewards/{name}"] = over(scores)
-            total += weight * scores
-        if self.scorer is not None:
-            scores = self.scorer.rewards(ids, real)
-            parts["rewards/reward_model"] = over(scores)
-            total += self.scorer_weight * scores
-        unfinished = torch.tensor([not a.finished for a in answers], device=ids.device)
-        total -= self.unfinished_penalty * unfinished
-        if self.overlong_buffer:
-            left = torch.tensor([self.longest - len(a.ids) for a in answers], device=ids.device)
-            total -= (1 - left / self.overlong_buffer).clamp(0, 1)
-        return total, parts
+from tinyllm.rollout.judge import Judge, TokenPrompt, answer_rows, marks
 
 
 class RolloutSource:
@@ -191,20 +139,13 @@ class RolloutSource:
         seed = int(self._random(turn, 0, self.rank).integers(1 << 62))
         sampling = Sampling(self.config.max_new_tokens, self.config.temperature, stop=self.stop, seed=seed)
         answers = generate(self.policy, [p.ids for p in prompts], sampling)
-        reward, metrics = self.judge(prompts, answers, *_rows(prompts, answers, self.device)[:2])
-        lengths = torch.tensor([len(a.ids) for a in answers], dtype=torch.float32)
-        finished = torch.tensor([float(a.finished) for a in answers])
-        return (
-            prompts,
-            answers,
-            reward,
-            {"reward": over(reward), **metrics, "length": over(lengths), "finished": over(finished)},
-        )
+        reward, metrics = marks(self.judge, prompts, answers, self.device)
+        return prompts, answers, reward, metrics
 
     @torch.no_grad()
     def _scored(self, prompts: Sequence[TokenPrompt], answers: Sequence[Completion], reward: Tensor) -> Samples:
         """What is known about the answers before anything is learned from them."""
-        ids, _, mask = _rows(prompts, answers, self.device)
+        ids, _, mask = answer_rows(prompts, answers, self.device)
         sampled = [[0.0] * len(p.ids) + a.log_probs for p, a in zip(prompts, answers, strict=True)]
         return Samples(
             ids,
@@ -218,6 +159,17 @@ class RolloutSource:
             values=self._values(ids),
             budget=self.config.max_new_tokens,
         )
+
+    @torch.no_grad()
+    def probe(self, prompts: Sequence[TokenPrompt], answers: Sequence[Completion]) -> dict[str, Mean]:
+        """How uncertain the policy is (nats a token), and how far from its reference (nats an answer), on answers it wrote."""
+        ids, _, mask = answer_rows(prompts, answers, self.device)
+        self.policy.eval()
+        with self.autocast():
+            scores = self.policy.log_probs(ids, mask, temperature=self.config.temperature, entropy=True)
+        found = {"entropy": masked(scores.entropy, mask)}
+        reference = self._reference(ids, mask)
+        return found if reference is None else found | {"objective/kl": over((scores.log_probs - reference).sum(1))}
 
     def _keep(self, samples: Samples, rollout: int) -> None:
         self.keep.mkdir(parents=True, exist_ok=True)
@@ -261,36 +213,3 @@ class RolloutSource:
         with self.autocast():
             scores = torch.cat([self.critic(part) for part in ids.split(self.micro_batch_size)])
         return torch.nn.functional.pad(scores[:, :-1], (1, 0))
-
-
-def _rows(
-    prompts: Sequence[TokenPrompt], answers: Sequence[Completion], device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
-    """ids (B, T), what is not padding (B, T), and the answers' tokens (B, T)."""
-    pairs = [(len(p.ids), [*p.ids, *a.ids]) for p, a in zip(prompts, answers, strict=True)]
-    ids = right_padded([row for _, row in pairs], 0)
-    real = right_padded([[True] * len(row) for _, row in pairs], False)
-    mask = right_padded([[False] * start + [True] * (len(row) - start) for start, row in pairs], False)
-    return ids.to(device), real.to(device), mask.to(device)
-
-
-def judged(
-    policy: CausalLM, prompts: Sequence[TokenPrompt], judge: Judge, sampling: Sampling, rows: int = 64
-) -> tuple[dict[str, Mean], list[str]]:
-    """Answer held-out prompts once each and judge the answers: reward and its parts, length, finished; and the texts."""
-    pooled: dict[str, Mean] = {}
-    texts: list[str] = []
-    for start in range(0, len(prompts), rows):
-        part = prompts[start : start + rows]
-        answers = generate(policy, [p.ids for p in part], sampling)
-        ids, real, _ = _rows(part, answers, policy.lm_head.weight.device)
-        reward, metrics = judge(part, answers, ids, real)
-        lengths, finished = [float(len(a.ids)) for a in answers], [float(a.finished) for a in answers]
-        metrics |= {
-            "reward": over(reward),
-            "length": Mean(sum(lengths), len(part)),
-            "finished": Mean(sum(finished), len(part)),
-        }
-        pooled = {name: pooled[name] + mean if name in pooled else mean for name, mean in metrics.items()}
-        texts += [judge.tokenizer.decode(a.ids) for a in answers]
-    return pooled, texts

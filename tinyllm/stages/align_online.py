@@ -43,7 +43,7 @@ def run(config: AlignOnlineConfig, call: Call) -> dict[str, Any]:
     folder = RUNS / ONLINE / f"{config.algorithm}-{config.name}"
     base = base_of(policy, tokenizer, parent, folder) if config.lora else ""
     # the frozen copy is made before a critic or an update exists
-    reference = _reference(policy, config) if algorithm.uses_reference(settings) else None
+    reference = _reference(policy, config) if config.track_kl or algorithm.uses_reference(settings) else None
     model = ActorCritic(policy, _critic(policy, scorer, config.seed)) if algorithm.CRITIC else policy
     files = Files(model, tokenizer, adapter=config.lora, base=base)
     precision = choose_precision(config.train.precision, device)
@@ -67,7 +67,13 @@ def run(config: AlignOnlineConfig, call: Call) -> dict[str, Any]:
     def evaluate(engine: Engine) -> dict[str, float]:
         length = config.rollout.max_new_tokens
         return answer_figures(
-            policy, held, judge, tokenizer, temperature=config.rollout.temperature, max_new_tokens=length
+            policy,
+            held,
+            judge,
+            tokenizer,
+            temperature=config.rollout.temperature,
+            max_new_tokens=length,
+            probe=source.probe,
         )
 
     job = Job(
@@ -81,7 +87,7 @@ def run(config: AlignOnlineConfig, call: Call) -> dict[str, Any]:
         train=config.train,
         optim=config.optim,
         seed=config.seed,
-        best=("reward", "max"),
+        best=(config.best_by, "max"),
         boundary=config.rollout.steps,
     )
     facts = facts_of(policy, tokenizer, sources, config.seed, parent) | judge_facts | {"algorithm": config.algorithm}

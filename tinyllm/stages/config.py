@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, create_model, model_validator
+from pydantic import Field, create_model, field_validator, model_validator
 
 from tinyllm import algorithms
 from tinyllm.config import Config
 from tinyllm.model.config import LoRAConfig, ModelConfig
 from tinyllm.rollout.config import RolloutConfig
+from tinyllm.rollout.rewards import REWARDS
 from tinyllm.train.config import OptimConfig, TrainConfig
 
 
@@ -73,6 +74,8 @@ class TunedConfig(StageConfig):
 class SftConfig(TunedConfig):
     wrong: float = Field(0.0, ge=0, le=1)
     """share of the bundled world's task demonstrations that are wrong, to leave online alignment something to mend"""
+    flawed: float = Field(0.0, ge=0, le=1)
+    """share of the bundled world's demonstrations that a judge would reject (wrong, padded, hedged, refused): what alignment is to mend"""
     packing: bool = False
     """several conversations in a row of data.max_length, which do not see each other; train.batch_size then counts such rows"""
 
@@ -107,6 +110,10 @@ class _Online(TunedConfig):
     """reward: weight. Built in: exact_answer, contains_answer, gold, reward_model; your own: path/to/file.py:function"""
     reward_model: Path | None = None
     """the checkpoint of the reward model; none: the newest, if `rewards` names reward_model"""
+    best_by: str = "reward"
+    """the held-out figure that decides ckpt_best, e.g. rewards/gold where that is known and the reward is a model's guess"""
+    track_kl: bool = True
+    """keep the parent beside the policy to report the distance between them, even where no KL enters the loss"""
     task: tuple[str, ...] = ()
     """tasks of the bundled world to take prompts from; empty: all"""
 
@@ -118,10 +125,44 @@ AlignOnlineConfig = _with_algorithms(_Online, "AlignOnlineConfig", "online")
 class EvalConfig(StageConfig):
     parent: Path | None = None
     """the checkpoint to evaluate; none: the newest pretrained one"""
+    task: tuple[Literal["bits_per_byte", "choice", "exact_match", "gold", "pass@k"], ...] = ()
+    """what is measured, see stages/evals/tasks.py; empty: perplexity and bits per byte of the documents"""
     data: DataConfig = DataConfig(train=(), val=("world:500",))
     rows: int = Field(2000, ge=1)
-    """documents that are scored at most"""
+    """documents that are scored at most; with tasks: rows of every file"""
     batch_size: int = Field(16, ge=1)
+    """rows of data.max_length in a forward pass; of shorter rows there are more"""
+    options: Literal["text", "letters"] = "text"
+    """of `question` and `choices`: compare the choices themselves, or list them in the question and compare A, B, C, D"""
+    lead: str = ""
+    """put in front of a whole text that is compared; lm-eval's own blimp has a space there"""
+    template: Literal["auto", "plain", "chat"] = "auto"
+    """plain text, or the chat template; auto: the template for questions and conversations, if the checkpoint was fine-tuned"""
+    rule: str = "exact_answer"
+    """what calls an answer right in exact_match and pass@k: exact_answer, contains_answer, gold, path/to/file.py:function"""
+    max_new_tokens: int = Field(64, ge=1)
+    """the longest answer"""
+    until: tuple[str, ...] = ("\n\n", "Question:", "Q:")
+    """where an answer in plain text ends"""
+    k: tuple[int, ...] = Field((1, 8), min_length=1)
+    """pass@k: at how many attempts"""
+    samples: int = Field(8, ge=1)
+    """pass@k: answers written to a question, at least the largest k"""
+    temperature: float = Field(0.8, gt=0)
+    """pass@k: of sampling; the other tasks are greedy"""
+
+    @model_validator(mode="after")
+    def _enough_samples(self) -> EvalConfig:
+        if not 1 <= min(self.k) <= max(self.k) <= self.samples:
+            raise ValueError(f"k {list(self.k)} must lie between 1 and samples {self.samples}")
+        return self
+
+    @field_validator("rule")
+    @classmethod
+    def _known_rule(cls, rule: str) -> str:
+        if ".py:" not in rule and rule not in REWARDS:
+            raise ValueError(f"expected one of {', '.join(REWARDS)} or path/to/file.py:function")
+        return rule
 
 
 class ChatConfig(StageConfig):

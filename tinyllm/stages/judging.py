@@ -12,7 +12,7 @@ from tinyllm.model.generate import Sampling
 from tinyllm.model.transformer import CausalLM, SequenceScorer
 from tinyllm.rollout import rewards
 from tinyllm.rollout.config import RolloutConfig
-from tinyllm.rollout.source import Judge, TokenPrompt, judged
+from tinyllm.rollout.judge import Judge, Probe, TokenPrompt, judged
 from tinyllm.text.tokenizer import Tokenizer
 from tinyllm.train.engine import pool_over_ranks
 
@@ -48,11 +48,12 @@ def answer_figures(
     *,
     temperature: float,
     max_new_tokens: int = 48,
+    probe: Probe | None = None,
 ) -> dict[str, float]:
-    """reward, its parts, length and share of finished answers over all prompts; every rank answers its share."""
+    """reward, its parts, length, finished, repetition and what `probe` finds, over all prompts; every rank answers its share."""
     sampling = Sampling(max_new_tokens, temperature, stop=tokenizer.stop_ids, seed=dist.rank())
     mine = prompts[dist.rank() :: dist.world_size()]
     with torch.no_grad():
-        pooled, _ = judged(policy, mine, judge, sampling)
+        pooled = judged(policy, mine, judge, sampling, probe=probe)
     pooled = pool_over_ranks(pooled, policy.lm_head.weight.device)
     return {name: mean.value for name, mean in pooled.items()}

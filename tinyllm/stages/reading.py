@@ -8,7 +8,7 @@ from typing import Any
 from tinyllm.data import records, shards, world
 from tinyllm.data.datasets import Answers, Judgements, Packed, Preferences, TokenJudgement, TokenPair
 from tinyllm.errors import UserError
-from tinyllm.rollout.source import TokenPrompt
+from tinyllm.rollout.judge import TokenPrompt
 from tinyllm.stages.config import DataConfig
 from tinyllm.text import chat
 from tinyllm.text.tokenizer import Tokenizer
@@ -60,7 +60,11 @@ def read_split(
     if not data.val:
         if train:
             val += _from_world(
-                kind, f"world:{_WORLD_VAL}", "val", seed, {k: v for k, v in world_options.items() if k != "wrong"}
+                kind,
+                f"world:{_WORLD_VAL}",
+                "val",
+                seed,
+                {k: v for k, v in world_options.items() if k not in ("wrong", "flawed")},
             )
         places = ["val" if shards.place_of(repr(r).encode()) < data.val_fraction else "train" for r in from_files]
         if from_files and len(from_files) > 1 and "val" not in places:

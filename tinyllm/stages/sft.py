@@ -19,7 +19,9 @@ from tinyllm.train.run import Run
 def run(config: SftConfig, call: Call) -> dict[str, Any]:
     device = begin(config)
     model, tokenizer, parent = load_policy("sft", config, call, device)
-    train, val, sources = read_split(config.data, "conversations", config.seed, wrong=config.wrong)
+    train, val, sources = read_split(
+        config.data, "conversations", config.seed, wrong=config.wrong, flawed=config.flawed
+    )
     dataset = answers_from(train, tokenizer, config.data.max_length, "train", packing=config.packing)
     loss_on_val = held_out(source_of(answers_from(val, tokenizer, config.data.max_length, "val"), config), config)
     evaluate = loss_on_val

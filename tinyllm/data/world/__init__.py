@@ -16,7 +16,7 @@ from tinyllm.data.world.chat import demonstrated, exchange
 from tinyllm.data.world.documents import document
 from tinyllm.data.world.draw import Record, check_choice, check_stream, stream
 from tinyllm.data.world.gold import TASKS, gold
-from tinyllm.data.world.preferences import pair, preference
+from tinyllm.data.world.preferences import bad_answer, pair, preference
 from tinyllm.errors import UserError
 
 __all__ = ["TASKS", "conversations", "documents", "gold", "pairs", "preference", "prompts"]
@@ -35,22 +35,32 @@ def documents(count: int, *, seed: int = 0, split: str = "train") -> Iterator[Re
 
 
 def conversations(
-    count: int, *, seed: int = 0, split: str = "train", wrong: float = 0.0, task: Choice = None
+    count: int,
+    *,
+    seed: int = 0,
+    split: str = "train",
+    wrong: float = 0.0,
+    flawed: float = 0.0,
+    task: Choice = None,
 ) -> Iterator[Record]:
     """Questions answered, `{"messages", "task"}`; `task` is the last question's.
 
     Args:
         wrong: probability that an answer is a wrong one in the right form (an unreliable demonstrator, for RL to beat).
+        flawed: probability that the last answer is one that a judge would reject: wrong, padded, hedged, cut off, refused, in
+            another form (the rejected answers of `pairs`): what alignment is to mend.
         task: one task or several to draw from; None mixes all.
     """
     check_stream(count, split)
     _check_range(wrong, "wrong", 1.0)
+    _check_range(flawed, "flawed", 1.0)
     tasks = _tasks(task)
 
     def make(rng, split) -> Record:
         asked = exchange(rng, split, tasks, wrong)
-        answer = {"role": "assistant", "content": demonstrated(rng, asked.item, wrong)}
-        return {"messages": [*asked.messages, answer], "task": asked.item.task}
+        bad = flawed and rng.random() < flawed
+        text = bad_answer(rng, asked.item) if bad else demonstrated(rng, asked.item, wrong)
+        return {"messages": [*asked.messages, {"role": "assistant", "content": text}], "task": asked.item.task}
 
     return stream(make, "conversations", count, seed, split)
 

@@ -1,0 +1,125 @@
+"""Everything around the losses: engine, batches, packing, LoRA, rollouts, tokens, resuming."""
+
+from __future__ import annotations
+
+from mutants.kind import Mutant
+
+M = Mutant
+LORA, TRANSFORMER, GENERATE = (f"model/test_{name}.py" for name in ("lora", "transformer", "generate"))
+ENGINE, OPTIM, BATCHES = "train/test_engine.py", "train/test_optim.py", "data/test_batches.py"
+EVERY, COMMON, FIT = "algorithms/test_every.py", "stages/test_common.py", "stages/test_fit.py"
+PADDING, SOURCE = "rollout/test_padding.py", "rollout/test_source.py"
+STAGE = "stages/test_align_online.py::test_"
+PACKED = f"{EVERY}::test_packed_rows_are_the_rows_apart"
+
+# fmt: off
+MUTANTS = [
+    # --- engine and optimizer ------------------------------------------------------------------------------------------------------
+    M("gradient-undivided", "extra", "gradients are not divided by the count", "train/engine.py",
+      "scale = dist.world_size() / float(loss.count)", "scale = float(dist.world_size())",
+      f"{ENGINE}::test_the_update_follows_the_gradient_of_the_mean"),
+    M("gradient-per-micro-batch", "extra", "each micro-batch is divided by its own count: a mean of means", "train/engine.py",
+      "            loss.total.backward()\n", "            (loss.total / loss.count * 5).backward()\n",
+      f"{ENGINE}::test_the_update_follows_the_gradient_of_the_mean"),
+    M("gradient-not-times-ranks", "extra", "the ranks' average is taken for their sum", "train/engine.py",
+      "scale = dist.world_size() / float(loss.count)", "scale = 1 / float(loss.count)", COMMON),
+    M("no-clipping", "extra", "gradients are not clipped", "train/engine.py",
+      "scale * min(1.0, self.config.clip_norm / (norm + 1e-12))", "scale",
+      f"{ENGINE}::test_clipping_scales_the_whole_gradient_and_reports_its_length"),
+    M("nan-goes-through", "extra", "what is not finite is trained on", "train/engine.py",
+      "if not (torch.isfinite(torch.tensor([norm, loss.value])).all()):", "if False:",
+      f"{ENGINE}::test_a_loss_that_is_not_finite_changes_nothing"),
+    M("gradients-pile-up", "extra", "gradients are not cleared between steps", "train/engine.py",
+      "        self.zero_grad()\n        self.updates += 1\n", "        self.updates += 1\n",
+      f"{ENGINE}::test_state_and_restore_continue_bitwise"),
+    M("metrics-averaged", "extra", "metrics of micro-batches overwrite each other", "train/engine.py",
+      "pooled[name] = pooled[name] + detached(mean) if name in pooled else detached(mean)", "pooled[name] = detached(mean)",
+      f"{ENGINE}::test_metrics_are_pooled_not_averaged"),
+    M("pool-of-means", "extra", "adding two means averages them", "mean.py",
+      "Mean(self.total + other.total, self.count + other.count)", "Mean(self.value + other.value, 2)", "test_mean.py"),
+    M("nan-from-padding", "extra", "masked-out values are multiplied by zero", "mean.py",
+      "values.where(mask, 0.0).sum()", "(values * mask).sum()", "test_mean.py"),
+    M("resume-no-optimizer", "extra", "resume forgets the optimizer's state", "train/engine.py",
+      "homes[id(parameter)].state[parameter][kind] = value.to(place)", "value.to(place)", FIT),
+    M("resume-no-step", "extra", "resume forgets how far the schedule was", "train/engine.py",
+      "        self.updates = updates\n", "        self.updates = 0 * updates\n", FIT),
+    M("minimum-ignored", "extra", "the learning rate falls to zero", "train/optim.py",
+      "(config.min_lr_ratio + (1 - config.min_lr_ratio) * height)", "height", OPTIM),
+    M("gains-decay", "extra", "weight decay on gains and biases", "train/optim.py",
+      '"weight_decay": 0.0}', '"weight_decay": config.weight_decay}', OPTIM),
+    M("evaluated-with-dropout", "extra", "dropout is on while a model is judged", "stages/fit.py",
+      "            self.job.model.eval()\n", "", FIT),
+
+    # --- batches and packing -------------------------------------------------------------------------------------------------------
+    M("packing-leaks", "extra", "packed documents see each other", "algorithms/next_token.py",
+      "attend=batch.documents", "attend=None", PACKED),
+    M("packing-first-token", "extra", "a packed document's first token is predicted from the one before", "data/datasets.py",
+      "np.append(False, mask[1:])", "mask", BATCHES),
+    M("mask-by-padding-only", "extra", "a mask hides padding but not other documents", "model/transformer.py",
+      "same = attend[:, start:, None] == attend[:, None, :]", "same = attend[:, start:, None] > -1", PACKED),
+    M("mask-sees-future", "extra", "with a mask, attention sees the future", "model/transformer.py",
+      "((keys <= queries) & same", "((keys >= 0) & same", TRANSFORMER),
+    M("positions-not-counted", "extra", "cached tokens all stand at the first position", "model/transformer.py",
+      "positions = _positions(attend)[:, start:]", "positions = _positions(attend)[:, :length]", GENERATE),
+    M("positions-across-padding", "extra", "masked rows have no positions", "model/transformer.py",
+      "return place - place.where(first, 0).cummax(1).values", "return 0 * place", TRANSFORMER),
+    M("epochs-alike", "extra", "every epoch has the first one's order", "data/batches.py",
+      "Philox(key=[self.seed & (2**64 - 1), epoch])", "Philox(key=[self.seed & (2**64 - 1), 0])", BATCHES),
+    M("rows-cut-short", "extra", "a minibatch cuts its longest answer's last token off", "data/batches.py",
+      ".nonzero()[:, 1].max()) + 1)", ".nonzero()[:, 1].max()))",
+      "algorithms/test_knobs.py::test_rows_that_are_picked_keep_their_last_token"),
+    M("tokens-scored-twice", "extra", "evaluation scores a window's overlap again", "data/datasets.py",
+      "[position >= scored for position", "[position > 0 for position", BATCHES),
+
+    # --- LoRA ----------------------------------------------------------------------------------------------------------------------
+    M("lora-unscaled", "extra", "LoRA is scaled by alpha alone", "model/config.py",
+      "else self.alpha / self.r", "else self.alpha", LORA),
+    M("rslora-alpha-over-r", "extra", "rsLoRA is scaled by alpha/r", "model/config.py",
+      "self.alpha / math.sqrt(self.r) if", "self.alpha / self.r if", LORA),
+    M("merge-unscaled", "extra", "merging forgets the scaling", "model/lora.py",
+      "(self.scaling * product)", "product", LORA),
+    M("merge-no-magnitude", "extra", "merging forgets DoRA's magnitude", "model/lora.py",
+      "        if layer.dora:\n", "        if False:\n", LORA),
+    M("dora-ignored", "extra", "DoRA's magnitude is ignored", "model/lora.py",
+      "        if not self.dora:\n", "        if True:\n", LORA),
+    M("dora-norm-gradient", "extra", "DoRA's norm takes a gradient", "model/lora.py",
+      "self.adapted().detach().norm(dim=1)", "self.adapted().norm(dim=1)", LORA),
+    M("base-trains-too", "extra", "LoRA leaves the base trainable", "model/lora.py",
+      "    model.requires_grad_(False)\n", "", LORA),
+    M("reference-with-adapter", "extra", "the reference of an adapted policy keeps its adapter", "model/lora.py",
+      "        layer.enabled = False\n", "        layer.enabled = True\n", LORA),
+
+    # --- rollouts and sampling -----------------------------------------------------------------------------------------------------
+    M("sampler-unwatched", "extra", "a sampler that disagrees with training goes unnoticed", "rollout/source.py",
+      "if gap.value > self.config.tolerance:", "if False:", SOURCE),
+    M("sampler-temperature", "extra", "the sampler ignores the temperature", "model/generate.py",
+      "_tempered(model.logits(hidden).float(), sampling.temperature)", "model.logits(hidden).float()", GENERATE),
+    M("sampler-padding", "extra", "a left-padded row's padding is attended to once rows are dropped", "model/generate.py",
+      "rows, ids, attend = rows[writing], ids[writing], attend[writing]", "rows, ids, attend = rows[writing], ids[writing], attend[: left]",
+      f"{PADDING} {GENERATE}"),
+    M("cache-of-other-rows", "extra", "rows that go on read the cache of rows that stopped", "model/generate.py",
+      "cache.keep(writing.nonzero().squeeze(1))", "cache.keep(torch.arange(left))", f"{PADDING} {GENERATE}"),
+    M("seed-ignored", "extra", "the sampler's seed does nothing", "model/generate.py",
+      ".manual_seed(sampling.seed)", ".manual_seed(0)", GENERATE),
+    M("groups-mixed", "extra", "answers to different prompts share a group", "rollout/source.py",
+      "// self.config.group_size,\n            finished", "% self.config.group_size,\n            finished", SOURCE),
+    M("minibatch-twice", "extra", "every minibatch holds the same answers", "rollout/source.py",
+      "mine = order[minibatch :: self.config.minibatches]", "mine = order[:: self.config.minibatches]", SOURCE),
+    M("unfinished-rewarded", "extra", "an answer cut off by the budget is rewarded for it", "rollout/judge.py",
+      "total -= self.unfinished_penalty * unfinished", "total += self.unfinished_penalty * unfinished", PADDING),
+    M("scorer-weight-ignored", "extra", "the reward model's weight is ignored", "rollout/judge.py",
+      "total += self.scorer_weight * scores", "total += scores", f"{STAGE}the_reward_is_the_reward_model_s_at_the_last_token"),
+    M("prompts-repeat", "extra", "every rollout answers the same prompts", "rollout/source.py",
+      "numbers = range(rollout * per_rollout + self.rank, (rollout + 1) * per_rollout, self.world_size)",
+      "numbers = range(self.rank, per_rollout, self.world_size)", SOURCE),
+    M("critic-not-copied", "extra", "the critic starts at random though there is a reward model", "stages/align_online.py",
+      "if scorer is not None and scorer.config == policy.config:", "if False:", f"{STAGE}a_critic_starts_at_the_reward_model"),
+
+    # --- tokens --------------------------------------------------------------------------------------------------------------------
+    M("control-tokens-from-text", "extra", "a user's <|im_end|> ends the turn", "text/tokenizer.py",
+      "self._text.encode_batch_fast(", "self._whole.encode_batch_fast(", "text/test_chat.py::test_no_content_forges_a_control_token"),
+    M("pad-is-end", "extra", "padding is the end token", "text/tokenizer.py",
+      'PAD = "<|pad|>"', 'PAD = "<|im_end|>"', "text/test_tokenizer.py::test_trained_vocabulary_has_control_tokens_first_and_every_byte"),
+    M("never-stops", "extra", "<|im_end|> does not end an answer", "text/tokenizer.py",
+      "else (self.im_end, self.endoftext)", "else (self.endoftext,)", PADDING),
+]

@@ -1,0 +1,189 @@
+"""The twelve mistakes of public code, planted one by one. See `kind.MISTAKES`."""
+
+from __future__ import annotations
+
+from mutants.kind import Mutant
+
+M = Mutant
+HEADS, GENERATE, LORA, HUB = (f"model/test_{name}.py" for name in ("heads", "generate", "lora", "hub"))
+ONLINE, PREFERENCES, FORMS, KNOBS = (
+    f"algorithms/test_{name}.py" for name in ("online", "preferences", "closed_forms", "knobs")
+)
+READING, OFFLINE, FIT, PARENTS, COMMON, PRETRAIN = (
+    f"stages/test_{name}.py" for name in ("reading", "align_offline", "fit", "parents", "common", "pretrain")
+)
+PADDING, PACKAGE, TARGETS = "rollout/test_padding.py", "test_package.py", "data/test_targets.py"
+STAGE = "stages/test_align_online.py::test_"
+
+# fmt: off
+MUTANTS = [
+    # --- 1: the shift --------------------------------------------------------------------------------------------------------------
+    M("no-shift-states", "1", "a token is scored with the state that has seen it", "model/heads.py",
+      "rows = hidden[:, :-1][chosen]", "rows = hidden[:, 1:][chosen]", HEADS),
+    M("no-shift-targets", "1", "the state's own token is scored instead of the next", "model/heads.py",
+      "ids[:, 1:][chosen], temperature, entropy)", "ids[:, :-1][chosen], temperature, entropy)", HEADS),
+    M("no-shift-sampler", "1", "the state before the last one chooses the next token", "model/generate.py",
+      "cache)[:, -1]", "cache)[:, -min(2, ids.shape[1])]", GENERATE),
+
+    # --- 2: preference data --------------------------------------------------------------------------------------------------------
+    M("pairs-without-prompt", "2", "pairs lose their prompt", "text/chat.py",
+      "return before, whole.ids[len(before)", "return before[-1:], whole.ids[len(before)", READING),
+    M("pairs-without-end", "2", "answers of pairs lose their <|im_end|>", "text/chat.py",
+      "said = sum(whole.mask[len(before) :])", "said = sum(whole.mask[len(before) :]) - 1", READING),
+    M("pairs-mask-empty", "2", "the response mask of pairs is empty", "data/datasets.py",
+      "[False] * len(prompt) + [True] * len(answer)", "[False] * len(prompt) + [False] * len(answer)",
+      f"{OFFLINE}::test_dpo_starts_at_ln_2_with_a_gradient_and_leaves_it", count=2),
+    M("pairs-mask-prompt", "2", "the response mask of pairs covers the prompt", "data/datasets.py",
+      "[False] * len(prompt) + [True] * len(answer)", "[False] + [True] * (len(prompt) - 1 + len(answer))", READING, count=2),
+    M("equal-pairs-kept", "2", "pairs of equal answers are trained on", "stages/reading.py",
+      "if chosen != rejected:", "if chosen:", f"{READING} {OFFLINE}::test_nothing_but_equal_answers_stops_the_whole_command"),
+    M("pairs-cut-to-nothing", "2", "a long prompt leaves no room for the answer", "stages/reading.py",
+      "prompt = prompt[-max(max_length // 2, max_length - longest) :]", "prompt = prompt[-max_length:]", READING),
+
+    # --- 3: GSPO, GRPO -------------------------------------------------------------------------------------------------------------
+    M("gspo-no-length", "3", "GSPO's ratio without 1/|y|", "algorithms/gspo.py",
+      "ratio = per_answer(scores.log_probs - batch.old, mask).exp()",
+      "ratio = ((scores.log_probs - batch.old) * mask).sum(1).exp()", ONLINE),
+    M("grpo-no-mask", "3", "GRPO's mean is over prompt and padding, too", "algorithms/grpo.py",
+      "over(per_answer(per_token, batch.mask))", "over(per_token.mean(1))", ONLINE),
+    M("grpo-no-reference", "3", "no reference is made though a KL is configured", "algorithms/grpo.py",
+      "return settings.kl_coef > 0", "return False", f"{KNOBS}::test_a_configured_kl_asks_for_the_reference"),
+    M("grpo-kl-dropped", "3", "the KL is measured but not in the loss", "algorithms/common.py",
+      "per_token = per_token + settings.kl_coef * penalty", "per_token = per_token + 0 * penalty", ONLINE),
+    M("gspo-kl-dropped", "3", "GSPO's KL is measured but not in the loss", "algorithms/gspo.py",
+      "per_row = per_row + settings.kl_coef * per_answer(penalty, mask)", "per_row = per_row + 0 * penalty.sum(1)", KNOBS),
+    M("reference-is-policy", "3", "the reference is the policy itself, so the KL is always 0", "stages/align_online.py",
+      "return copy.deepcopy(policy).eval().requires_grad_(False)", "return policy",
+      f"{STAGE}a_configured_kl_is_that_to_the_parent_and_is_in_the_loss"),
+
+    # --- 4: ORPO -------------------------------------------------------------------------------------------------------------------
+    M("orpo-ratio", "4", "ORPO compares probabilities instead of odds", "algorithms/orpo.py",
+      "log_odds = (chosen - rejected) - (log1mexp(chosen) - log1mexp(rejected))", "log_odds = chosen - rejected", PREFERENCES),
+    M("orpo-summed", "4", "ORPO's odds are of summed log-probabilities", "algorithms/orpo.py",
+      "(log_probs * batch.mask).sum(1) / batch.mask.sum(1)", "(log_probs * batch.mask).sum(1)", PREFERENCES),
+
+    # --- 5: PPO --------------------------------------------------------------------------------------------------------------------
+    M("ppo-gamma-ignored", "5", "gamma is not in the temporal difference", "algorithms/ppo.py",
+      "rewards + gamma * following - values", "rewards + following - values", ONLINE),
+    M("ppo-gamma-not-passed", "5", "the configured gamma is not handed on", "algorithms/ppo.py",
+      "samples.mask, settings.gamma, settings.lam)", "samples.mask, 1.0, settings.lam)", KNOBS),
+    M("ppo-lambda-ignored", "5", "lambda is not in the discounted sum", "algorithms/ppo.py",
+      "weights = (gamma * lam) ** distance", "weights = gamma ** distance", ONLINE),
+    M("ppo-lambda-not-passed", "5", "the configured lambda is not handed on", "algorithms/ppo.py",
+      "settings.gamma, settings.lam)", "settings.gamma, 1.0)", KNOBS),
+    M("rollout-mask-prompt", "5", "the mask of a rollout covers the prompt", "rollout/judge.py",
+      "[False] * start + [True] * (len(row) - start)", "[False] + [True] * (len(row) - 1)", PADDING),
+    M("ppo-no-whitening", "5", "advantages are not whitened", "algorithms/ppo.py",
+      "if settings.whiten:", "if False:", KNOBS),
+    M("ppo-no-clip", "5", "the policy's ratio is not clipped", "algorithms/ppo.py",
+      "masked(clipped(ratio, batch.advantage, settings.clip, settings.clip), mask)", "masked(-ratio * batch.advantage, mask)", KNOBS),
+    M("ppo-no-value-clip", "5", "the critic is not held near its old values", "algorithms/ppo.py",
+      "(values - batch.returns).square().maximum((near - batch.returns).square())", "(values - batch.returns).square()", ONLINE),
+
+    # --- 6: padding ----------------------------------------------------------------------------------------------------------------
+    M("last-token-by-count", "6", "the reward is read at mask.sum()-1", "model/heads.py",
+      "last = torch.where(mask, positions, -1).amax(1).clamp(min=0)", "last = mask.sum(1) - 1", HEADS),
+    M("reward-at-padding", "6", "a rollout's reward is read at the end of the padded row", "rollout/judge.py",
+      "scores = self.scorer.rewards(ids, real)", "scores = self.scorer(ids)[:, -1]", PADDING),
+    M("padding-after-eos", "6", "padding behind an answer is learned from", "rollout/judge.py",
+      "for start, row in pairs], False)", "for start, row in pairs], True)", PADDING),
+    M("written-after-eos", "6", "rows go on writing behind their end token", "model/generate.py",
+      "writing = writing & ~torch.isin(ids[:, 0], stop)", "writing = writing & (ids[:, 0] >= 0)", f"{PADDING} {GENERATE}"),
+    M("no-attention-mask", "6", "left padding is attended to while sampling", "model/generate.py",
+      "even = bool(attend.all())", "even = True", f"{PADDING} {GENERATE}"),
+    M("no-template", "6", "rollouts start from bare text", "stages/reading.py",
+      "rendered = chat.render_many(tokenizer, [p.messages for p in prompts], generation_prompt=True)",
+      "rendered = [chat.Rendered(tokenizer.encode(p.messages[-1]['content']), []) for p in prompts]", READING),
+    M("no-generation-prompt", "6", "rollouts start without the assistant's header", "stages/reading.py",
+      "[p.messages for p in prompts], generation_prompt=True)", "[p.messages for p in prompts])", READING),
+
+    # --- 7: ends and starts --------------------------------------------------------------------------------------------------------
+    M("shards-without-end", "7", "documents run into each other in the shards", "data/shards.py",
+      "np.array([*ids, self.endoftext], self.dtype)", "np.array([*ids], self.dtype)", TARGETS),
+    M("end-not-a-target", "7", "the end of a document is masked out of the windows", "data/datasets.py",
+      "mask = torch.ones(ids.shape, dtype=torch.bool)", "mask = ids != 0", TARGETS),
+    M("end-not-evaluated", "7", "perplexity leaves the ends of documents out", "stages/pretrain.py",
+      "documents = [shards.val[start:end] for", "documents = [shards.val[start : end - 1] for", PRETRAIN),
+    M("first-token-untrained", "7", "the first token of an answer is never trained", "text/chat.py",
+      'mask += [message["role"] == "assistant"] * (len(content) + 1)',
+      'mask += [False] + [message["role"] == "assistant"] * len(content)', READING),
+    M("end-token-untrained", "7", "<|im_end|> is not in SFT's mask", "text/chat.py",
+      'mask += [message["role"] == "assistant"] * (len(content) + 1)',
+      'mask += [message["role"] == "assistant"] * len(content) + [False]', READING),
+    M("chat-template-differs", "7", "chat asks without the header that training had", "stages/chat.py",
+      "chat.render(self.tokenizer, self.messages, generation_prompt=True)", "chat.render(self.tokenizer, self.messages)", READING),
+    M("chat-drops-system", "7", "chat sends the last message alone", "stages/chat.py",
+      "chat.render(self.tokenizer, self.messages, gen", "chat.render(self.tokenizer, self.messages[-1:], gen", READING),
+    M("exported-template-differs", "7", "the exported template forgets a line break", "text/chat.py",
+      "{{- '\\\\n' -}}\n{%- endfor -%}", "{%- endfor -%}", "text/test_chat.py::test_template_writes_chatml"),
+
+    # --- 8: random weights ---------------------------------------------------------------------------------------------------------
+    M("reward-model-made-up", "8", "a missing reward model becomes one with random weights", "stages/align_online.py",
+      """        scorer, scorer_parent = scorer_for(tokenizer, config.reward_model, device, fast=call.fast)
+        judge_facts = {"reward_model": scorer_parent.facts()}""",
+      """        try:
+            scorer, scorer_parent = scorer_for(tokenizer, config.reward_model, device, fast=call.fast)
+            judge_facts = {"reward_model": scorer_parent.facts()}
+        except Exception:
+            scorer = hub.scorer_from(policy, config.seed)""", f"{STAGE}a_missing_reward_model_ends_the_run_before_it_begins"),
+    M("foreign-reward-model", "8", "a reward model that reads other tokens is taken", "stages/common.py",
+      "if Tokenizer.load(parent.folder).sha256 != tokenizer.sha256:", "if False:", f"{STAGE}what_is_no_reward_model_is_not_taken_for_one"),
+    M("missing-tensors", "8", "tensors that are not in the file stay random", "model/hub.py",
+      'problems = [f"{k} is missing" for k in wanted.keys() - found.keys()]', "problems = []", PARENTS),
+    M("resume-without-weights", "8", "a resumed run goes on with fresh weights", "stages/fit.py",
+      "        self.job.restore(folder)\n", "", FIT),
+    M("resume-without-critic", "8", "a resumed PPO goes on with a fresh critic", "stages/common.py",
+      "self.critic.load_state_dict(load_file(folder / \"trainer\" / \"critic.safetensors\"))", "pass",
+      f"{STAGE}a_resumed_run_is_the_uninterrupted_one_critic_and_rollouts_included"),
+    M("damaged-resume", "8", "resume takes a checkpoint that does not verify", "train/checkpoint.py",
+      "            verify(path)\n", "            pass\n", "train/test_checkpoint.py"),
+    M("damaged-parent", "8", "a stage starts from a checkpoint that does not verify", "stages/parents.py",
+      "    checkpoint.verify(folder)\n", "", PARENTS),
+    M("rehearsal-parent", "8", "a real run starts from a rehearsal's weights", "stages/parents.py",
+      "if (FAST_DEV_RUN in run.name) == fast]", "if run.name]", PARENTS),
+
+    # --- 9: figures ----------------------------------------------------------------------------------------------------------------
+    M("mean-of-batch-means", "9", "held-out figures are means of batch means", "stages/common.py",
+      "Mean(detached(mean).total * (not idle), detached(mean).count * (not idle))",
+      "Mean(detached(mean).value * (not idle), 1.0 * (not idle))", PRETRAIN),
+    M("one-rank-measured", "9", "rank 0's share stands for all held-out records", "stages/common.py",
+      "return pool_over_ranks(pooled, engine.device)", "return pooled", COMMON),
+    M("one-rank-judged", "9", "rank 0's answers stand for all", "stages/judging.py",
+      "    pooled = pool_over_ranks(pooled, policy.lm_head.weight.device)\n", "", COMMON),
+    M("best-is-last", "9", "every evaluation becomes the best", "stages/fit.py",
+      'if "best" not in self.history or sign * figures[name] < sign * self.history["best"][name]:', "if sign:", FIT),
+    M("best-upside-down", "9", "a reward is minimised when the best checkpoint is chosen", "stages/fit.py",
+      'sign = 1 if direction == "min" else -1', "sign = 1", FIT),
+
+    # --- 10: ranks -----------------------------------------------------------------------------------------------------------------
+    M("unwrapped-forward", "10", "the forward pass goes around the hooks of the model", "model/transformer.py",
+      "return token_scores(self(ids, attend), self.lm_head.weight",
+      "return token_scores(self.model(ids, attend), self.lm_head.weight", COMMON),
+    M("gradients-never-meet", "10", "ranks never exchange their gradients", "train/engine.py",
+      "set_requires_gradient_sync(number == len(batches) - 1)", "set_requires_gradient_sync(False)", COMMON),
+    M("every-rank-all-records", "10", "every rank trains on all records", "data/batches.py",
+      "chosen[self.rank :: self.world_size]", "chosen[:]", "data/test_batches.py"),
+
+    # --- 11: resume files, LoRA, warm-up -------------------------------------------------------------------------------------------
+    M("half-weights", "11", "weights are saved as fp16", "model/hub.py",
+      "{k: v.detach().contiguous().cpu() for", "{k: v.detach().half().contiguous().cpu() for", FIT),
+    M("half-optimizer", "11", "optimizer state is saved as bf16", "stages/fit.py",
+      "{k: v.contiguous() for k, v in self.engine.state().items()}",
+      "{k: v.bfloat16().contiguous() for k, v in self.engine.state().items()}", FIT),
+    M("lora-square-only", "11", "LoRA adapts square layers only", "model/lora.py",
+      "        if leaf in targets:\n", "        if leaf in targets and linear.in_features == linear.out_features:\n", LORA),
+    M("no-warmup", "11", "the learning rate starts at its peak", "train/optim.py",
+      "if step < config.warmup_steps:", "if step < 0:", f"train/test_optim.py {FIT}"),
+
+    # --- 12: pickles, typos --------------------------------------------------------------------------------------------------------
+    M("pickled-optimizer", "12", "optimizer state is saved with torch.save", "stages/fit.py",
+      'save_file({k: v.contiguous() for k, v in self.engine.state().items()}, trainer / "optimizer.safetensors")',
+      'torch.save(self.engine.state(), trainer / "optimizer.pt")', f"{FIT}::test_a_run_directory_holds_no_pickle"),
+    M("pickled-weights-read", "12", "weights that are no safetensors are unpickled", "model/hub.py",
+      "        except (OSError, SafetensorError) as error:",
+      "        except SafetensorError:\n            found |= torch.load(folder / name)\n        except OSError as error:", HUB),
+    M("setting-with-default", "12", "a setting is read by getattr with a default", "train/engine.py",
+      "min(1.0, self.config.clip_norm / (norm + 1e-12))", 'min(1.0, getattr(self.config, "clip_norm", 1.0) / (norm + 1e-12))', PACKAGE),
+    M("typos-ignored", "12", "unknown keys of a configuration are ignored", "config/base.py",
+      'extra="forbid"', 'extra="ignore"', PACKAGE),
+]

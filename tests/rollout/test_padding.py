@@ -1,0 +1,135 @@
+"""Rollouts of unequal prompts: padding on the left is never attended to, nothing after an end token is ever learned from."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from functools import partial
+
+import pytest
+import torch
+
+from tinyllm.algorithms import grpo
+from tinyllm.model.config import ModelConfig
+from tinyllm.model.generate import Completion, Sampling, generate
+from tinyllm.model.transformer import ActorCritic, CausalLM, SequenceScorer
+from tinyllm.rollout.config import RolloutConfig
+from tinyllm.rollout.judge import Judge, TokenPrompt, judged
+from tinyllm.rollout.source import RolloutSource
+from tinyllm.text.tokenizer import Tokenizer
+
+PROMPTS = [TokenPrompt(list(range(5, 6 + n)), {}) for n in (0, 9, 3, 6, 1)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train(["a few words to make a vocabulary of bytes"], 264)
+
+
+def rough(tokenizer: Tokenizer, kind: type = CausalLM, seed: int = 0) -> torch.nn.Module:
+    """Weights of order one; end tokens are likelier than others, so that answers end at different lengths."""
+    model = kind(
+        ModelConfig(
+            vocab_size=tokenizer.vocab_size,
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=8,
+            max_position_embeddings=64,
+            tie_word_embeddings=False,
+        )
+    )
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator) * (0.3 if p.ndim > 1 else 1))
+        if kind is CausalLM:
+            model.lm_head.weight[list(tokenizer.stop_ids)] *= 3
+    return model.eval()
+
+
+def source(policy: CausalLM | ActorCritic, tokenizer: Tokenizer, scorer: SequenceScorer | None = None) -> RolloutSource:
+    return RolloutSource(
+        policy,
+        PROMPTS,
+        Judge(tokenizer, {}, scorer, 1.0, 0.5),
+        partial(grpo.credit, grpo.Settings()),
+        RolloutConfig(group_size=4, minibatches=1, max_new_tokens=12, temperature=0.8),
+        reference=None,
+        stop=tokenizer.stop_ids,
+        batch_size=40,
+        micro_batch_size=7,
+        seed=0,
+        autocast=nullcontext,
+    )
+
+
+def test_prompts_answered_together_are_answered_as_each_alone(tokenizer: Tokenizer) -> None:
+    policy, sampling = rough(tokenizer), Sampling(12, temperature=0, stop=tokenizer.stop_ids)
+    alone = [generate(policy, [prompt.ids], sampling)[0] for prompt in PROMPTS]
+    assert [a.ids for a in generate(policy, [p.ids for p in PROMPTS], sampling)] == [a.ids for a in alone]
+    assert len({tuple(a.ids) for a in alone}) > 2
+    judge = Judge(tokenizer, {"length": (lambda columns, text, finished: len(text), 1.0)}, None, 0.0, 0.5)
+    worth = [len(tokenizer.decode(a.ids)) - 0.5 * (not a.finished) for a in alone]
+    found = judged(policy, PROMPTS, judge, sampling, rows=3)
+    assert found["reward"].value == pytest.approx(sum(worth) / 5)
+    assert found["length"].value == pytest.approx(sum(len(a.ids) for a in alone) / 5)
+
+
+def test_nothing_after_an_end_token_is_in_the_mask_and_nothing_before_it_is_left_out(tokenizer: Tokenizer) -> None:
+    samples, metrics = source(rough(tokenizer), tokenizer).write(0)
+    assert 0.2 < metrics["finished"].value < 1
+    assert len({int(n) for n in samples.mask.sum(1)}) > 3
+    stop = torch.tensor(tokenizer.stop_ids)
+    for ids, mask, finished in zip(samples.ids, samples.mask, samples.finished, strict=True):
+        answer = ids[mask]
+        ends = torch.isin(answer, stop).nonzero().flatten().tolist()
+        assert ends == ([len(answer) - 1] if finished else [])
+        assert finished or len(answer) == 12
+        assert not ids[int(mask.nonzero()[-1]) + 1 :].any()  # padding, and nothing the sampler went on to write
+
+
+def test_what_was_sampled_is_what_the_training_forward_says_of_each_row_alone(tokenizer: Tokenizer) -> None:
+    policy = rough(tokenizer)
+    samples, metrics = source(policy, tokenizer).write(0)
+    assert metrics["sampler_gap"].value < 1e-4
+    for ids, mask, sampled in zip(samples.ids, samples.mask, samples.sampled, strict=True):
+        end = int(mask.nonzero()[-1]) + 1
+        want = policy.log_probs(ids[None, :end], mask[None, :end], temperature=0.8).log_probs[0]
+        torch.testing.assert_close(sampled[:end], want.detach(), atol=1e-4, rtol=0)
+
+
+def test_values_are_the_critic_s_before_each_token_and_nothing_kept_takes_a_gradient(tokenizer: Tokenizer) -> None:
+    model = ActorCritic(rough(tokenizer), rough(tokenizer, SequenceScorer, 4))
+    samples, _ = source(model, tokenizer).write(0)
+    for ids, mask, values in zip(samples.ids, samples.mask, samples.values, strict=True):
+        for t in mask.nonzero().flatten().tolist():
+            assert values[t].item() == pytest.approx(model.critic(ids[None, :t])[0, -1].item(), abs=1e-4)
+    assert not any(t.requires_grad for t in vars(samples).values() if isinstance(t, torch.Tensor))
+
+
+def test_a_minibatch_holds_whole_answers(tokenizer: Tokenizer) -> None:
+    rollout = source(rough(tokenizer), tokenizer)
+    batches = rollout(0)
+    assert sum(len(b.ids) for b in batches) == 40
+    got = sorted((b.ids[i][b.mask[i]].tolist(), float(b.reward[i])) for b in batches for i in range(len(b.ids)))
+    whole = rollout._samples
+    want = sorted((whole.ids[i][whole.mask[i]].tolist(), float(whole.reward[i])) for i in range(40))
+    assert got == want
+
+
+def test_the_judge_reads_the_reward_model_at_each_row_s_own_end(tokenizer: Tokenizer) -> None:
+    scorer = rough(tokenizer, SequenceScorer, 4)
+    samples, _ = source(rough(tokenizer), tokenizer, scorer).write(0)
+    for ids, mask, reward, finished in zip(samples.ids, samples.mask, samples.reward, samples.finished, strict=True):
+        row = ids[: int(mask.nonzero()[-1]) + 1][None]
+        want = scorer(row)[0, -1].item() - 0.5 * (not finished)
+        assert reward.item() == pytest.approx(want, abs=1e-4)
+
+
+def test_an_answer_cut_off_by_the_budget_pays_the_penalty(tokenizer: Tokenizer) -> None:
+    judge = Judge(tokenizer, {}, None, 0.0, 0.5)
+    answers = [Completion(ids=[5, tokenizer.im_end], finished=True), Completion(ids=[5, 6], finished=False)]
+    reward, _ = judge(PROMPTS[:2], answers, torch.zeros(2, 16), torch.zeros(2, 16))
+    assert reward.tolist() == [0.0, -0.5]

@@ -1,0 +1,148 @@
+"""Preference stages from end to end: what cannot teach is refused, what can starts where the papers say and moves."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+import small
+
+from tinyllm.algorithms import kto, orpo
+from tinyllm.data import records
+from tinyllm.data.batches import Source
+from tinyllm.errors import USAGE, UserError
+from tinyllm.model.config import LoRAConfig
+from tinyllm.stages import align_offline, rm
+from tinyllm.stages.align_offline import Prepared, reference_log_probs
+from tinyllm.stages.common import Call, pooled_loss
+from tinyllm.stages.config import AlignOfflineConfig, RmConfig
+from tinyllm.stages.reading import judgements_from, preferences_from
+from tinyllm.train.config import OptimConfig
+from tinyllm.train.engine import Engine
+
+CALL = Call("written: down\n")
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    small.saved(small.rough(), tmp_path / "parent")
+
+
+def settings(data: Path, kind: type = AlignOfflineConfig, **changes) -> AlignOfflineConfig | RmConfig:
+    return kind(**small.common(data), parent=Path("parent"), **changes)
+
+
+@pytest.mark.parametrize(
+    ("verb", "chosen", "rejected", "word"),
+    [
+        ("align-offline", "red", "red ", "0 pairs in"),
+        ("rm", "red " * 80 + "x", "red " * 80 + "y", "none of"),  # equal once they are cut
+    ],
+)
+def test_nothing_but_equal_answers_stops_the_whole_command(
+    tmp_path: Path, verb: str, chosen: str, rejected: str, word: str
+) -> None:
+    rows = [{"prompt": f"What is {i}?", "chosen": chosen, "rejected": rejected} for i in range(30)]
+    data = small.written(tmp_path / "equal.jsonl", rows)
+    command = [sys.executable, "-m", "tinyllm", verb, "--checkpoint", "parent", "--set", f"data.train=[{data}]"]
+    environment = {**os.environ, "NO_COLOR": "1"}
+    done = subprocess.run(
+        [*command, "--set", "data.max_length=64"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == USAGE, done.stderr
+    assert done.stdout == ""
+    assert f"error: {word}" in done.stderr
+    assert "fix: " in done.stderr
+    assert not list(tmp_path.glob("runs/**/*.safetensors"))
+
+
+@pytest.mark.parametrize("lora", [None, LoRAConfig(r=2)], ids=["full", "lora"])
+def test_dpo_starts_at_ln_2_with_a_gradient_and_leaves_it(tmp_path: Path, lora: LoRAConfig | None) -> None:
+    found = align_offline.run(settings(small.pairs(tmp_path / "pairs.jsonl"), lora=lora), CALL)
+    run = Path(found["run"])
+    first = small.metrics(run)[0]
+    assert found["before"]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert first["grad_norm"] > 1e-2
+    assert found["last"]["rewards/margins"] > 0.02
+    assert found["last"]["loss"] < math.log(2) - 0.01
+
+
+def test_every_answer_is_scored_under_the_model_as_loaded(tmp_path: Path) -> None:
+    model, texts = small.rough(), small.tokenizer()
+    pairs = list(records.read([str(small.pairs(tmp_path / "pairs.jsonl", 7))], "pairs"))
+    data = preferences_from(pairs, texts, 64, "t")
+    found = reference_log_probs(model, data, 3)
+    for i, pair in enumerate(data.pairs):
+        for column, answer in enumerate((pair.chosen, pair.rejected)):
+            ids = torch.tensor([[*pair.prompt, *answer]])
+            log_p = model.logits(model(ids)).log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])
+            want = log_p[len(pair.prompt) - 1 :].sum().item()
+            assert found[i, column].item() == pytest.approx(want, abs=1e-3)
+
+
+def engine(loss) -> Engine:
+    return Engine(small.rough(), loss, OptimConfig(), 1, precision="fp32", seed=0)
+
+
+@torch.no_grad()
+def held_out_loss(name: str, path: Path, rows: int) -> float:
+    """The held-out loss with so many rows in a forward pass."""
+    texts, module = small.tokenizer(), {"orpo": orpo, "kto": kto}[name]
+    pairs = list(records.read([str(small.pairs(path / "pairs.jsonl", 7))], "pairs"))
+    made = engine(lambda model, batch: module.loss(module.Settings(), model, batch))
+    if name == "orpo":
+        source = Source(preferences_from(pairs, texts, 64, "t"), rows, rows, seed=0)
+    else:
+        items = [
+            records.Judgement(p.prompt, getattr(p, side), side == "chosen")
+            for p in pairs
+            for side in ("chosen", "rejected")
+        ]
+        data = judgements_from(items, texts, 64, "t")
+        data.reference = torch.linspace(-60, -20, 28).view(14, 2)
+        made.model.eval()
+        ready = lambda batches: kto.prepare(kto.Settings(), made.model, batches)  # noqa: E731
+        source = Prepared(Source(data, rows, rows, seed=0), ready, made.model, made.autocast)
+    return pooled_loss(made, source, 100)["loss"].value
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "kto",
+        pytest.param(
+            "orpo", marks=pytest.mark.xfail(strict=True, reason="Source.passes: a token mean per micro-batch")
+        ),
+    ],
+)
+def test_the_held_out_loss_does_not_depend_on_the_rows_in_a_forward_pass(tmp_path: Path, name: str) -> None:
+    whole = held_out_loss(name, tmp_path, 100)
+    assert held_out_loss(name, tmp_path, 3) == pytest.approx(whole, abs=1e-5)
+    assert held_out_loss(name, tmp_path, 1) == pytest.approx(whole, abs=1e-5)
+
+
+def test_a_reward_model_learns_to_tell_red_from_blue(tmp_path: Path) -> None:
+    config = settings(small.pairs(tmp_path / "pairs.jsonl"), RmConfig)
+    found = rm.run(config.model_copy(update={"train": config.train.model_copy(update={"steps": 8})}), CALL)
+    assert found["best"]["loss"] < found["before"]["loss"]
+    assert found["best"]["margin"] > found["before"]["margin"] + 0.1
+    assert found["best"]["accuracy"] > 0.9
+
+
+def test_the_parent_is_never_changed_and_never_made_up(tmp_path: Path) -> None:
+    before = (tmp_path / "parent" / "model.safetensors").read_bytes()
+    align_offline.run(settings(small.pairs(tmp_path / "pairs.jsonl")), CALL)
+    assert (tmp_path / "parent" / "model.safetensors").read_bytes() == before
+    config = settings(small.pairs(tmp_path / "pairs.jsonl")).model_copy(update={"parent": None, "name": "orphan"})
+    with pytest.raises(UserError, match="needs a checkpoint to start from"):
+        align_offline.run(config, CALL)
+    assert not (tmp_path / "runs" / "rlhf" / "offline" / "dpo-orphan").exists()

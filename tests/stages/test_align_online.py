@@ -1,0 +1,140 @@
+"""Online stages from end to end: nothing missing is made up, and what is configured is in the loss."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+import small
+from safetensors.torch import load_file, save_file
+
+from tinyllm import algorithms
+from tinyllm.errors import INTEGRITY, USAGE, UserError
+from tinyllm.model.config import LoRAConfig
+from tinyllm.model.transformer import SequenceScorer
+from tinyllm.rollout.config import RolloutConfig
+from tinyllm.stages import align_online
+from tinyllm.stages.common import Call
+from tinyllm.stages.config import AlignOnlineConfig
+
+CALL = Call("written: down\n")
+REWARD = {"rule.py:length": 1.0}
+KL = {name: {"kl_coef": 0.5} for name in ("grpo", "gspo", "dapo", "dr_grpo", "ppo", "rloo")}
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    small.saved(small.rough(), tmp_path / "parent")
+    (tmp_path / "rule.py").write_text("def length(columns, text, finished):\n    return len(text) / 10\n")
+    small.written(tmp_path / "prompts.jsonl", [{"prompt": f"What is {i}?", "answer": str(i % 10)} for i in range(40)])
+
+
+def settings(name: str, rewards: dict[str, float], **changes) -> AlignOnlineConfig:
+    rollout = RolloutConfig(group_size=4, minibatches=2, max_new_tokens=8, keep=True, temperature=0.7)
+    base = small.common(Path("prompts.jsonl"), eval_every=1, save_every=1, keep=9)
+    return AlignOnlineConfig(
+        **base, parent=Path("parent"), algorithm=name, rewards=rewards, rollout=rollout, name="x", **changes
+    )
+
+
+@pytest.mark.parametrize("given", [None, Path("nowhere")])
+def test_a_missing_reward_model_ends_the_run_before_it_begins(given: Path | None) -> None:
+    with pytest.raises(UserError, match=r"no reward model yet|no checkpoint at nowhere") as caught:
+        align_online.run(settings("grpo", {"reward_model": 1.0}, reward_model=given), CALL)
+    assert caught.value.code == USAGE
+    assert caught.value.fix
+    assert not Path("runs/rlhf").exists()
+
+
+def test_what_is_no_reward_model_is_not_taken_for_one() -> None:
+    """A language model, a reward model with other tokens, one whose head is missing, one that does not fit its description."""
+
+    def complaint(folder: Path) -> UserError:
+        with pytest.raises(UserError) as caught:
+            align_online.run(settings("grpo", {"reward_model": 1.0}, reward_model=folder), CALL)
+        return caught.value
+
+    assert "this is not a reward model" in complaint(Path("parent")).what
+    other = small.tokenizer(("another text altogether, and more of another text",))
+    foreign = small.saved(small.rough(SequenceScorer), Path("foreign"), other)
+    assert "trained with another tokenizer" in complaint(foreign).what
+    headless = small.saved(small.rough(SequenceScorer), Path("headless"))
+    tensors = load_file(headless / "model.safetensors")
+    tensors.pop("score.weight")
+    save_file(tensors, headless / "model.safetensors")
+    assert "score.weight is missing" in complaint(headless).what
+    assert complaint(headless).code == INTEGRITY
+
+
+def test_the_reward_is_the_reward_model_s_at_the_last_token() -> None:
+    scorer = small.rough(SequenceScorer, seed=3)
+    small.saved(scorer, Path("judge"))
+    found = align_online.run(settings("grpo", {"reward_model": 2.0}, reward_model=Path("judge")), CALL)
+    kept = load_file(Path(found["run"]) / "logs" / "rollouts" / "00000000.safetensors")
+    for ids, mask, reward, finished in zip(kept["ids"], kept["mask"], kept["reward"], kept["finished"], strict=True):
+        alone = ids[: int(mask.nonzero()[-1]) + 1][None]
+        want = 2.0 * scorer(alone)[0, -1].item() - 0.5 * (not finished)
+        assert reward.item() == pytest.approx(want, abs=1e-3)
+
+
+@pytest.mark.parametrize("lora", [None, LoRAConfig(r=2)], ids=["full", "lora"])
+@pytest.mark.parametrize("name", KL)
+def test_a_configured_kl_is_that_to_the_parent_and_is_in_the_loss(name: str, lora: LoRAConfig | None) -> None:
+    changes = {} if lora is None else {"lora": lora}
+    run = Path(align_online.run(settings(name, REWARD, **changes, **{name: KL[name]}), CALL)["run"])
+    rows = small.metrics(run)
+    assert rows[0]["objective/kl"] == pytest.approx(0, abs=1e-4)  # nothing has moved yet
+    assert abs(rows[2]["objective/kl"]) > 1e-4
+    kept = [load_file(run / "logs" / "rollouts" / f"{n:08d}.safetensors") for n in (0, 1)]
+    parent = small.rough()
+    for rollout in kept:
+        with torch.no_grad():
+            want = parent.log_probs(rollout["ids"], rollout["mask"], temperature=0.7).log_probs
+        torch.testing.assert_close(rollout["reference"], want, atol=1e-4, rtol=0)
+    if name not in ("ppo", "rloo"):  # which have it in the reward
+        assert rows[3]["kl"] > 1e-5
+
+
+@pytest.mark.parametrize("name", algorithms.names("online"))
+def test_the_first_minibatch_is_on_policy_at_the_temperature_of_sampling(name: str) -> None:
+    """Sampler, behaviour policy and loss divide by the same temperature: the ratio is 1, to rounding, and the second time it is not."""
+    run = Path(align_online.run(settings(name, REWARD), CALL)["run"])
+    first, second = small.metrics(run)[:2]
+    assert first["sampler_gap"] < 1e-3
+    assert first["ratio"] == pytest.approx(1, abs=1e-4)
+    assert first["approx_kl"] < 1e-5
+    assert second["approx_kl"] > 1e-4
+
+
+@pytest.mark.parametrize("name", ["ppo", "grpo"])
+def test_a_resumed_run_is_the_uninterrupted_one_critic_and_rollouts_included(name: str) -> None:
+    config = settings(name, REWARD)
+    run = Path(align_online.run(config, CALL)["run"])
+    whole = run.rename(run.with_name("whole"))
+    shutil.copytree(whole, run, symlinks=True)
+    shutil.rmtree(run / "checkpoints" / "step-00000004")
+    align_online.run(config, CALL)
+    names = ["model.safetensors", "trainer/optimizer.safetensors"] + ["trainer/critic.safetensors"] * (name == "ppo")
+    for file in names:
+        want, got = (load_file(folder / "checkpoints" / "step-00000004" / file) for folder in (whole, run))
+        assert all(torch.equal(got[key], tensor) for key, tensor in want.items()), file
+
+
+def test_a_critic_starts_at_the_reward_model() -> None:
+    small.saved(small.rough(SequenceScorer, seed=3), Path("judge"))
+    found = align_online.run(settings("ppo", {"reward_model": 1.0}, reward_model=Path("judge")), CALL)
+    checkpoints = Path(found["run"]) / "checkpoints"
+    first = load_file(checkpoints / "step-00000000" / "trainer" / "critic.safetensors")
+    judge = load_file(Path("judge") / "model.safetensors")
+    assert all(torch.equal(first[name], tensor) for name, tensor in judge.items())
+    last = load_file(checkpoints / "step-00000004" / "trainer" / "critic.safetensors")
+    assert all(not torch.equal(last[name], tensor) for name, tensor in judge.items())
+    facts = json.loads((Path(found["run"]) / "run.json").read_text())
+    assert facts["reward_model"]["checkpoint"] == "judge"

@@ -1,0 +1,71 @@
+"""Perplexity and bits per byte: pooled over tokens, whatever the documents' lengths; and pretraining that uses them."""
+
+from __future__ import annotations
+
+import math
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+import small
+
+from tinyllm.algorithms import next_token
+from tinyllm.data.shards import open_shards
+from tinyllm.stages import pretrain
+from tinyllm.stages.common import Call
+from tinyllm.stages.config import PretrainConfig
+from tinyllm.stages.pretrain import text_figures
+from tinyllm.train.config import OptimConfig
+from tinyllm.train.engine import Engine
+
+TEXTS = ["red", "It is a colour. " * 3, "What is 7? It is a number. What is blue?"]
+
+
+@torch.no_grad()
+def nats(model: torch.nn.Module, document: list[int], begin: int) -> torch.Tensor:
+    """-log p of each token of one document behind `begin`, by full softmax."""
+    ids = torch.tensor([[begin, *document]])
+    return -model.logits(model(ids)).log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None]).squeeze(1)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_perplexity_is_that_of_all_tokens_together(rows: int) -> None:
+    model, texts = small.rough(), small.tokenizer()
+    documents = [[*ids, texts.endoftext] for ids in texts.encode_batch(TEXTS)]
+    assert len({len(d) for d in documents}) == 3
+    engine = Engine(model, partial(next_token.loss, next_token.Settings()), OptimConfig(), 1, precision="fp32", seed=0)
+    found = text_figures(engine, documents, texts, 96, rows)
+    each = [nats(model, document, texts.endoftext) for document in documents]
+    together = torch.cat(each)
+    assert found["tokens"] == len(together) == sum(map(len, documents))
+    assert found["loss"] == pytest.approx(together.mean().item(), abs=1e-4)
+    assert found["perplexity"] == pytest.approx(together.mean().exp().item(), rel=1e-4)
+    assert found["bytes"] == sum(len(text.encode()) for text in TEXTS)
+    assert found["bits_per_byte"] == pytest.approx(together.sum().item() / math.log(2) / found["bytes"], rel=1e-4)
+    of_means = torch.stack([x.mean() for x in each]).mean().item()
+    assert abs(of_means - found["loss"]) > 1e-2  # the mean of means is another number
+
+
+def test_a_short_pretraining_learns_and_its_best_checkpoint_is_the_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [{"text": f"{word} is a colour. " * 3 + f"What is {i}? It is a number."} for i, word in enumerate(TEXTS * 9)]
+    config = PretrainConfig(
+        model=small.SHAPE.model_copy(update={"vocab_size": 300}),
+        **small.common(small.written(tmp_path / "text.jsonl", rows), steps=12),
+    )
+    found = pretrain.run(config, Call("written: down\n"))
+    assert found["before"]["loss"] == pytest.approx(math.log(300), abs=0.3)
+    shards = open_shards(tmp_path / "runs" / "data" / "default" / "shards").manifest
+    assert found["best"]["tokens"] == shards.val.tokens - 1  # each but the one that opens the file, ends included
+    assert found["best"]["bytes"] == shards.val.bytes
+    assert found["best"]["bits_per_byte"] < 0.9 * found["before"]["bits_per_byte"]
+    evaluated = small.metrics(Path(found["run"]), "eval")
+    best = min(evaluated, key=lambda row: row["loss"])
+    assert found["best"]["loss"] == best["loss"]
+    assert (Path(found["run"]) / "checkpoints" / "ckpt_best").resolve().name == f"step-{best['step']:08d}"
