@@ -5,14 +5,12 @@ from __future__ import annotations
 from mutants.kind import Mutant
 
 M = Mutant
-HEADS, LORA, TRANSFORMER = (f"model/test_{name}.py" for name in ("heads", "lora", "transformer"))
 ONLINE, PREFERENCES, FORMS, KNOBS, EVERY = (
     f"algorithms/test_{name}.py" for name in ("online", "preferences", "closed_forms", "knobs", "every")
 )
-PADDING, COMMON = "rollout/test_padding.py", "stages/test_common.py"
+HEADS, PADDING, COMMON = "model/test_heads.py", "rollout/test_padding.py", "stages/test_common.py"
 STAGE = "stages/test_align_online.py::test_"
 SIGN = f"{EVERY}::test_the_sign_of_the_advantage"
-PACKED = f"{EVERY}::test_packed_rows_are_the_rows_apart"
 
 # fmt: off
 MUTANTS = [

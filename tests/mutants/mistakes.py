@@ -6,9 +6,7 @@ from mutants.kind import Mutant
 
 M = Mutant
 HEADS, GENERATE, LORA, HUB = (f"model/test_{name}.py" for name in ("heads", "generate", "lora", "hub"))
-ONLINE, PREFERENCES, FORMS, KNOBS = (
-    f"algorithms/test_{name}.py" for name in ("online", "preferences", "closed_forms", "knobs")
-)
+ONLINE, PREFERENCES, KNOBS = (f"algorithms/test_{name}.py" for name in ("online", "preferences", "knobs"))
 READING, OFFLINE, FIT, PARENTS, COMMON, PRETRAIN = (
     f"stages/test_{name}.py" for name in ("reading", "align_offline", "fit", "parents", "common", "pretrain")
 )
@@ -72,7 +70,8 @@ MUTANTS = [
     M("ppo-lambda-not-passed", "5", "the configured lambda is not handed on", "algorithms/ppo.py",
       "settings.gamma, settings.lam)", "settings.gamma, 1.0)", KNOBS),
     M("rollout-mask-prompt", "5", "the mask of a rollout covers the prompt", "rollout/judge.py",
-      "[False] * start + [True] * (len(row) - start)", "[False] + [True] * (len(row) - 1)", PADDING),
+      "[False] * start + [True] * (len(row) - start)", "[False] + [True] * (len(row) - 1)",
+      f"{PADDING}::test_nothing_after_an_end_token_is_in_the_mask_and_nothing_before_it_is_left_out"),
     M("ppo-no-whitening", "5", "advantages are not whitened", "algorithms/ppo.py",
       "if settings.whiten:", "if False:", KNOBS),
     M("ppo-no-clip", "5", "the policy's ratio is not clipped", "algorithms/ppo.py",
@@ -86,7 +85,8 @@ MUTANTS = [
     M("reward-at-padding", "6", "a rollout's reward is read at the end of the padded row", "rollout/judge.py",
       "scores = self.scorer.rewards(ids, real)", "scores = self.scorer(ids)[:, -1]", PADDING),
     M("padding-after-eos", "6", "padding behind an answer is learned from", "rollout/judge.py",
-      "for start, row in pairs], False)", "for start, row in pairs], True)", PADDING),
+      "for start, row in pairs], False)", "for start, row in pairs], True)",
+      f"{PADDING}::test_nothing_after_an_end_token_is_in_the_mask_and_nothing_before_it_is_left_out"),
     M("written-after-eos", "6", "rows go on writing behind their end token", "model/generate.py",
       "writing = writing & ~torch.isin(ids[:, 0], stop)", "writing = writing & (ids[:, 0] >= 0)", f"{PADDING} {GENERATE}"),
     M("no-attention-mask", "6", "left padding is attended to while sampling", "model/generate.py",
@@ -184,6 +184,8 @@ MUTANTS = [
       "        except SafetensorError:\n            found |= torch.load(folder / name)\n        except OSError as error:", HUB),
     M("setting-with-default", "12", "a setting is read by getattr with a default", "train/engine.py",
       "min(1.0, self.config.clip_norm / (norm + 1e-12))", 'min(1.0, getattr(self.config, "clip_norm", 1.0) / (norm + 1e-12))', PACKAGE),
-    M("typos-ignored", "12", "unknown keys of a configuration are ignored", "config/base.py",
-      'extra="forbid"', 'extra="ignore"', PACKAGE),
+    M("typos-ignored", "12", "unknown keys of a configuration are passed over", "config/load.py",
+      "                self.problems.append(problem)\n                self.meant", "                self.meant", PACKAGE),
+    M("typos-in-python-ignored", "12", "unknown settings given in Python are passed over", "config/base.py",
+      'extra="forbid"', 'extra="ignore"', "config/test_load.py::test_settings_made_in_python_are_strict_too"),
 ]

@@ -85,8 +85,8 @@ def everything() -> dict[str, Any]:
     with torch.no_grad():
         figures = [text_figures(engine(), DOCUMENTS, texts, 24, rows) for rows in (1, 2, 7)]
     return {
-        "text figures": figures,
-        "held out": held_out(),
+        "text_figures": figures,
+        "held_out": held_out(),
         "step": one_step(),
         "moments": whitening(),
         "answers": answers(),

@@ -58,11 +58,11 @@ def close(got: Any, want: Any) -> None:
     assert got == pytest.approx(want, abs=1e-5, rel=1e-5)
 
 
-@pytest.mark.parametrize("what", ["text figures", "held out", "step", "moments", "answers"])
+@pytest.mark.parametrize("what", ["text_figures", "held_out", "step", "moments", "answers"])
 def test_two_ranks_find_what_one_finds(what: str, one: dict[str, Any], two: dict[str, Any]) -> None:
     close(two[what], one[what])
 
 
 def test_text_figures_do_not_depend_on_the_rows_in_a_forward_pass(one: dict[str, Any]) -> None:
-    for figures in one["text figures"][1:]:
-        close(figures, one["text figures"][0])
+    for figures in one["text_figures"][1:]:
+        close(figures, one["text_figures"][0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from tinyllm import dist
@@ -68,7 +69,7 @@ def _texts(config: EvalConfig) -> list[str]:
             reader = records.read(
                 [source], "documents", format=data.format, field=data.field, on_bad_line=data.on_bad_line
             )
-            found += [record.text for record in reader]
+            found += [record.text for record in reader if isinstance(record, records.Document)]
             for line in reader.report.lines():
                 say(line)
     if not found:
@@ -111,7 +112,7 @@ def _tasks(bench: Bench, parent: Parent) -> dict[str, Any]:
     return found
 
 
-def _sheets(tasks: list[str], config: EvalConfig) -> list[Sheet]:
+def _sheets(tasks: Sequence[str], config: EvalConfig) -> list[Sheet]:
     """The data, with every column that a rule will ask for."""
     sheets = read_all(list(dict.fromkeys(TASKS[task].reads for task in tasks)), config)
     for task in tasks:

@@ -126,7 +126,7 @@ def _from_world(source: str, name: str, kind: str, config: EvalConfig) -> Sheet:
 def _texts(source: str, name: str, config: EvalConfig) -> Sheet:
     data = config.data
     reader = records.read([source], "documents", format=data.format, field=data.field, on_bad_line=data.on_bad_line)
-    found = [record.text for record in reader]
+    found = [record.text for record in reader if isinstance(record, records.Document)]
     file = reader.report.files[0]
     dropped = {reason: tally.count for reason, tally in reader.report.dropped.items()}
     return Sheet(name, source, "texts", file.format, found[: config.rows], len(found), file.sha256, dropped=dropped)
