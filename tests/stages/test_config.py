@@ -9,6 +9,7 @@ import pytest
 from tinyllm import algorithms
 from tinyllm.cli.stages import OFFLINE, ONLINE, STAGES, configs_folder, resolve, stage_of
 from tinyllm.config import load
+from tinyllm.stages.life import STEPS
 
 FILES = sorted(configs_folder().rglob("*.yaml"))
 NAMES = {
@@ -27,7 +28,9 @@ NAMES = {
 def test_the_promised_files_are_there_and_every_file_is_some_verb_s_default() -> None:
     found = {f.relative_to(configs_folder()).as_posix() for f in FILES}
     assert found >= NAMES
-    assert found == {stage.default for stage in STAGES.values()}
+    presets = {name for name in found if name.startswith("lifecycle/")}
+    assert found - presets == {stage.default for stage in STAGES.values()}
+    assert presets >= {f"lifecycle/laptop/{stage}.yaml" for stage in STEPS}
 
 
 @pytest.mark.parametrize("key", STAGES)

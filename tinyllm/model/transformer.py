@@ -123,7 +123,9 @@ class Decoder(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         # in float32 and in this order, as transformers does: other roundings show in the fifth digit of the logits
         frequencies = 1.0 / config.rope_theta ** (torch.arange(0, config.head_dim, 2).float() / config.head_dim)
-        angles = torch.outer(torch.arange(config.max_position_embeddings).float(), frequencies)
+        # a few positions more than a text may have: batches are padded to widths of 16, and padding has positions, too
+        positions = -(-config.max_position_embeddings // 16) * 16
+        angles = torch.outer(torch.arange(positions).float(), frequencies)
         self.register_buffer("cos", angles.cos(), persistent=False)  # (positions, head_dim / 2)
         self.register_buffer("sin", angles.sin(), persistent=False)
 

@@ -12,7 +12,7 @@ from tinyllm.errors import UserError
 from tinyllm.model import hub
 from tinyllm.model.generate import Sampling, steps
 from tinyllm.model.transformer import CausalLM
-from tinyllm.stages.common import Call, begin
+from tinyllm.stages.common import Call, begin, tokenizer_of
 from tinyllm.stages.config import ChatConfig
 from tinyllm.stages.parents import PRETRAIN, find
 from tinyllm.text import chat
@@ -102,7 +102,8 @@ def run(config: ChatConfig, call: Call, prompts: Sequence[str] = (), *, stream: 
     started = time.monotonic()
     device = begin(config)
     parent = find("chat", config.parent, fast=call.fast)
-    model, tokenizer = hub.load_causal_lm(parent.folder, device), Tokenizer.load(parent.folder)
+    model = hub.load_causal_lm(parent.folder, device)
+    tokenizer = tokenizer_of(model, parent.folder)
     only_pretrained = f"/{PRETRAIN}/" in f"/{parent.folder.as_posix()}"
     talk = Talk(model, tokenizer, config, base_model=only_pretrained or not tokenizer.has_chat_tokens)
     mode = "a base model: it continues your text" if talk.base_model else "chat"

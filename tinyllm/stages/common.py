@@ -85,13 +85,7 @@ def load_policy(
     parent = find(stage, config.parent, fast=call.fast)
     say(f"starting from {parent.folder}")
     model = hub.load_causal_lm(parent.folder, device)
-    tokenizer = Tokenizer.load(parent.folder)
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise UserError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}",
-            where=str(parent.folder),
-            fix="use the model's own",
-        )
+    tokenizer = tokenizer_of(model, parent.folder)
     if config.data.max_length > model.config.max_position_embeddings:
         raise UserError(
             f"data.max_length {config.data.max_length} is more than the model's {model.config.max_position_embeddings} positions",
@@ -101,6 +95,18 @@ def load_policy(
     if config.lora is not None:
         lora.attach(model, config.lora, seed=config.seed)
     return model, tokenizer, parent
+
+
+def tokenizer_of(model: CausalLM, folder: Path) -> Tokenizer:
+    """The tokenizer beside a model; refused where it has ids that the model has no embedding for."""
+    tokenizer = Tokenizer.load(folder)
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise UserError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}",
+            where=str(folder),
+            fix="use the model's own",
+        )
+    return tokenizer
 
 
 class Files:

@@ -12,7 +12,7 @@ from tinyllm.data import records, world
 from tinyllm.errors import UserError
 from tinyllm.model import hub
 from tinyllm.rollout import rewards
-from tinyllm.stages.common import Call, begin
+from tinyllm.stages.common import Call, begin, tokenizer_of
 from tinyllm.stages.config import EvalConfig
 from tinyllm.stages.evals.items import Question
 from tinyllm.stages.evals.likelihood import front_of
@@ -21,7 +21,6 @@ from tinyllm.stages.evals.sheets import Sheet, read_all, world_count
 from tinyllm.stages.evals.tasks import TASKS, Bench, predicted
 from tinyllm.stages.parents import PRETRAIN, Parent, find
 from tinyllm.stages.reading import is_world
-from tinyllm.text.tokenizer import Tokenizer
 from tinyllm.train.progress import say
 
 
@@ -29,7 +28,8 @@ def run(config: EvalConfig, call: Call) -> dict[str, Any]:
     started = time.monotonic()
     device = begin(config)
     parent = find("eval", config.parent, fast=call.fast)
-    model, tokenizer = hub.load_causal_lm(parent.folder, device).eval(), Tokenizer.load(parent.folder)
+    model = hub.load_causal_lm(parent.folder, device).eval()
+    tokenizer = tokenizer_of(model, parent.folder)
     chats = tokenizer.has_chat_tokens and f"/{PRETRAIN}/" not in f"/{parent.folder.as_posix()}"
     bench = Bench(model, tokenizer, front_of(parent.folder), chats, config)
     found = _tasks(bench, parent) if config.task else _text(bench)
