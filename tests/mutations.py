@@ -128,12 +128,13 @@ def run(mutants: Sequence[Mutant], jobs: int) -> int:
             finally:
                 copies.put(copy)
 
-        print(f"\n{'mistake':<8}{'planted':<92}caught by", flush=True)
+        print(f"\n{'mistake':<8}{'planted':<92}{'s':>3}  caught by", flush=True)
         with ThreadPoolExecutor(jobs) as pool:
             for mutant, outcome in zip(mutants, pool.map(judge, mutants), strict=True):
                 found.append(outcome)
                 caught = outcome.caught_by or f"*** {outcome.problem or 'SURVIVED'}"
-                print(f"{mutant.mistake:<8}{f'{mutant.name}: {mutant.plants}':<92}{caught}", flush=True)
+                planted = f"{mutant.name}: {mutant.plants}"
+                print(f"{mutant.mistake:<8}{planted:<92}{outcome.seconds:>3.0f}  {caught}", flush=True)
     caught = sum(bool(outcome.caught_by) for outcome in found)
     print(f"\n{caught} of {len(found)} caught, in {time.monotonic() - began:.0f} s")
     return int(caught < len(found))

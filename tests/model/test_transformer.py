@@ -173,7 +173,9 @@ def test_written_out_attention_is_the_library_s(kv_heads: int) -> None:
 
 def test_padding_may_reach_past_the_last_position() -> None:
     """Batches are padded to widths of 16, whatever the model's positions: what is read does not change."""
-    model = CausalLM(ModelConfig(vocab_size=31, hidden_size=16, intermediate_size=24, head_dim=8, max_position_embeddings=20))
+    model = CausalLM(
+        ModelConfig(vocab_size=31, hidden_size=16, intermediate_size=24, head_dim=8, max_position_embeddings=20)
+    )
     initialise(model, 0)
     ids = torch.randint(1, 31, (2, 20), generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(model(torch.nn.functional.pad(ids, (0, 12)))[:, :20], model(ids))

@@ -35,8 +35,16 @@ MUTANTS = [
       "    @torch.no_grad()\n    def _scored(", "    def _scored(", PADDING),
 
     # --- what online algorithms share ----------------------------------------------------------------------------------------------
-    M("advantage-sign", "extra", "clipped surrogate with the wrong sign (GRPO, GSPO, DAPO, Dr. GRPO, PPO, RLOO)", "algorithms/common.py",
+    M("surrogate-sign", "extra", "the clipped surrogate with the wrong sign", "algorithms/common.py",
       "return -(ratio * advantage).minimum(", "return (ratio * advantage).minimum(", SIGN),
+    M("grpo-sign", "extra", "GRPO, DAPO and Dr. GRPO with the wrong sign", "algorithms/common.py",
+      "per_token = clipped(ratio, batch.advantage,", "per_token = clipped(ratio, -batch.advantage,", SIGN),
+    M("gspo-sign", "extra", "GSPO with the wrong sign", "algorithms/gspo.py",
+      "per_row = clipped(ratio, advantage,", "per_row = clipped(ratio, -advantage,", SIGN),
+    M("ppo-sign", "extra", "PPO with the wrong sign", "algorithms/ppo.py",
+      "masked(clipped(ratio, batch.advantage,", "masked(clipped(ratio, -batch.advantage,", SIGN),
+    M("rloo-sign", "extra", "RLOO with the wrong sign", "algorithms/rloo.py",
+      "over(clipped(ratio, advantage,", "over(clipped(ratio, -advantage,", SIGN),
     M("cispo-sign", "extra", "CISPO with the wrong sign", "algorithms/cispo.py",
       "masked(-weight * batch.advantage", "masked(weight * batch.advantage", SIGN),
     M("optimistic-clip", "extra", "the surrogate takes the better of the two", "algorithms/common.py",

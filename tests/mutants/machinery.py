@@ -50,6 +50,7 @@ MUTANTS = [
     M("evaluated-with-dropout", "extra", "dropout is on while a model is judged", "stages/fit.py",
       "            self.job.model.eval()\n", "", FIT),
 
+    # Positions that go on counting from one packed document to the next are no mistake here: rotary attention sees distances alone.
     # --- batches and packing -------------------------------------------------------------------------------------------------------
     M("packing-leaks", "extra", "packed documents see each other", "algorithms/next_token.py",
       "attend=batch.documents", "attend=None", PACKED),
@@ -121,5 +122,5 @@ MUTANTS = [
     M("pad-is-end", "extra", "padding is the end token", "text/tokenizer.py",
       'PAD = "<|pad|>"', 'PAD = "<|im_end|>"', "text/test_tokenizer.py::test_trained_vocabulary_has_control_tokens_first_and_every_byte"),
     M("never-stops", "extra", "<|im_end|> does not end an answer", "text/tokenizer.py",
-      "else (self.im_end, self.endoftext)", "else (self.endoftext,)", PADDING),
+      "else (self.im_end, self.endoftext)", "else (self.endoftext,)", "stages/test_reading.py"),
 ]

@@ -106,10 +106,12 @@ def test_without_any_run_the_fix_is_to_make_one() -> None:
         assert (caught.value.code, "tinyllm pretrain" in caught.value.fix) == (USAGE, True)
 
 
-@pytest.mark.parametrize("name", ["run.json", "config.yaml"])
-def test_a_run_whose_files_cannot_be_read_is_refused(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "text"), [("run.json", "{broken: ["), ("config.yaml", "{broken: ["), ("config.yaml", "of: something else")]
+)
+def test_a_run_whose_files_cannot_be_read_is_refused(tmp_path: Path, name: str, text: str) -> None:
     run = histories.write(tmp_path / "run", "sft")
-    (run / name).write_text("{broken: [")
+    (run / name).write_text(text)
     with pytest.raises(UserError) as caught:
         explain.run(run)
     assert name in caught.value.where

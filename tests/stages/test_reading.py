@@ -96,6 +96,9 @@ def test_every_answer_is_learned_from_its_first_token_to_its_end_token(packing: 
     starts = (batch.mask & ~batch.mask.roll(1, 1)).nonzero().tolist()
     assert len(starts) == 3
     assert all(spelled(batch.ids[row, :column]).endswith(HEADER) for row, column in starts)
+    ends = batch.ids[batch.mask & ~batch.mask.roll(-1, 1)].tolist()
+    assert set(ends) <= set(small.tokenizer().stop_ids)  # what ends an answer in training ends it in sampling
+    assert small.tokenizer().pad not in small.tokenizer().stop_ids
 
 
 @pytest.mark.parametrize("before", [(ASKED,), (SYSTEM, ASKED), (SYSTEM, ASKED, said("red"), MORE)], ids=len)

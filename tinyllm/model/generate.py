@@ -97,7 +97,10 @@ def _decode(model: CausalLM, prompts: Sequence[Sequence[int]], sampling: Samplin
     rows = torch.arange(len(prompts), device=weight.device)  # which prompt each row of the batch belongs to
     writing = torch.ones(len(prompts), dtype=torch.bool, device=weight.device)
     for _ in range(new_tokens):
-        hidden = model(ids, None if even else attend, cache)[:, -1]
+        with torch.compiler.set_stance(
+            "force_eager"
+        ):  # blocks compiled for training would be compiled again at every length
+            hidden = model(ids, None if even else attend, cache)[:, -1]
         log_probs = F.log_softmax(_tempered(model.logits(hidden).float(), sampling.temperature), dim=-1)
         ids = _choose(log_probs, sampling, generator)  # (rows, 1)
         chosen = log_probs.gather(1, ids).squeeze(1)

@@ -19,6 +19,7 @@ from tinyllm.stages.fit import Fit, Job
 from tinyllm.stages.judging import REWARD_MODEL, answer_figures, judge_of
 from tinyllm.stages.parents import ONLINE, RUNS
 from tinyllm.stages.reading import prompts_from, read_split
+from tinyllm.train.config import TrainConfig
 from tinyllm.train.engine import Engine, autocast, choose_precision
 from tinyllm.train.run import Run
 
@@ -84,7 +85,7 @@ def run(config: AlignOnlineConfig, call: Call) -> dict[str, Any]:
         evaluate=evaluate,
         write=files.write,
         restore=files.restore,
-        train=config.train,
+        train=_uncompiled(config.train),
         optim=config.optim,
         seed=config.seed,
         best=(config.best_by, "max"),
@@ -93,6 +94,11 @@ def run(config: AlignOnlineConfig, call: Call) -> dict[str, Any]:
     facts = facts_of(policy, tokenizer, sources, config.seed, parent) | judge_facts | {"algorithm": config.algorithm}
     fitted = Fit(Run(folder, call.yaml, facts, resume=call.resume), job).go()
     return result(config.algorithm, fitted, folder, "reward", algorithm=config.algorithm)
+
+
+def _uncompiled(train: TrainConfig) -> TrainConfig:
+    """Most of an online step is sampling, which is never compiled: compiling by itself would not pay."""
+    return train.model_copy(update={"compile": "off"}) if train.compile == "auto" else train
 
 
 def _reference(policy: CausalLM, config: Any) -> CausalLM | Callable[[], Any]:

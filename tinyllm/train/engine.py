@@ -100,7 +100,7 @@ class Engine:
             raise UserError(
                 f"step {self.updates + 1}: loss {loss.value:.4g}, gradient norm {norm:.4g} at learning rate {rate:.3g}; "
                 "nothing was updated",
-                fix="lower optim.learning_rate or raise optim.warmup_steps, and run the same command again",
+                fix="lower optim.learning_rate or raise optim.warmup_steps, under another --name or with --no-resume",
                 code=FAILED,
             )
         torch._foreach_mul_(gradients, scale * min(1.0, self.config.clip_norm / (norm + 1e-12)))

@@ -87,11 +87,8 @@ class Run:
     def forget_after(self, step: int) -> None:
         """Drop the metrics of steps that are about to be done again."""
         if dist.is_main() and self.metrics.is_file():
-            kept = [
-                line
-                for line in self.metrics.read_text(encoding="utf-8").splitlines()
-                if json.loads(line)["step"] <= step
-            ]
+            lines = self.metrics.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if _step_of(line) <= step]
             self.metrics.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
     def note(self, **facts: Any) -> None:
@@ -108,6 +105,14 @@ class Run:
         draft = self.folder / "run.json.new"
         draft.write_text(json.dumps(self.facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         os.replace(draft, self.folder / "run.json")
+
+
+def _step_of(line: str) -> float:
+    """The step of a line of metrics.jsonl; infinite for one that a killed writer left half done."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
 
 
 def read_facts(folder: Path) -> dict[str, Any]:

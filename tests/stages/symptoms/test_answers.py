@@ -15,6 +15,12 @@ ENDLESS = {"finished": [0.9, 0.3], "length": [10, 23.5]}
 FLAT = {"reward": [0.20, 0.205]}
 HACKED = {"rewards/reward_model": [-0.25, 0.4, 0.9, 0.98], "rewards/gold": [0.1, 0.3, 0.1, -0.2], "reward": [0, 1]}
 
+
+def noisy(rise: float) -> list[float]:
+    """Rewards of twelve rollouts of two minibatches: other prompts earn otherwise by 0.2, and in the last four by `rise` more."""
+    return [value + (number >= 8) * rise for number, value in enumerate([0.1, 0.3] * 6) for _ in range(2)]
+
+
 SICK: list[tuple[str, str, dict[str, Any], str, str]] = [
     ("endless", "grpo", {"held_out": ENDLESS}, "warning", "max_new_tokens=48"),
     ("endless", "grpo", {"held_out": {**ENDLESS, "length": [10, 15]}}, "warning", "unfinished_penalty=1"),
@@ -37,10 +43,7 @@ SICK: list[tuple[str, str, dict[str, Any], str, str]] = [
     (
         "reward_stays",
         "grpo",
-        {
-            "held_out": FLAT,
-            "train": {"reward": [v for v in (0.1, 0.3, 0.2, 0.15, 0.3) * 2 for _ in range(2)] + [0.2] * 4},
-        },
+        {"held_out": FLAT, "train": {"reward": noisy(0.14)}},
         "warning",
         "learning_rate=0.003",  # other prompts earn otherwise, which is no trend
     ),
@@ -79,6 +82,7 @@ WELL: list[tuple[str, str, dict[str, Any]]] = [
     ("length_runs_away", "grpo", {"held_out": {"length": [12, 23]}}),
     ("reward_stays", "grpo", {"held_out": {"reward": [0.20, 0.24]}}),
     ("reward_stays", "grpo", {"held_out": FLAT, "train": {"reward": [0.1, 0.4]}}),  # it moves where it is sampled
+    ("reward_stays", "grpo", {"held_out": FLAT, "train": {"reward": noisy(0.5)}}),
     ("reward_stays", "grpo", {"held_out": {"reward": [2.0, 2.1]}, "config": {"rewards": {"gold": 4.0}}, "train": {}}),
     ("reward_fell", "grpo", {"held_out": {"reward": [0.1, 0.5, 0.45]}}),
     ("reward_fell", "grpo", {"held_out": {"reward": [0.5, 0.4, 0.3]}}),  # it never rose

@@ -25,6 +25,22 @@ SICK: list[tuple[str, str, dict[str, Any], str, str]] = [
     ("stuck", "orpo", {"held_out": {"loss": [3.67], "rewards/margins": [1.05]}}, "broken", "learning_rate=0.01"),
     ("stuck", "dpo", {"held_out": {"loss": [LN_2, 0.691], "rewards/margins": [0, 0.008]}}, "broken", "=0.01"),
     ("chosen_falls", "dpo", {"held_out": {"logps/chosen": [-20, -23]}}, "note", "nothing"),
+    (
+        "chosen_falls",
+        "dpo",
+        {
+            "held_out": {"logps/chosen": [-9.4, -15.1], "logps/rejected": [-15.2, -34.7]}
+        },  # a sure parent; the margin pays
+        "note",
+        "nothing",
+    ),
+    (
+        "chosen_falls",
+        "dpo",
+        {"held_out": {"logps/chosen": [-9.4, -25], "logps/rejected": [-15.2, -45]}},
+        "warning",
+        "dpo.beta=0.3",
+    ),
     ("chosen_falls", "dpo", {"held_out": {"logps/chosen": [-20, -25, -29]}}, "note", "nothing"),
     ("chosen_falls", "dpo", {"held_out": {"logps/chosen": [-20, -25, -31]}}, "warning", "dpo.beta=0.3"),
     (

@@ -240,7 +240,7 @@ def read(folder: Path) -> Log:
         config = yaml.load((folder / CONFIG).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except (OSError, ValueError, yaml.YAMLError):
         config = None
-    if not isinstance(config, dict):
+    if not isinstance(config, dict) or "train" not in config:
         raise UserError("config.yaml cannot be read", where=str(folder / CONFIG), fix="name another run directory")
     metrics = folder / METRICS
     text = metrics.read_text(encoding="utf-8", errors="replace") if metrics.is_file() else ""
