@@ -141,6 +141,9 @@ def lifecycle(
     from tinyllm.cli import lives
 
     if smoke or preset == "smoke":
+        if data or common.set or common.name or seeds > 1:
+            what = "the rehearsal takes no --data, --set, --name or --seeds"
+            raise UserError(what, where="--smoke", fix="leave them out, or leave out --smoke")
         configurations = lives.rehearsal(common.seed, common.device, os.environ)
         from tinyllm.stages.lifecycle import rehearse
 
@@ -149,7 +152,8 @@ def lifecycle(
     found = lives.lives(preset, common, data or [], seeds, os.environ)
     from tinyllm.stages.lifecycle import run
 
-    card = run(found, preset, questions=questions, resume=common.resume)
+    name = lives.base_name(preset, common, data or [])
+    card = run(found, preset, name if seeds == 1 else f"{name}-seeds", questions=questions, resume=common.resume)
     show.scorecard(card, as_json=common.json)
     if not card["passed"]:
         raise typer.Exit(FAILED)

@@ -37,7 +37,7 @@ def lives(
         fix = f"use --preset {near}" if near else f"choose one of smoke, {', '.join(known)}"
         raise UserError(f"there is no preset {preset!r}", where="--preset", fix=fix)
     given = _sorted_out(files)
-    first, name = common.seed or 0, common.name or (preset if not files else f"{preset}-own")
+    first, name = common.seed or 0, base_name(preset, common, files)
     found = {}
     for seed in range(first, first + seeds):
         life = name if seeds == 1 else f"{name}-seed{seed}"
@@ -49,13 +49,36 @@ def lives(
     return found
 
 
+def base_name(preset: str, common: Common, files: Sequence[str]) -> str:
+    return common.name or (f"{preset}-own" if files else preset)
+
+
+def _own_sets(stage: str, sets: Sequence[str]) -> list[str]:
+    """`--set KEY=VALUE` is for every stage, `--set STAGE:KEY=VALUE` for one."""
+    found = []
+    for text in sets:
+        name, colon, rest = text.partition(":")
+        if not colon or "=" in name:
+            found.append(text)
+        elif name not in _ORDER:
+            near = suggest(name, _ORDER)
+            raise UserError(
+                f"there is no stage {name!r}",
+                where="--set",
+                fix=f"use {near}:{rest}" if near else f"choose one of {', '.join(_ORDER)}",
+            )
+        elif name == stage:
+            found.append(rest)
+    return found
+
+
 def _configured(
     stage: str, folder: Any, life: str, common: Common, given: Mapping[str, list[str]], environ: Mapping[str, str]
 ) -> Resolved:
     from tinyllm.stages.parents import PRETRAIN, REWARD, RUNS, SFT_FULL
 
     parent = None if stage == "pretrain" else RUNS / (PRETRAIN if stage.startswith("sft") else SFT_FULL) / life
-    sets = list(common.set or [])
+    sets = _own_sets(stage, common.set or [])
     if stage == "ppo" and (not given or "pairs" in given):
         sets.append(f"reward_model={RUNS / REWARD / life}")
     if given:

@@ -14,11 +14,12 @@ if TYPE_CHECKING:
 _START = """tinyllm takes a small language model through its whole life, on this machine.
 
   tinyllm lifecycle --smoke         every stage, end to end, in about a minute
+  tinyllm lifecycle                 the whole life, with gates and one scorecard
   tinyllm pretrain                  a model from raw text
   tinyllm sft                       teach it to answer          (--lora: with an adapter)
   tinyllm rm                        a reward model from preferences
-  tinyllm align-offline             DPO, ORPO                   (--algorithm NAME)
-  tinyllm align-online              GRPO, GSPO, PPO             (--algorithm NAME)
+  tinyllm align-offline             DPO, ORPO, SimPO, KTO       (--algorithm NAME)
+  tinyllm align-online              GRPO, GSPO, PPO, DAPO, ...  (--algorithm NAME)
   tinyllm eval                      perplexity and bits per byte; benchmarks with --task
   tinyllm chat                      talk to it
   tinyllm explain                   what went wrong in a run, and one thing to try

@@ -1,4 +1,4 @@
-"""Reading data: sources of any accepted format as one stream of documents, conversations, pairs or prompts.
+"""Reading data: sources of any accepted format as one stream of documents, conversations, pairs, judgements or prompts.
 
 `read(sources, kind)` is lazy and may be iterated again; its `report` says what was detected, read, mended and dropped.
 Nothing is dropped in silence, and a source that yields nothing is an error.
@@ -203,7 +203,7 @@ def read(
 
     Args:
         sources: files, folders, glob patterns, `-` for standard input.
-        kind: `documents`, `conversations`, `pairs` or `prompts`: the record class that comes out.
+        kind: `documents`, `conversations`, `pairs`, `judgements` or `prompts`: the record class that comes out.
         format: a name from `FORMATS[kind]`; found from the first row of each file by default.
         field: our column name -> the one in the files, as in `{"text": "body"}`.
         on_bad_line: `error`, or `skip` to leave bad rows out and count them. Rows that cannot train always are.

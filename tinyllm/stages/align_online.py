@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from tinyllm import algorithms, dist
 from tinyllm.config import Config
+from tinyllm.errors import UserError
 from tinyllm.model import hub, lora
 from tinyllm.model.transformer import ActorCritic, CausalLM, SequenceScorer
 from tinyllm.rollout.rewards import check_columns
@@ -34,6 +36,7 @@ def run(config: AlignOnlineConfig, call: Call) -> dict[str, Any]:
     prompts = prompts_from(train, tokenizer, min(config.data.max_length, room), "train")
     held = prompts_from(val, tokenizer, min(config.data.max_length, room), "val")[: config.train.eval_rows]
     check_columns(config.rewards, prompts[0].columns, "rewards")
+    _check_best_by(config)
 
     scorer, judge_facts = None, {}
     if REWARD_MODEL in config.rewards:
@@ -94,6 +97,17 @@ def run(config: AlignOnlineConfig, call: Call) -> dict[str, Any]:
     facts = facts_of(policy, tokenizer, sources, config.seed, parent) | judge_facts | {"algorithm": config.algorithm}
     fitted = Fit(Run(folder, call.yaml, facts, resume=call.resume), job).go()
     return result(config.algorithm, fitted, folder, "reward", algorithm=config.algorithm)
+
+
+def _check_best_by(config: AlignOnlineConfig) -> None:
+    names = [Path(name).stem if ".py:" in name else name for name in config.rewards]
+    known = ["reward", *(f"rewards/{name}" for name in names), "finished"]
+    if config.best_by not in known:
+        raise UserError(
+            f"best_by is {config.best_by!r}, which is not among the held-out figures: {', '.join(known)}",
+            where="best_by",
+            fix="name one of them; a reward with weight 0 is measured and not trained on",
+        )
 
 
 def _uncompiled(train: TrainConfig) -> TrainConfig:

@@ -1,6 +1,6 @@
 """A whole life, stage by stage: train, examine, judge; resumable anywhere, and what is done is not done again.
 
-Every stage is an ordinary run with a name of its own, so `chat`, `explain` and `runs` work on it. What was measured is kept in
+Every stage is an ordinary run with a name of its own, so `chat`, `eval` and `explain` work on it. What was measured is kept in
 `runs/lifecycle/NAME/STAGE.json`, valid as long as configuration, checkpoint and parent are what they were.
 """
 
@@ -18,6 +18,7 @@ import numpy as np
 
 from tinyllm.config import Resolved
 from tinyllm.data import world
+from tinyllm.data.records import Prompt
 from tinyllm.model import hub
 from tinyllm.model.generate import Completion
 from tinyllm.rollout import rewards
@@ -93,7 +94,15 @@ class Life:
         return all(is_world(source) for r in self.resolved.values() for source in r.config.data.train)
 
     def go(self) -> list[dict[str, Any]]:
-        """Run, examine and judge every stage; the records, in order, with their gates."""
+        """Run, examine and judge every stage; the records, in order, with their gates.
+
+        Raises: UserError before anything is trained where prompts lack a column that their reward reads.
+        """
+        for stage in gates.ONLINE:
+            if stage in self.resolved:
+                config = self.resolved[stage].config
+                prompts, _, _ = read_split(config.data, "prompts", config.seed, task=config.task or None)
+                rewards.check_columns(config.rewards, prompts[0].columns, "rewards")
         for stage in self.resolved:
             record = self._stage(stage)
             self.evidence.results[stage] = record["result"]
@@ -118,7 +127,8 @@ class Life:
         say(f"--- {stage}")
         begun = time.monotonic()
         reset_peak_memory()
-        result = step.run(resolved.config, Call(resolved.to_yaml(), resume=self.resume))
+        goes_on = self.resume and not self._has_other_parent(stage)
+        result = step.run(resolved.config, Call(resolved.to_yaml(), resume=goes_on))
         facts = read_facts(self.run_of(stage))
         trained = time.monotonic() - begun
         record = {
@@ -135,6 +145,14 @@ class Life:
         record["examined_seconds"] = round(time.monotonic() - begun - trained, 2)
         path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         return record
+
+    def _has_other_parent(self, stage: str) -> bool:
+        """Whether a run of this stage is there that began from other weights than its parent has now."""
+        began, parent = read_facts(self.run_of(stage)).get("parent"), PARENTS[stage]
+        if began and parent and began["manifest_sha256"] != self.records[parent]["manifest_sha256"]:
+            say(f"{self.run_of(stage)}: its parent has changed since; it is moved aside and done again")
+            return True
+        return False
 
     def _marks(self, stage: str) -> dict[str, Any]:
         """What the record of a stage depends on."""
@@ -188,8 +206,11 @@ class Life:
         if self._questions is None:
             online = next((self.resolved[s].config for s in gates.ONLINE if s in self.resolved), None)
             if self.evidence.own and online is not None:
-                _, rows, _ = read_split(online.data, "prompts", online.seed)
-                rows = rows[: self.questions]
+                rows = read_split(online.data, "prompts", online.seed)[1][: self.questions]
+            elif self.evidence.own:
+                config = self.resolved["sft"].config
+                talks = read_split(config.data, "conversations", config.seed)[1][: self.questions]
+                rows = [Prompt(t.messages[:-1], {"answer": t.messages[-1]["content"]}) for t in talks]
             else:
                 found = online or self.resolved["sft"].config
                 source = found.data.model_copy(update={"train": ("world:1",), "val": (f"world:{self.questions}",)})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -81,22 +82,29 @@ def rehearse(resolved: Mapping[str, Resolved]) -> dict[str, Any]:
 
 
 def run(
-    lives: Mapping[str, Mapping[str, Resolved]], preset: str, *, questions: int, resume: bool = True
+    lives: Mapping[str, Mapping[str, Resolved]], preset: str, name: str, *, questions: int, resume: bool = True
 ) -> dict[str, Any]:
-    """Live every life (name -> configurations by stage; the first is the one that is shown), and write the scorecard.
+    """Live every life (its name -> configurations by stage; the first is the one that is shown), and write the scorecard.
+
+    name: of the folder under runs/lifecycle that the scorecard of several lives goes to.
 
     Returns the scorecard, with the paths of its files under `files`.
     """
     seeds, card = [], {}
-    for name, resolved in lives.items():
-        life = Life(name, resolved, questions=questions, resume=resume)
+    for own_name, resolved in lives.items():
+        life = Life(own_name, resolved, questions=questions, resume=resume)
         records = life.go()
         mine = scorecard(life, records, preset)
         seeds.append(
-            {"seed": mine["seed"], "passed": mine["passed"], "seconds": mine["seconds"], "gates": _flat(records)}
+            {
+                "seed": mine["seed"],
+                "passed": mine["passed"],
+                "seconds": mine["seconds"],
+                "gates": _valid(_flat(records)),
+            }
         )
-        card = card or mine
-        folder = life.folder if len(lives) == 1 else RUNS / "lifecycle" / preset
+        card = card or _valid(mine)
+        folder = life.folder if len(lives) == 1 else RUNS / "lifecycle" / name
         if len(seeds) > 1:
             card |= {"seeds": seeds, "passed": all(s["passed"] for s in seeds)}
         folder.mkdir(parents=True, exist_ok=True)
@@ -104,6 +112,15 @@ def run(
         files["json"].write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         files["html"].write_text(report.page(card), encoding="utf-8")
     return {**card, "stage": "lifecycle", "files": {kind: path.as_posix() for kind, path in files.items()}}
+
+
+def _valid(value: Any) -> Any:
+    """The same without numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _valid(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_valid(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _flat(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

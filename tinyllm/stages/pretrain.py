@@ -34,6 +34,7 @@ def run(config: PretrainConfig, call: Call) -> dict[str, Any]:
     model = CausalLM(shape)
     initialise(model, config.seed)
     model.to(device)
+    keep_unseen(model, [i for i in (tokenizer.im_start, tokenizer.im_end, tokenizer.pad) if i is not None])
     say(f"{shape.parameters():,} parameters, {shards.manifest.train.tokens:,} tokens, on {device}")
 
     windows = Windows(shards.train, config.data.max_length, seed=config.seed)
@@ -69,6 +70,20 @@ def run(config: PretrainConfig, call: Call) -> dict[str, Any]:
     )
     fitted = Fit(Run(folder, call.yaml, facts, resume=call.resume), job).go()
     return result("pretrain", fitted, folder, "bits_per_byte", parameters=shape.parameters())
+
+
+def keep_unseen(model: CausalLM, ids: Sequence[int]) -> None:
+    """Give tokens that raw text never contains (chat's control tokens) an embedding of ordinary length, and leave it alone.
+
+    Left in the softmax's hands, which only ever sees them as wrong, they end where no adapter can bring them back: LoRA on such a
+    base never learns to stop. Full fine-tuning moves them as it likes.
+    """
+    embedding, head = model.model.embed_tokens.weight, model.lm_head.weight
+    rows = torch.tensor(ids, dtype=torch.long, device=head.device)
+    for weight in [embedding] if head is embedding else [embedding, head]:
+        with torch.no_grad():
+            weight[rows] *= 1 / (0.02 * math.sqrt(model.config.hidden_size))  # from a length of 0.02 sqrt(D) to one
+        weight.register_hook(lambda gradient: gradient.index_fill(0, rows, 0.0))
 
 
 def _evaluate(shards: Shards, tokenizer: Tokenizer, config: PretrainConfig) -> Callable[[Engine], dict[str, float]]:

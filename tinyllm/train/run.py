@@ -40,6 +40,7 @@ class Run:
         self.metrics = folder / "metrics.jsonl"
         self.started = time.time()
         self.facts: dict[str, Any] = {}
+        self.spent = 0.0
         if not dist.is_main():
             dist.barrier()
             return
@@ -50,6 +51,9 @@ class Run:
         elif folder.exists() and not resume:
             os.replace(folder, _free_name(folder))
         self._refuse_other_config(config)
+        earlier = read_facts(folder)
+        self._refuse_other_parent(facts, earlier)
+        self.spent = float(earlier.get("seconds") or 0.0)  # by the sittings before this one
         (folder / "logs").mkdir(parents=True, exist_ok=True)
         progress.Log.path = folder / "logs" / "run.log"
         (folder / "config.yaml").write_text(config, encoding="utf-8")
@@ -77,6 +81,17 @@ class Run:
             fix="choose another --name, or add --no-resume to move the old run aside",
         )
 
+    def _refuse_other_parent(self, facts: dict[str, Any], earlier: dict[str, Any]) -> None:
+        """A run goes on from the weights it began with, or not at all."""
+        now, then = facts.get("parent"), earlier.get("parent")
+        if earlier and (self.checkpoints.is_dir() and any(self.checkpoints.iterdir())) and now and then and now != then:
+            raise UserError(
+                f"{self.folder} began from {then['checkpoint']} ({str(then['manifest_sha256'])[:12]}), "
+                f"its parent is now {now['checkpoint']} ({str(now['manifest_sha256'])[:12]})",
+                where=str(self.folder / "run.json"),
+                fix="choose another --name, or add --no-resume to move the old run aside",
+            )
+
     def log(self, row: dict[str, Any]) -> None:
         """Append one object to metrics.jsonl. Numbers keep full precision; what is not a number in JSON becomes null."""
         if dist.is_main():
@@ -98,7 +113,7 @@ class Run:
             self._write_facts()
 
     def finish(self, status: str, **facts: Any) -> None:
-        self.note(status=status, seconds=round(time.time() - self.started, 3), ended=_now(), **facts)
+        self.note(status=status, seconds=round(self.spent + time.time() - self.started, 3), ended=_now(), **facts)
         progress.Log.path = None
 
     def _write_facts(self) -> None:

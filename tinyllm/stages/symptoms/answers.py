@@ -165,15 +165,19 @@ def worse_answers(log: Log) -> Finding | None:
         return None  # a model that has not moved says what it always said
     best = log.best_point()
     still_learning = best is not None and best.step == log.eval("loss").last.step
-    wrong = float(log.setting("wrong", 0.0))
+    wrong = float(log.setting("wrong", 0.0)) + float(log.setting("flawed", 0.0))
     if true.first.value - true.last.value >= FELL:
         causes: Causes = ("too short a training: it forgets before it learns", "demonstrations that are wrong")
-        evidence = true.ends() + ((log.config_fact("wrong"),) if wrong else ())
+        evidence = true.ends() + (
+            tuple(log.config_fact(k) for k in ("wrong", "flawed") if float(log.setting(k, 0.0))) if wrong else ()
+        )
         advice = f"longer training: {put('train.steps', 2 * log.steps)}" if still_learning else slower(log)
         return Finding("warning", "answers are worth less than before", evidence, causes, advice)
     if true.name != "rewards/gold" or true.last.value >= 0 or not still_learning:
         return None
-    causes = ("too short a training", "a model too small for these questions") + (("wrong > 0",) if wrong else ())
+    causes = ("too short a training", "a model too small for these questions") + (
+        ("demonstrations flawed on purpose (wrong, flawed)",) if wrong else ()
+    )
     symptom = "answers are on average worth less than a tidy wrong one (0): they ramble, or do not end"
     return Finding("note", symptom, true.ends(), causes, f"longer training: {put('train.steps', 2 * log.steps)}")
 
