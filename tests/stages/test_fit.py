@@ -143,7 +143,6 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path, 
     assert [row["step"] for row in small.metrics(folder)] == [1, 6]  # log_every 10: the first and the last
 
 
-@pytest.mark.xfail(strict=True, reason="Fit._resume starts over where no checkpoint verifies")
 def test_where_every_checkpoint_is_damaged_nothing_starts_over(tmp_path: Path) -> None:
     fitted(tmp_path / "run", keep=1)
     for path in checkpoint.steps(tmp_path / "run" / "checkpoints"):

@@ -59,7 +59,6 @@ def test_the_newest_run_is_taken_and_what_is_recorded_is_its_step() -> None:
     assert find("sft", Path("runs/pretrain/c"), fast=False).folder.parts[2] == "c"
 
 
-@pytest.mark.xfail(strict=True, reason="parents.find takes runs that have not completed")
 @pytest.mark.parametrize("status", ["failed", "stopped", "running"])
 def test_a_run_that_did_not_finish_is_no_parent(status: str) -> None:
     """Its best checkpoint may be the one from before the first step: random weights."""

@@ -123,10 +123,11 @@ class Source:
 
     def passes(self, limit: int) -> Iterator[Any]:
         """This rank's share of the first `limit` records once, in order: for validation."""
-        mine = list(range(self.rank, min(limit, len(self.dataset)), self.world_size))
+        whole = range(min(limit, len(self.dataset)))
+        mine = list(whole[self.rank :: self.world_size])
         for start in range(0, len(mine), self.micro_batch_size):
             part = mine[start : start + self.micro_batch_size]
-            yield self.dataset.collate(part, 0, part)
+            yield self.dataset.collate(part, 0, whole)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tinyllm import dist
-from tinyllm.errors import INTERRUPTED, TERMINATED, UserError
+from tinyllm.errors import INTEGRITY, INTERRUPTED, TERMINATED, UserError
 from tinyllm.mean import Mean
 from tinyllm.model.transformer import compile_blocks, set_dropout
 from tinyllm.train import checkpoint
@@ -230,6 +230,13 @@ class Fit:
         """Go back to the newest checkpoint that verifies, if the run has any."""
         found = dist.broadcast_text(str(checkpoint.newest(self.run.checkpoints, say) or ""))
         if not found:
+            if checkpoint.steps(self.run.checkpoints):
+                raise UserError(
+                    "every checkpoint of this run is damaged; nothing was changed",
+                    where=str(self.run.checkpoints),
+                    fix="restore one from a copy, or add --no-resume to move the run aside and start over",
+                    code=INTEGRITY,
+                )
             return
         folder = Path(found)
         state = json.loads((folder / "trainer" / "state.json").read_text(encoding="utf-8"))

@@ -12,7 +12,7 @@ from typing import Any
 
 from tinyllm.errors import UserError
 from tinyllm.train import checkpoint
-from tinyllm.train.run import FAST_DEV_RUN, read_facts
+from tinyllm.train.run import COMPLETED, FAST_DEV_RUN, read_facts
 
 RUNS = Path("runs")
 PRETRAIN, SFT_FULL, SFT_LORA = "pretrain", "sft/full", "sft/peft/lora"
@@ -45,7 +45,7 @@ def find(stage: str, given: Path | None, *, fast: bool) -> Parent:
     if given is not None:
         return _checked(_inside(given))
     for place in BEFORE[stage]:
-        candidates = [run for run in _runs(place) if (FAST_DEV_RUN in run.name) == fast]
+        candidates = [run for run in _runs(place) if (FAST_DEV_RUN in run.name) == fast and _completed(run)]
         if candidates:
             newest = max(candidates, key=lambda run: read_facts(run).get("ended", ""))
             return _checked(newest / "checkpoints" / checkpoint.BEST)
@@ -63,6 +63,11 @@ def _runs(place: str) -> list[Path]:
     folder = RUNS / place
     runs = sorted(folder.iterdir()) if folder.is_dir() else []
     return [run for run in runs if (run / "checkpoints" / checkpoint.BEST).exists() and "~" not in run.name]
+
+
+def _completed(run: Path) -> bool:
+    """The best checkpoint of a run that has not finished may be the one from before its first step."""
+    return read_facts(run).get("status") == COMPLETED
 
 
 def _inside(given: Path) -> Path:
