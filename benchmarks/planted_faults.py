@@ -3,7 +3,7 @@
     tinyllm lifecycle && python benchmarks/planted_faults.py
 
 Run it where `tinyllm lifecycle` was run: parents come from that life, and only the broken stage is trained. Prints a table and exits with
-1 if a fault passed every gate of its stage. About a minute a fault on two cores; `--only NAME` runs one.
+1 if a fault passed every gate of its stage. About a minute a fault on two cores; `--only STAGE` runs its faults alone.
 """
 
 from __future__ import annotations
@@ -222,12 +222,12 @@ def found_by(fault: Fault, good: str, sets: list[str]) -> list[tuple[str, float,
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--life", default="laptop", help="the name of the finished life")
-    parser.add_argument("--only", default="", help="STAGE or NAME of a fault")
+    parser.add_argument("--only", action="append", default=[], metavar="STAGE[/NAME]", help="may be repeated")
     parser.add_argument("--set", action="append", default=[], help="as the life was run with")
     given = parser.parse_args()
     missed, rows = 0, []
     for fault in FAULTS:
-        if given.only and given.only not in (fault.stage, fault.name):
+        if given.only and not {fault.stage, f"{fault.stage}/{fault.name}"} & set(given.only):
             continue
         gates = found_by(fault, given.life, given.set)
         seen = any(not passed for *_, passed in gates)

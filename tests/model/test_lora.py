@@ -152,3 +152,20 @@ def test_an_adapter_of_another_shape_is_refused(model: CausalLM, tmp_path: Path)
     deeper = CausalLM(SHAPE.model_copy(update={"num_hidden_layers": 3}))
     with pytest.raises(UserError, match="does not fit"):
         lora.load(deeper, tmp_path)
+
+
+@pytest.mark.parametrize("harm", ["missing", "cut", "other rank"])
+def test_a_bad_adapter_file_is_named(model: CausalLM, tmp_path: Path, harm: str) -> None:
+    lora.save(lora.attach(model, LoRAConfig(r=4)), LoRAConfig(r=4), tmp_path, "base")
+    path = tmp_path / "adapter_model.safetensors"
+    if harm == "missing":
+        path.unlink()
+    elif harm == "cut":
+        path.write_bytes(path.read_bytes()[:-100])
+    else:
+        described = tmp_path / "adapter_config.json"
+        described.write_text(described.read_text().replace('"r": 4', '"r": 5'))
+    with pytest.raises(UserError) as caught:
+        lora.load(CausalLM(SHAPE), tmp_path)
+    assert caught.value.code == 3
+    assert str(tmp_path) in caught.value.where

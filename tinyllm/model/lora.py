@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -189,10 +190,14 @@ def load(model: nn.Module, folder: Path) -> LoRAConfig:
     """Attach the adapter in `folder` to `model`; every tensor must find its place."""
     config, _ = read_config(folder)
     attach(model, config)
-    tensors = {k.removeprefix(_PREFIX): v for k, v in load_file(folder / "adapter_model.safetensors").items()}
-    wanted = set(filter(is_branch, model.state_dict()))
-    if wanted != set(tensors):
-        names = sorted(wanted ^ set(tensors))
+    path = folder / "adapter_model.safetensors"
+    try:
+        tensors = {k.removeprefix(_PREFIX): v for k, v in load_file(path).items()}
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"the adapter's weights cannot be read: {error}", where=str(path), code=INTEGRITY) from None
+    wanted = {k: v.shape for k, v in model.state_dict().items() if is_branch(k)}
+    if wanted != (there := {k: v.shape for k, v in tensors.items()}):
+        names = sorted(k for k in wanted.keys() | there.keys() if wanted.get(k) != there.get(k))
         raise UserError(
             f"the adapter does not fit this model: {names[0]} and {len(names) - 1} more",
             where=str(folder),

@@ -65,8 +65,7 @@ def run(config: AlignOfflineConfig, call: Call) -> dict[str, Any]:
     )
     facts = facts_of(model, tokenizer, facts, config.seed, parent) | {"algorithm": config.algorithm}
     fitted = Fit(Run(folder, call.yaml, facts, resume=call.resume), job).go()
-    moved = "rewards/margins" if algorithm.REFERENCE else "rewards/accuracies"
-    return result(config.algorithm, fitted, folder, moved, algorithm=config.algorithm)
+    return result(config.algorithm, fitted, folder, "rewards/margins", algorithm=config.algorithm)
 
 
 class Prepared:
