@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -188,8 +187,7 @@ def broken_life(fault: Fault, good: str, sets: list[str]) -> Iterator[Life]:
     name = f"{good}-fault"
     resolved = lives("laptop", replace(common, name=good), [], 1, os.environ)[good]
     own = lives("laptop", replace(common, name=name), [], 1, os.environ)[name][fault.stage]
-    parents = SimpleNamespace(parent=resolved[fault.stage].config.parent)
-    update = {"parent": parents.parent}
+    update = {} if fault.stage == "pretrain" else {"parent": resolved[fault.stage].config.parent}
     if fault.stage == "ppo":
         update["reward_model"] = resolved["ppo"].config.reward_model
     own = replace(own, config=own.config.model_copy(update=update))
