@@ -212,7 +212,7 @@ class Life:
                 talks = read_split(config.data, "conversations", config.seed)[1][: self.questions]
                 rows = [Prompt(t.messages[:-1], {"answer": t.messages[-1]["content"]}) for t in talks]
             else:
-                found = online or self.resolved["sft"].config
+                found = online or self.resolved["pretrain"].config
                 source = found.data.model_copy(update={"train": ("world:1",), "val": (f"world:{self.questions}",)})
                 _, rows, _ = read_split(source, "prompts", _SEED)
             room = self.resolved["pretrain"].config.model.max_position_embeddings - Questions.max_new_tokens
