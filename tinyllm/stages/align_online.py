@@ -8,11 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tinyllm import algorithms, dist
 from tinyllm.config import Config
 from tinyllm.errors import UserError
 from tinyllm.model import hub, lora
 from tinyllm.model.transformer import ActorCritic, CausalLM, SequenceScorer
+from tinyllm.rollout.judge import Judge, TokenPrompt
 from tinyllm.rollout.rewards import check_columns
 from tinyllm.rollout.source import RolloutSource
 from tinyllm.stages.common import Call, Files, base_of, begin, facts_of, load_policy, result, scorer_for
@@ -21,8 +24,9 @@ from tinyllm.stages.fit import Fit, Job
 from tinyllm.stages.judging import REWARD_MODEL, answer_figures, judge_of
 from tinyllm.stages.parents import ONLINE, RUNS
 from tinyllm.stages.reading import prompts_from, read_split
+from tinyllm.text.tokenizer import Tokenizer
 from tinyllm.train.config import TrainConfig
-from tinyllm.train.engine import Engine, autocast, choose_precision
+from tinyllm.train.engine import autocast, choose_precision
 from tinyllm.train.run import Run
 
 
@@ -31,19 +35,10 @@ def run(config: AlignOnlineConfig, call: Call) -> dict[str, Any]:
     settings: Config = getattr(config, config.algorithm)
     device = begin(config)
     policy, tokenizer, parent = load_policy("align-online", config, call, device)
-    train, val, sources = read_split(config.data, "prompts", config.seed, task=config.task or None)
-    room = policy.config.max_position_embeddings - config.rollout.max_new_tokens
-    prompts = prompts_from(train, tokenizer, min(config.data.max_length, room), "train")
-    held = prompts_from(val, tokenizer, min(config.data.max_length, room), "val")[: config.train.eval_rows]
-    check_columns(config.rewards, prompts[0].columns, "rewards")
+    prompts, held, sources = _prompts(config, policy, tokenizer)
     _check_best_by(config)
 
-    scorer, judge_facts = None, {}
-    if REWARD_MODEL in config.rewards:
-        scorer, scorer_parent = scorer_for(tokenizer, config.reward_model, device, fast=call.fast)
-        judge_facts = {"reward_model": scorer_parent.facts()}
-    judge = judge_of(config.rewards, tokenizer, scorer, config.rollout)
-
+    judge, scorer, judge_facts = _judge(config, tokenizer, call, device)
     folder = RUNS / ONLINE / f"{config.algorithm}-{config.name}"
     base = base_of(policy, tokenizer, parent, folder) if config.lora else ""
     # the frozen copy is made before a critic or an update exists
@@ -68,24 +63,20 @@ def run(config: AlignOnlineConfig, call: Call) -> dict[str, Any]:
         keep=folder / "logs" / "rollouts" if config.rollout.keep else None,
     )
 
-    def evaluate(engine: Engine) -> dict[str, float]:
-        length = config.rollout.max_new_tokens
-        return answer_figures(
-            policy,
-            held,
-            judge,
-            tokenizer,
-            temperature=config.rollout.temperature,
-            max_new_tokens=length,
-            probe=source.probe,
-        )
-
     job = Job(
         title=config.algorithm,
         model=model,
         loss=partial(algorithm.loss, settings, temperature=config.rollout.temperature),
         source=source,
-        evaluate=evaluate,
+        evaluate=lambda engine: answer_figures(
+            policy,
+            held,
+            judge,
+            tokenizer,
+            temperature=config.rollout.temperature,
+            max_new_tokens=config.rollout.max_new_tokens,
+            probe=source.probe,
+        ),
         write=files.write,
         restore=files.restore,
         train=_uncompiled(config.train),
@@ -97,6 +88,29 @@ def run(config: AlignOnlineConfig, call: Call) -> dict[str, Any]:
     facts = facts_of(policy, tokenizer, sources, config.seed, parent) | judge_facts | {"algorithm": config.algorithm}
     fitted = Fit(Run(folder, call.yaml, facts, resume=call.resume), job).go()
     return result(config.algorithm, fitted, folder, "reward", algorithm=config.algorithm)
+
+
+def _prompts(
+    config: AlignOnlineConfig, policy: CausalLM, tokenizer: Tokenizer
+) -> tuple[list[TokenPrompt], list[TokenPrompt], list[dict[str, Any]]]:
+    """Prompts to train on and held-out ones, both short enough to leave room for an answer, and what run.json says of them."""
+    train, val, sources = read_split(config.data, "prompts", config.seed, task=config.task or None)
+    room = min(config.data.max_length, policy.config.max_position_embeddings - config.rollout.max_new_tokens)
+    prompts = prompts_from(train, tokenizer, room, "train")
+    held = prompts_from(val, tokenizer, room, "val")[: config.train.eval_rows]
+    check_columns(config.rewards, prompts[0].columns, "rewards")
+    return prompts, held, sources
+
+
+def _judge(
+    config: AlignOnlineConfig, tokenizer: Tokenizer, call: Call, device: torch.device
+) -> tuple[Judge, SequenceScorer | None, dict[str, Any]]:
+    """Who rewards the answers, the reward model among them if there is one, and what run.json says of it."""
+    scorer, facts = None, {}
+    if REWARD_MODEL in config.rewards:
+        scorer, parent = scorer_for(tokenizer, config.reward_model, device, fast=call.fast)
+        facts = {"reward_model": parent.facts()}
+    return judge_of(config.rewards, tokenizer, scorer, config.rollout), scorer, facts
 
 
 def _check_best_by(config: AlignOnlineConfig) -> None:

@@ -57,9 +57,9 @@ def _changes_settings(finding: Finding) -> bool:
 
 def _moved(log: Log) -> dict[str, Any] | None:
     """The stage's own figure at the first evaluation and at `ckpt_best`; None before the first evaluation."""
-    margins = log.eval("rewards/margins")
+    margins = log.held_out("rewards/margins")
     offline = "rewards/margins" if len(margins) and abs(margins.first.value) < _FROM_ZERO else "rewards/accuracies"
-    series, best = log.eval(_MOVED.get(log.family, offline)), log.best_point()
+    series, best = log.held_out(_MOVED.get(log.family, offline)), log.best_point()
     if not len(series) or best is None:
         return None
     at: Point = next((p for p in series if p.step == best.step), series.last)

@@ -20,7 +20,7 @@ ENOUGH = 3  # evaluations, or rollouts
 
 
 def endless(log: Log) -> Finding | None:
-    finished, length = log.eval("finished"), log.eval("length")
+    finished, length = log.held_out("finished"), log.held_out("length")
     if not len(finished) or not len(length) or finished.last.value >= SELDOM_ENDS:
         return None
     limit = int(log.setting("rollout.max_new_tokens", 0))
@@ -45,7 +45,7 @@ def endless(log: Log) -> Finding | None:
 
 def repeats(log: Log) -> Finding | None:
     """Loops: the share of neighbouring token pairs that an answer had before."""
-    again = log.eval("repetition")
+    again = log.held_out("repetition")
     if not len(again) or again.last.value < LOOPS:
         return None
     online = log.family == "online"
@@ -61,7 +61,7 @@ def repeats(log: Log) -> Finding | None:
 
 
 def length_runs_away(log: Log) -> Finding | None:
-    length, reward = log.eval("length"), log.eval("reward")
+    length, reward = log.held_out("length"), log.held_out("reward")
     if len(length) < 2 or len(reward) < 2:
         return None
     first, last = length.first.value, length.last.value
@@ -85,7 +85,7 @@ def length_runs_away(log: Log) -> Finding | None:
 
 def reward_stays(log: Log) -> Finding | None:
     """Neither held-out nor sampled answers earn more than at the start; reward rules end at 1, which gives the scale."""
-    held, sampled = log.eval("reward"), log.rollouts("reward")
+    held, sampled = log.held_out("reward"), log.rollouts("reward")
     if len(held) < 2 or len(sampled) < ENOUGH:
         return None
     enough, early, late = GAIN * log.scale, sampled.head(1 / 3), sampled.tail(1 / 3)
@@ -113,7 +113,7 @@ def _wobble(series: Series) -> float:
 
 def reward_fell(log: Log) -> Finding | None:
     """A peak and then a fall: training went on past its best."""
-    held = log.eval("reward")
+    held = log.held_out("reward")
     if len(held) < ENOUGH or held.highest.step == held.first.step:
         return None
     if held.highest.value - held.last.value < FELL * log.scale:
@@ -132,7 +132,7 @@ def reward_fell(log: Log) -> Finding | None:
 
 def over_optimised(log: Log) -> Finding | None:
     """The reward model is pleased more and more, and the true reward falls (arXiv 2210.10760)."""
-    proxy, true = log.eval("rewards/reward_model"), true_reward(log)
+    proxy, true = log.held_out("rewards/reward_model"), true_reward(log)
     if true is None or len(proxy) < ENOUGH or len(true) < ENOUGH:
         return None
     rise = proxy.last.value - proxy.first.value
@@ -140,7 +140,7 @@ def over_optimised(log: Log) -> Finding | None:
         return None
     if true.highest.value - true.last.value < FELL:
         return None
-    peak, kl = true.highest, log.eval("objective/kl") or log.rollouts("objective/kl")
+    peak, kl = true.highest, log.held_out("objective/kl") or log.rollouts("objective/kl")
     evidence = [*proxy.ends(), true.fact(peak), true.fact(true.last)]
     evidence += [kl.fact(min(kl, key=lambda p: abs(p.step - peak.step))), kl.fact(kl.last)] if len(kl) else []
     causes = (
@@ -154,17 +154,17 @@ def over_optimised(log: Log) -> Finding | None:
 
 def true_reward(log: Log) -> Series | None:
     """A reward that cannot be talked round, if one is measured: the world's own, else exact answers."""
-    found = (log.eval(f"rewards/{name}") for name in ("gold", "exact_answer"))
+    found = (log.held_out(f"rewards/{name}") for name in ("gold", "exact_answer"))
     return next((series for series in found if len(series)), None)
 
 
 def worse_answers(log: Log) -> Finding | None:
     """Fine-tuning or preferences that lower the loss and the worth of the answers with it."""
     true = true_reward(log)
-    if true is None or len(true) < 2 or is_still(log.eval("loss")):
+    if true is None or len(true) < 2 or is_still(log.held_out("loss")):
         return None  # a model that has not moved says what it always said
     best = log.best_point()
-    still_learning = best is not None and best.step == log.eval("loss").last.step
+    still_learning = best is not None and best.step == log.held_out("loss").last.step
     wrong = float(log.setting("wrong", 0.0)) + float(log.setting("flawed", 0.0))
     if true.first.value - true.last.value >= FELL:
         causes: Causes = ("too short a training: it forgets before it learns", "demonstrations that are wrong")

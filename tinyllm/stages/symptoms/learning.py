@@ -66,7 +66,7 @@ def no_gradient(log: Log) -> bool:
 
 def never_moved(log: Log) -> Finding | None:
     """Not for alignment: there a loss may stay while the policy moves, and has checks of its own."""
-    held, loss = log.eval("loss"), log.train("loss")
+    held, loss = log.held_out("loss"), log.train("loss")
     if log.family in ("online", "offline") or len(held) < 2 or not is_still(held):
         return None
     if training_fell(log):
@@ -103,7 +103,7 @@ def rate_and_gradient(log: Log) -> list[Fact]:
 
 def eval_turned(log: Log) -> Finding | None:
     """Held-out loss up again after its best: overfitting if the training loss goes on falling, else divergence."""
-    held = log.eval("loss")
+    held = log.held_out("loss")
     if log.family == "online" or len(held) < 3:
         return None
     best, last = held.lowest, held.last
@@ -154,7 +154,7 @@ def gradient_spikes(log: Log) -> Finding | None:
 def never_improved(log: Log) -> Finding | None:
     """`ckpt_best` is the model as it was before training, and what came after is worse."""
     name, direction = log.best
-    series, best = log.eval(name), log.best_point()
+    series, best = log.held_out(name), log.best_point()
     if len(series) < 2 or best is None or best.step != 0:
         return None
     worse = abs(series.last.value - best.value)

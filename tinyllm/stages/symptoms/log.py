@@ -198,7 +198,7 @@ class Log:
     def train(self, name: str) -> Series:
         return self._series("train", name)
 
-    def eval(self, name: str) -> Series:
+    def held_out(self, name: str) -> Series:
         return self._series("eval", name)
 
     def rollouts(self, name: str) -> Series:
@@ -213,7 +213,7 @@ class Log:
     def best_point(self) -> Point | None:
         """Where `ckpt_best` was taken; None before anything was evaluated."""
         name, direction = self.best
-        series = self.eval(name)
+        series = self.held_out(name)
         if not len(series):
             return None
         return series.lowest if direction == "min" else series.highest

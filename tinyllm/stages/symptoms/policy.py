@@ -30,7 +30,7 @@ def constant_groups(log: Log) -> Finding | None:
     constant = log.rollouts("constant_groups")
     if not len(constant) or constant.tail(1 / 3).mean < MANY_CONSTANT:
         return None
-    late, held = constant.tail(1 / 3), log.eval("reward")
+    late, held = constant.tail(1 / 3), log.held_out("reward")
     evidence = (constant.fact(constant.first), late.averaged(), *((held.fact(held.last),) if len(held) else ()))
     if log.setting("rollout.group_size") == 1:
         causes: Causes = ("one answer a prompt has nothing to be compared with",)
@@ -157,7 +157,7 @@ def tighter(log: Log) -> str:
 
 def entropy_collapse(log: Log) -> Finding | None:
     """A policy that is sure of itself explores no more. That is success where it is right, and the end of learning where not."""
-    entropy, reward = log.train("entropy"), log.eval("reward")
+    entropy, reward = log.train("entropy"), log.held_out("reward")
     if not _sure(log):
         return None
     evidence = (entropy.fact(entropy.first), entropy.tail(0.2).averaged(), *(reward.ends() if len(reward) else ()))

@@ -25,7 +25,7 @@ ENOUGH_ROWS = 5
 
 def stuck(log: Log) -> Finding | None:
     """The best known symptom of all: DPO's loss stays at ln 2 = 0.6931."""
-    held, margin = log.eval("loss"), log.eval("rewards/margins")
+    held, margin = log.held_out("loss"), log.held_out("rewards/margins")
     if len(held) < 2 or len(margin) < 2 or not is_still(held):
         return None
     if abs(margin.last.value - margin.first.value) > SAME_MARGIN:
@@ -52,7 +52,7 @@ def chosen_falls(log: Log) -> Finding | None:
     It is too far where they lose more than the difference gains: measured, runs that end well lose a third to two thirds of it, runs
     at too high a rate, or over too few pairs, once to one and a half times as much.
     """
-    chosen, rejected, margin = (log.eval(name) for name in ("logps/chosen", "logps/rejected", "rewards/margins"))
+    chosen, rejected, margin = (log.held_out(name) for name in ("logps/chosen", "logps/rejected", "rewards/margins"))
     if len(chosen) < 2 or len(rejected) < 2 or len(margin) < 2 or margin.last.value <= margin.first.value:
         return None
     fell = (chosen.first.value - chosen.last.value) / max(abs(chosen.first.value), 1e-9)
@@ -86,8 +86,8 @@ def _held_closer(log: Log) -> str:
 
 
 def below_chance(log: Log) -> Finding | None:
-    held, train = log.eval("rewards/accuracies"), log.train("rewards/accuracies")
-    if len(held) < 2 or held.last.value >= BELOW or not len(train) or is_still(log.eval("loss")):
+    held, train = log.held_out("rewards/accuracies"), log.train("rewards/accuracies")
+    if len(held) < 2 or held.last.value >= BELOW or not len(train) or is_still(log.held_out("loss")):
         return None  # what did not move has no opinion
     learned = train.tail(0.2)
     evidence = (held.fact(held.last), learned.averaged())
@@ -104,7 +104,7 @@ def below_chance(log: Log) -> Finding | None:
 
 
 def margin_explodes(log: Log) -> Finding | None:
-    margin, held = log.train("rewards/margins"), log.eval("rewards/margins")
+    margin, held = log.train("rewards/margins"), log.held_out("rewards/margins")
     if len(margin) < ENOUGH_ROWS or margin.tail(0.2).mean < HUGE_MARGIN:
         return None
     evidence = [margin.fact(margin.first), margin.tail(0.2).averaged()]
@@ -118,7 +118,7 @@ def memorised(accuracy: str) -> Callable[[Log], Finding | None]:
 
     def memorised(log: Log) -> Finding | None:
         """Every training pair is right, and held-out pairs are right no more often than before."""
-        train, held, loss = log.train(accuracy), log.eval(accuracy), log.train("loss")
+        train, held, loss = log.train(accuracy), log.held_out(accuracy), log.train("loss")
         if len(train) < ENOUGH_ROWS or len(held) < 2 or train.tail(0.2).mean < PERFECT:
             return None
         if train.tail(0.2).mean - held.last.value < GAP or held.last.value - held.tail(0.5).first.value > FLAT:
@@ -138,8 +138,8 @@ def memorised(accuracy: str) -> Callable[[Log], Finding | None]:
 
 
 def at_chance(log: Log) -> Finding | None:
-    held, train = log.eval("accuracy"), log.train("accuracy")
-    if len(held) < 2 or held.last.value > CHANCE or not len(train) or is_still(log.eval("loss")):
+    held, train = log.held_out("accuracy"), log.train("accuracy")
+    if len(held) < 2 or held.last.value > CHANCE or not len(train) or is_still(log.held_out("loss")):
         return None
     learned = train.tail(0.2)
     evidence = (*held.ends(), learned.averaged())
@@ -161,7 +161,7 @@ def at_chance(log: Log) -> Finding | None:
 
 def rewards_drift(log: Log) -> Finding | None:
     """Bradley-Terry sees differences alone: the level of all rewards is free, unless something holds it near zero."""
-    chosen, rejected = log.eval("rewards/chosen"), log.eval("rewards/rejected")
+    chosen, rejected = log.held_out("rewards/chosen"), log.held_out("rewards/rejected")
     if len(chosen) < 2 or len(rejected) < 2:
         return None
     first, last = (
