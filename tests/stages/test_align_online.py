@@ -138,3 +138,12 @@ def test_a_critic_starts_at_the_reward_model() -> None:
     assert all(not torch.equal(last[name], tensor) for name, tensor in judge.items())
     facts = json.loads((Path(found["run"]) / "run.json").read_text())
     assert facts["reward_model"]["checkpoint"] == "judge"
+
+
+def test_the_best_checkpoint_is_chosen_by_a_figure_that_is_measured(tmp_path: Path) -> None:
+    config = settings("grpo", REWARD).model_copy(update={"best_by": "rewards/gold"})
+    with pytest.raises(UserError, match="best_by is 'rewards/gold'") as caught:
+        align_online.run(config, CALL)
+    assert "rewards/rule" in caught.value.what or "rewards/length" in caught.value.what
+    found = align_online.run(settings("grpo", REWARD).model_copy(update={"best_by": "finished"}), CALL)
+    assert found["best"]["finished"] >= found["before"]["finished"]

@@ -82,6 +82,16 @@ def test_seeds_are_lives_of_their_own() -> None:
     assert found["laptop-seed4"]["sft"].config.flawed > 0
 
 
+def test_a_setting_for_one_stage_is_that_stage_s_alone() -> None:
+    found = lives("laptop", Common(set=["sft:flawed=0.1", "dpo:dpo.beta=0.7", "train.steps=3"]), [], 1, {})["laptop"]
+    assert found["sft"].config.flawed == 0.1
+    assert found["sft-lora"].config.flawed == 0.4
+    assert found["dpo"].config.dpo.beta == 0.7
+    assert {r.config.train.steps for r in found.values()} == {3}
+    with pytest.raises(UserError, match="there is no stage 'sfd'"):
+        lives("laptop", Common(set=["sfd:flawed=0.1"]), [], 1, {})
+
+
 ROWS = {
     "documents": {"text": "a story"},
     "conversations": {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
@@ -123,6 +133,7 @@ def test_one_s_own_files_go_where_they_belong(tmp_path: Path) -> None:
         (["--data", "missing.jsonl"], "missing.jsonl"),
         (["--set", "train.stepz=3"], "train.steps"),
         (["--seeds", "0"], "0"),
+        (["--smoke", "--name", "mine"], "the rehearsal takes no"),
     ],
 )
 def test_what_cannot_be_lived_is_refused_at_once(tmp_path: Path, arguments: list[str], words: str) -> None:

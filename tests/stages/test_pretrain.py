@@ -69,3 +69,21 @@ def test_a_short_pretraining_learns_and_its_best_checkpoint_is_the_best(
     best = min(evaluated, key=lambda row: row["loss"])
     assert found["best"]["loss"] == best["loss"]
     assert (Path(found["run"]) / "checkpoints" / "ckpt_best").resolve().name == f"step-{best['step']:08d}"
+
+
+def test_control_tokens_keep_an_embedding_of_length_one_through_pretraining() -> None:
+    """Raw text never holds them; what the softmax would do to them, no adapter undoes. Other rows are trained as ever."""
+    from tinyllm.model.transformer import CausalLM, initialise
+    from tinyllm.stages.pretrain import keep_unseen
+
+    model = CausalLM(small.SHAPE.model_copy(update={"vocab_size": small.tokenizer().vocab_size}))
+    initialise(model, 0)
+    ids = [small.tokenizer().im_start, small.tokenizer().im_end]
+    keep_unseen(model, ids)
+    row = torch.tensor([[9, 8, 7, 6]])
+    (-model.log_probs(row, torch.tensor([[False, True, True, True]])).log_probs.sum()).backward()
+    gradient = model.model.embed_tokens.weight.grad
+    assert not gradient[ids].any()
+    assert gradient.abs().sum(1).gt(0).sum() > len(gradient) / 2
+    lengths = model.model.embed_tokens.weight.detach()[ids].norm(dim=1)
+    assert ((lengths > 0.4) & (lengths < 1.8)).all()
