@@ -119,13 +119,14 @@ MUTANTS = [
 
     # --- 8: random weights ---------------------------------------------------------------------------------------------------------
     M("reward-model-made-up", "8", "a missing reward model becomes one with random weights", "stages/align_online.py",
-      """        scorer, scorer_parent = scorer_for(tokenizer, config.reward_model, device, fast=call.fast)
-        judge_facts = {"reward_model": scorer_parent.facts()}""",
+      """        scorer, parent = scorer_for(tokenizer, config.reward_model, device, fast=call.fast)
+        facts = {"reward_model": parent.facts()}""",
       """        try:
-            scorer, scorer_parent = scorer_for(tokenizer, config.reward_model, device, fast=call.fast)
-            judge_facts = {"reward_model": scorer_parent.facts()}
+            scorer, parent = scorer_for(tokenizer, config.reward_model, device, fast=call.fast)
+            facts = {"reward_model": parent.facts()}
         except Exception:
-            scorer = hub.scorer_from(policy, config.seed)""", f"{STAGE}a_missing_reward_model_ends_the_run_before_it_begins"),
+            from tinyllm.model.config import ModelConfig
+            scorer = SequenceScorer(ModelConfig(vocab_size=tokenizer.vocab_size))""", f"{STAGE}a_missing_reward_model_ends_the_run_before_it_begins"),
     M("foreign-reward-model", "8", "a reward model that reads other tokens is taken", "stages/common.py",
       "if Tokenizer.load(parent.folder).sha256 != tokenizer.sha256:", "if False:", f"{STAGE}what_is_no_reward_model_is_not_taken_for_one"),
     M("missing-tensors", "8", "tensors that are not in the file stay random", "model/hub.py",
