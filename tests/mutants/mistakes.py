@@ -126,7 +126,8 @@ MUTANTS = [
             facts = {"reward_model": parent.facts()}
         except Exception:
             from tinyllm.model.config import ModelConfig
-            scorer = SequenceScorer(ModelConfig(vocab_size=tokenizer.vocab_size))""", f"{STAGE}a_missing_reward_model_ends_the_run_before_it_begins"),
+            scorer = SequenceScorer(ModelConfig(vocab_size=tokenizer.vocab_size))""",
+      f"{STAGE}a_missing_reward_model_ends_the_run_before_it_begins"),
     M("foreign-reward-model", "8", "a reward model that reads other tokens is taken", "stages/common.py",
       "if Tokenizer.load(parent.folder).sha256 != tokenizer.sha256:", "if False:", f"{STAGE}what_is_no_reward_model_is_not_taken_for_one"),
     M("missing-tensors", "8", "tensors that are not in the file stay random", "model/hub.py",
