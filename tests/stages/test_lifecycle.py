@@ -182,7 +182,7 @@ def test_a_stopped_run_goes_on_where_it_was(life: tuple[Path, dict], tmp_path: P
     assert (cut / end).read_bytes() == (runs / "dpo-whole" / end).read_bytes()
     other = tinyllm(*common, "--name", "cut", "--set", "dpo.beta=0.5", cwd=tmp_path)
     assert other.returncode == 2
-    assert "beta: 0.5" in other.stderr
+    assert "dpo.beta: 0.1 -> 0.5" in other.stderr
 
 
 def test_chat_answers_and_stops(life: tuple[Path, dict]) -> None:

@@ -19,11 +19,15 @@ def write(text: str):
     return fill
 
 
+def no_warning(error: UserError, path: Path) -> None:
+    raise AssertionError(f"{path}: {error}")
+
+
 def test_saved_and_verified(tmp_path: Path) -> None:
     path = checkpoint.save(tmp_path, 7, write("abc"))
     assert path.name == "step-00000007"
     checkpoint.verify(path)
-    assert checkpoint.newest(tmp_path, print) == path
+    assert checkpoint.newest(tmp_path, no_warning) == path
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000007"]
 
 
@@ -45,9 +49,9 @@ def test_damage_is_named_and_the_one_before_is_taken(tmp_path: Path, harm, word:
     with pytest.raises(UserError, match=word) as caught:
         checkpoint.verify(bad)
     assert caught.value.code == 3
-    heard: list[str] = []
-    assert checkpoint.newest(tmp_path, heard.append) == good
-    assert len(heard) == 1
+    heard: list[Path] = []
+    assert checkpoint.newest(tmp_path, lambda error, path: heard.append(path)) == good
+    assert heard == [bad]
 
 
 def test_a_write_that_fails_leaves_nothing_and_harms_nothing(tmp_path: Path) -> None:

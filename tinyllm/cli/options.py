@@ -22,6 +22,7 @@ Checkpoint = Annotated[Path | None, typer.Option("--checkpoint", help="The run o
 Ranks = Annotated[int, typer.Option("--nproc", min=1, help="Processes on this machine, started with torchrun.")]
 Fast = Annotated[bool, typer.Option("--fast-dev-run", help="A rehearsal: a tiny model, a handful of steps.")]
 Resume = Annotated[bool, typer.Option("--resume/--no-resume", help="Go on where the run stopped, or start over.")]
+NewData = Annotated[bool, typer.Option("--allow-data-change", help="Resume although the data are not what they were.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print every value and its origin, and the cost; do nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Results and errors only.")]
@@ -41,6 +42,7 @@ class Common:
     nproc: Ranks = 1
     fast_dev_run: Fast = False
     resume: Resume = True
+    allow_data_change: NewData = False
     dry_run: DryRun = False
     json: Json = False
     quiet: Quiet = False
@@ -53,8 +55,8 @@ class Common:
 
 TUNING = tuple(f.name for f in fields(Common))
 TRAINING = tuple(name for name in TUNING if name != "checkpoint")
-PREPARING = tuple(name for name in TRAINING if name not in ("device", "nproc", "resume"))
-READING = tuple(name for name in TUNING if name not in ("name", "resume"))
+PREPARING = tuple(name for name in TRAINING if name not in ("device", "nproc", "resume", "allow_data_change"))
+READING = tuple(name for name in TUNING if name not in ("name", "resume", "allow_data_change"))
 LOOKING = ("json", "quiet", "debug")
 WHOLE = ("name", "set", "seed", "device", "resume", "json", "quiet", "debug")
 

@@ -23,6 +23,7 @@ _START = """tinyllm takes a small language model through its whole life, on this
   tinyllm eval                      perplexity and bits per byte; benchmarks with --task
   tinyllm chat                      talk to it
   tinyllm explain                   what went wrong in a run, and one thing to try
+  tinyllm verify                    whether the mathematics holds on this machine, in half a minute
 
 Every command rehearses with --fast-dev-run, explains itself with --dry-run and lists its options with --help."""
 
@@ -206,8 +207,7 @@ def _cost(place: str, config: Any, fast: bool) -> dict[str, Any]:
     train, length = config.train, config.data.max_length
     rows = min(train.micro_batch_size, train.batch_size)
     found["tokens at most"] = train.steps * train.batch_size * length
-    # weights, gradients and two moments of Adam, each 4 bytes; a token's activations: about 14 vectors of width and 4 of the MLP a layer
-    found["memory for weights, gradients and optimiser (MB)"] = round(parameters * 16 / 1e6)
-    per_token = shape.num_hidden_layers * (14 * shape.hidden_size + 4 * shape.intermediate_size) * 4
-    found["memory for activations, about (MB)"] = round(rows * length * per_token / 1e6)
+    fixed, activations = shape.training_bytes(rows, length)
+    found["memory for weights, gradients and optimiser (MB)"] = round(fixed / 1e6)
+    found["memory for activations, about (MB)"] = round(activations / 1e6)
     return found

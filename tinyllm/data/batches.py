@@ -8,6 +8,7 @@ Left out: worker processes (the token arrays are in memory or mapped; making a b
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -21,6 +22,7 @@ from tinyllm.errors import UserError
 from tinyllm.mean import Mean
 
 B = TypeVar("B")
+_LOOKED_AT = 1_000_000  # records, to find the longest
 
 
 class _Batch:
@@ -116,6 +118,25 @@ class Source:
             generator = np.random.Generator(np.random.Philox(key=[self.seed & (2**64 - 1), epoch]))
             self._epoch, self._order = epoch, generator.permutation(len(self.dataset))
         return self._order
+
+    def largest(self) -> Any:
+        """The longest records as one micro-batch: if a step of these fits into memory, every step does."""
+        rows = min(self.micro_batch_size, self.batch_size // self.world_size, len(self.dataset))
+        every = 1 + len(self.dataset) // _LOOKED_AT  # of very many records only some are looked at
+        numbers = heapq.nlargest(rows, range(0, len(self.dataset), every), key=self.dataset.length)
+        return self.dataset.collate(numbers, 0, numbers)
+
+    def describe(self, step: int) -> str:
+        """Which records a step is made of, for a message about it."""
+        numbers = self.records(step)
+        return f"records {', '.join(map(str, numbers[:8]))}{', ...' if len(numbers) > 8 else ''}"
+
+    def state(self, step: int) -> dict[str, Tensor]:
+        """What step `step` needs beside its number: of plain data, nothing."""
+        return {}
+
+    def restore(self, step: int, tensors: dict[str, Tensor]) -> None:
+        """Take up where `state` was taken."""
 
     def spare(self) -> list[Any]:
         """A batch of one record, for a rank that has none of its own and must still take part in what all ranks do."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from tinyllm.config import Config
 
@@ -15,18 +15,18 @@ class ModelConfig(Config):
 
     model_type: Literal["qwen3", "llama", "qwen2"] = "qwen3"
     """qwen3 normalises queries and keys per head; llama does not; qwen2 has biases on q, k and v instead"""
-    vocab_size: int = 4096
+    vocab_size: int = Field(4096, ge=1)
     """upper bound while the tokenizer is trained, exact afterwards"""
-    hidden_size: int = 128
-    intermediate_size: int = 384
-    num_hidden_layers: int = 4
-    num_attention_heads: int = 2
-    num_key_value_heads: int = 2
-    head_dim: int = 64
-    max_position_embeddings: int = 512
+    hidden_size: int = Field(128, ge=1)
+    intermediate_size: int = Field(384, ge=1)
+    num_hidden_layers: int = Field(4, ge=1)
+    num_attention_heads: int = Field(2, ge=1)
+    num_key_value_heads: int = Field(2, ge=1)
+    head_dim: int = Field(64, ge=2)
+    max_position_embeddings: int = Field(512, ge=1)
     """the longest sequence, prompt and answer together"""
-    rms_norm_eps: float = 1e-6
-    rope_theta: float = 10000.0
+    rms_norm_eps: float = Field(1e-6, ge=0)
+    rope_theta: float = Field(10000.0, gt=0)
     tie_word_embeddings: bool = True
 
     @model_validator(mode="after")
@@ -38,10 +38,12 @@ class ModelConfig(Config):
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} must be even: the rotary embedding turns pairs")
-        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_key_value_heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1")
         return self
+
+    def training_bytes(self, rows: int, length: int) -> tuple[int, int]:
+        """About what training takes: weights with gradients and Adam's two moments; the activations of a micro-batch."""
+        per_token = self.num_hidden_layers * (14 * self.hidden_size + 4 * self.intermediate_size) * 4
+        return self.parameters() * 16, rows * length * per_token
 
     def parameters(self) -> int:
         """How many parameters a `CausalLM` of this shape has, by arithmetic (for --dry-run, before anything is allocated)."""
@@ -56,11 +58,13 @@ class ModelConfig(Config):
 class LoRAConfig(Config):
     """Which layers are adapted, and how strongly."""
 
-    r: int = 8
+    r: int = Field(8, ge=1)
     """rank of the update"""
-    alpha: float = 16.0
-    dropout: float = 0.0
-    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    alpha: float = Field(16.0, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: tuple[str, ...] = Field(
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"), min_length=1
+    )
     """names of linear layers; every layer so named is adapted. all-linear: all of them but the head"""
     rslora: bool = False
     """divide alpha by the root of r instead of r, so that a larger rank still moves"""

@@ -2,8 +2,8 @@
 
 step -> micro-batches, as `data.batches.Source`. Every `steps`-th call writes a new rollout: prompts, sampled answers, rewards,
 log-probabilities under behaviour policy and reference, values, and, by the algorithm's `credit`, advantages. The calls in between
-serve its minibatches. Which prompts, which seed and which order: functions of (seed, rollout number), so a run that was stopped
-between rollouts goes on as if it had not been.
+serve its minibatches. Which prompts, which seed and which order: functions of (seed, rollout number). A run that was stopped in the
+middle of a rollout's minibatches goes on as if it had not been: `state` is what the rest of them needs.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tinyllm.data.batches import Samples, right_padded
+from tinyllm.data.batches import Samples, right_padded, rounded_up
 from tinyllm.errors import FAILED, UserError
 from tinyllm.mean import Mean, masked, over
 from tinyllm.model.generate import Completion, Sampling, generate
 from tinyllm.model.transformer import ActorCritic, CausalLM
 from tinyllm.rollout.config import RolloutConfig
 from tinyllm.rollout.judge import Judge, TokenPrompt, answer_rows, marks
+
+_FIGURE = "metrics."
 
 
 class RolloutSource:
@@ -83,6 +85,41 @@ class RolloutSource:
         mine = order[minibatch :: self.config.minibatches]
         parts = math.ceil(len(mine) / self.micro_batch_size)
         return [self._samples.rows(part) for part in np.array_split(mine, parts)]
+
+    def largest(self) -> Samples:
+        """A micro-batch as wide as they can get, of zeros: for the memory of a step."""
+        rows = min(self.micro_batch_size, math.ceil(self.answers / self.config.minibatches))
+        longest = max(len(prompt.ids) for prompt in self.prompts)
+        zeros = torch.zeros(rows, rounded_up(longest + self.config.max_new_tokens), device=self.device)
+        mask = zeros.bool()
+        mask[:, longest:] = True
+        each = {name: zeros for name in ("sampled", "old", "reference", "values", "advantage", "returns")}
+        group = torch.arange(rows, device=self.device) // self.config.group_size
+        finished = torch.ones(rows, dtype=torch.bool, device=self.device)
+        return Samples(zeros.long(), mask, group, finished, zeros[:, 0], budget=self.config.max_new_tokens, **each)
+
+    def describe(self, step: int) -> str:
+        return f"rollout {step // self.config.steps}"
+
+    def state(self, step: int) -> dict[str, Tensor]:
+        """The rollout that step `step` goes on with, and its figures; nothing where a new one is due."""
+        if step % self.config.steps == 0 or self._samples is None:
+            return {}
+        found = {name: value for name, value in vars(self._samples).items() if isinstance(value, Tensor)}
+        figures = {
+            f"{_FIGURE}{name}": torch.tensor([float(mean.total), float(mean.count)], dtype=torch.float64)
+            for name, mean in self.metrics.items()
+        }
+        return found | figures
+
+    def restore(self, step: int, tensors: dict[str, Tensor]) -> None:
+        """Take up where `state` was taken. With nothing to take up, the policy as it is writes a new rollout."""
+        if not tensors:
+            return
+        figures = {name.removeprefix(_FIGURE): v for name, v in tensors.items() if name.startswith(_FIGURE)}
+        self.metrics = {name: Mean(*pair.tolist()) for name, pair in figures.items()}
+        kept = {name: v.to(self.device) for name, v in tensors.items() if not name.startswith(_FIGURE)}
+        self._samples = Samples(**kept, budget=self.config.max_new_tokens)
 
     def _random(self, *numbers: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, *numbers])

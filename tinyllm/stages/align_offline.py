@@ -21,7 +21,6 @@ from tinyllm.stages.parents import OFFLINE, RUNS
 from tinyllm.stages.reading import judgements_from, preferences_from, read_split
 from tinyllm.train.engine import autocast, choose_precision
 from tinyllm.train.progress import say
-from tinyllm.train.run import Run
 
 _MAKE = {"pairs": preferences_from, "judgements": judgements_from}
 
@@ -31,12 +30,14 @@ def run(config: AlignOfflineConfig, call: Call) -> dict[str, Any]:
     settings = getattr(config, config.algorithm)
     device = begin(config)
     model, tokenizer, parent = load_policy("align-offline", config, call, device)
-    train, val, facts = read_split(config.data, algorithm.DATA, config.seed, noise=config.noise)
+    train, val, sources = read_split(config.data, algorithm.DATA, config.seed, noise=config.noise)
     dataset, held = (
         _MAKE[algorithm.DATA](records, tokenizer, config.data.max_length, what)
         for records, what in ((train, "train"), (val, "val"))
     )
     folder = RUNS / OFFLINE / f"{config.algorithm}-{config.name}"
+    facts = facts_of(model, tokenizer, sources, config.seed, parent) | {"algorithm": config.algorithm}
+    run = call.open(folder, facts)
     base = base_of(model, tokenizer, parent, folder) if config.lora else ""
     files = Files(model, tokenizer, adapter=config.lora, base=base)
     precision = choose_precision(config.train.precision, device)
@@ -63,8 +64,7 @@ def run(config: AlignOfflineConfig, call: Call) -> dict[str, Any]:
         optim=config.optim,
         seed=config.seed,
     )
-    facts = facts_of(model, tokenizer, facts, config.seed, parent) | {"algorithm": config.algorithm}
-    fitted = Fit(Run(folder, call.yaml, facts, resume=call.resume), job).go()
+    fitted = Fit(run, job).go()
     return result(config.algorithm, fitted, folder, "rewards/margins", algorithm=config.algorithm)
 
 
@@ -80,9 +80,13 @@ class Prepared:
     ):
         self.source, self.prepare, self.model, self.forward = source, prepare, model, forward
         self.metrics, self.dataset, self.spare = source.metrics, source.dataset, source.spare
+        self.describe, self.state, self.restore = source.describe, source.state, source.restore
 
     def __call__(self, step: int) -> list[Any]:
         return self._ready(self.source(step))
+
+    def largest(self) -> Any:
+        return self._ready([self.source.largest()])[0]
 
     def passes(self, limit: int) -> Iterator[Any]:
         yield from self._ready(list(self.source.passes(limit)))

@@ -27,7 +27,6 @@ from tinyllm.stages.reading import prompts_from, read_split
 from tinyllm.text.tokenizer import Tokenizer
 from tinyllm.train.config import TrainConfig
 from tinyllm.train.engine import autocast, choose_precision
-from tinyllm.train.run import Run
 
 
 def run(config: AlignOnlineConfig, call: Call) -> dict[str, Any]:
@@ -40,6 +39,8 @@ def run(config: AlignOnlineConfig, call: Call) -> dict[str, Any]:
 
     judge, scorer, judge_facts = _judge(config, tokenizer, call, device)
     folder = RUNS / ONLINE / f"{config.algorithm}-{config.name}"
+    facts = facts_of(policy, tokenizer, sources, config.seed, parent) | judge_facts | {"algorithm": config.algorithm}
+    run = call.open(folder, facts)
     base = base_of(policy, tokenizer, parent, folder) if config.lora else ""
     # the frozen copy is made before a critic or an update exists
     reference = _reference(policy, config) if config.track_kl or algorithm.uses_reference(settings) else None
@@ -85,8 +86,7 @@ def run(config: AlignOnlineConfig, call: Call) -> dict[str, Any]:
         best=(config.best_by, "max"),
         boundary=config.rollout.steps,
     )
-    facts = facts_of(policy, tokenizer, sources, config.seed, parent) | judge_facts | {"algorithm": config.algorithm}
-    fitted = Fit(Run(folder, call.yaml, facts, resume=call.resume), job).go()
+    fitted = Fit(run, job).go()
     return result(config.algorithm, fitted, folder, "reward", algorithm=config.algorithm)
 
 

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from tinyllm import dist
 from tinyllm.data.batches import Source
-from tinyllm.errors import UserError
+from tinyllm.errors import INTEGRITY, UserError
 from tinyllm.mean import Mean
-from tinyllm.model import hub, lora
+from tinyllm.model import hub, lora, tensors
 from tinyllm.model.config import LoRAConfig
 from tinyllm.model.transformer import ActorCritic, CausalLM, SequenceScorer
 from tinyllm.stages.config import StageConfig, TunedConfig
@@ -25,6 +25,7 @@ from tinyllm.stages.parents import Parent, find
 from tinyllm.text.tokenizer import Tokenizer
 from tinyllm.train.engine import Engine, choose_device, detached, pool_over_ranks
 from tinyllm.train.progress import say
+from tinyllm.train.run import Run
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,11 @@ class Call:
     yaml: str  # the resolved configuration
     fast: bool = False
     resume: bool = True
+    allow_data_change: bool = False
+
+    def open(self, folder: Path, facts: dict[str, Any]) -> Run:
+        """The run directory, this process's own from now on."""
+        return Run(folder, self.yaml, facts, resume=self.resume, allow_data_change=self.allow_data_change)
 
 
 def begin(config: StageConfig) -> torch.device:
@@ -119,12 +125,13 @@ class Files:
         self.model = model.policy if isinstance(model, ActorCritic) else model
         self.critic = model.critic if isinstance(model, ActorCritic) else None
         self.tokenizer, self.adapter, self.base = tokenizer, adapter, base
+        self.base_sha256 = tensors.sha256(Path(base)) if adapter and Path(base).is_dir() else ""
 
     def write(self, folder: Path) -> None:
         tokenizer = self.tokenizer
         tokenizer.save(folder, model_max_length=self.model.config.max_position_embeddings)
         if self.adapter is not None:
-            lora.save(self.model, self.adapter, folder, self.base)
+            lora.save(self.model, self.adapter, folder, self.base, base_sha256=self.base_sha256)
         else:
             hub.save(self.model, folder, bos=tokenizer.bos, stop=tokenizer.stop_ids, pad=tokenizer.pad)
         if self.critic is not None:
@@ -132,14 +139,34 @@ class Files:
             save_file(hub.tensors_of(self.critic), folder / "trainer" / "critic.safetensors")
 
     def restore(self, folder: Path) -> None:
+        """Put the weights of a checkpoint back, all of them. UserError (INTEGRITY) where it is one of another model or vocabulary."""
+        there = Tokenizer.load(folder).sha256
+        if there != self.tokenizer.sha256:
+            raise UserError(
+                f"a checkpoint with another vocabulary: sha256 {there[:12]}, this run's {self.tokenizer.sha256[:12]}",
+                where=str(folder / "tokenizer.json"),
+                fix=hub.START_OVER,
+                code=INTEGRITY,
+            )
         if self.adapter is not None:
-            found = load_file(folder / "adapter_model.safetensors")
-            found = {k.removeprefix("base_model.model."): v for k, v in found.items()}
+            self._refuse_other_base(folder)
+            lora.restore(self.model, self.adapter, folder)
         else:
-            found = load_file(folder / "model.safetensors")
-        self.model.load_state_dict(found, strict=False)
+            hub.restore(self.model, folder)
         if self.critic is not None:
-            self.critic.load_state_dict(load_file(folder / "trainer" / "critic.safetensors"))
+            path = folder / "trainer" / "critic.safetensors"
+            tensors.fill(self.critic, tensors.read([path]), self.critic.state_dict(), path)
+
+    def _refuse_other_base(self, folder: Path) -> None:
+        there = tensors.note(folder / lora.WEIGHTS, lora.BASE_SHA256)
+        self.base_sha256 = self.base_sha256 or there
+        if there and there != self.base_sha256:
+            raise UserError(
+                f"the adapter was trained on other weights than {self.base} holds: sha256 {there[:12]}, there {self.base_sha256[:12]}",
+                where=str(folder),
+                fix=hub.START_OVER,
+                code=INTEGRITY,
+            )
 
 
 def base_of(model: CausalLM, tokenizer: Tokenizer, parent: Parent, folder: Path) -> str:

@@ -5,32 +5,38 @@ Every training stage is a `Job` (a model, a source of batches, a loss, a way to 
 
 from __future__ import annotations
 
-import json
+import os
+import shlex
 import shutil
 import signal
+import statistics
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from tinyllm import dist
-from tinyllm.errors import INTEGRITY, INTERRUPTED, TERMINATED, UserError
+from tinyllm.errors import INTERRUPTED, TERMINATED, UserError
 from tinyllm.mean import Mean
-from tinyllm.model.transformer import compile_blocks, set_dropout
+from tinyllm.model.transformer import ActorCritic, compile_blocks, set_dropout
+from tinyllm.stages.keeping import Keeper
+from tinyllm.stages.machine import out_of_memory_explained
 from tinyllm.train import checkpoint
 from tinyllm.train.config import OptimConfig, TrainConfig
 from tinyllm.train.engine import Engine, Loss, choose_precision
-from tinyllm.train.progress import Progress, say
+from tinyllm.train.progress import Progress, Quiet, say
 from tinyllm.train.run import COMPLETED, FAILED_STATUS, STOPPED, Run
 
 _WORTH_COMPILING = 180.0  # seconds of training left: compiling costs 20 to 40 and gains about a third
+_MEASURED_STEPS = 10  # after which that is known
+_REMEMBERED, _SPIKE = 50, 10.0  # gradient norms that make the usual one; so many times it is worth a warning
 
 
 class BatchSource(Protocol):
@@ -39,6 +45,19 @@ class BatchSource(Protocol):
     metrics: dict[str, Mean]
 
     def __call__(self, step: int) -> list[Any]: ...
+    def largest(self) -> Any:
+        """A micro-batch that needs as much memory as any."""
+        ...
+
+    def describe(self, step: int) -> str:
+        """What a step is made of, for a message about it."""
+        ...
+
+    def state(self, step: int) -> dict[str, Tensor]:
+        """What this rank needs to go on with `step`, beside its number."""
+        ...
+
+    def restore(self, step: int, tensors: dict[str, Tensor]) -> None: ...
 
 
 @dataclass
@@ -48,8 +67,8 @@ class Job:
     evaluate: figures on held-out data, pooled over ranks; called before the first step, every `eval_every` and at the end.
     write, restore: the weights into a checkpoint directory and back.
     best: which figure of `evaluate` decides `ckpt_best`, and in which direction.
-    boundary: evaluations and checkpoints only come after a multiple of this many steps (a rollout is not cut in two), and
-        `eval_every` and `save_every` count such multiples.
+    boundary: evaluations and planned checkpoints only come after a multiple of this many steps (a rollout's), and `eval_every` and
+        `save_every` count such multiples.
     """
 
     title: str
@@ -89,7 +108,8 @@ class _Stop:
         def remember(number: int, frame: Any) -> None:
             self.code = INTERRUPTED if number == signal.SIGINT else TERMINATED
             signal.signal(number, old[number])
-            say("stopping after this step; once more stops at once")
+            if dist.is_main() and not Quiet.on:  # not `print`: a handler may have interrupted just that
+                os.write(2, b"stopping after this step; once more stops at once\n")
 
         old = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -108,44 +128,61 @@ class Fit:
         set_dropout(job.model, job.train.dropout)
         precision = choose_precision(job.train.precision, device)
         self.engine = Engine(job.model, job.loss, job.optim, job.train.steps, precision=precision, seed=job.seed)
+        self.keeper = Keeper(run, job, self.engine)
         self.tokens = 0
         self.history: dict[str, dict[str, float]] = {}  # "before", "best", "last"
-        self._saved_at = -1
+        self.compiled: bool | None = None  # None: not decided yet
+        self.largest = (0, 0)  # rows and tokens of the largest micro-batch
+        self._norms: deque[float] = deque(maxlen=_REMEMBERED)
 
     def go(self) -> Fitted:
         """Train to the end, from wherever the run directory has got to."""
         begun = time.monotonic()
         try:
-            with _Stop().listening() as stop:
-                self._resume()
-                if "before" not in self.history:
-                    self._evaluate()
+            with _Stop().listening() as stop, out_of_memory_explained(self._memory):
+                self._begin()
                 with Progress(self.job.title, self.job.train.steps, self.engine.updates) as bar:
                     self._loop(bar, stop)
-        except UserError as error:
-            if error.code not in (INTERRUPTED, TERMINATED):
-                self.run.finish(FAILED_STATUS, error=error.what)
+            return self._finished(time.monotonic() - begun)
+        except Exception as error:
+            stopped = isinstance(error, UserError) and error.code in (INTERRUPTED, TERMINATED)
+            with suppress(UserError):  # a full disk must not hide what went wrong first
+                self.run.finish(STOPPED if stopped else FAILED_STATUS, **({} if stopped else {"error": str(error)}))
             raise
-        steps = checkpoint.steps(self.run.checkpoints)
-        seconds = time.monotonic() - begun
+        finally:
+            self.run.close()
+
+    def _begin(self) -> None:
+        """Go back to where the run was; find out before anything is computed whether memory and disk suffice."""
+        state = self.keeper.resume()
+        if state is not None:
+            self.tokens, self.history, self.compiled = state["tokens"], state["history"], state.get("compiled")
+            if self.compiled:
+                self._compile()
+        if self.engine.updates < self.job.train.steps:
+            self.keeper.need_room()
+            batch = self.job.source.largest().to(self.engine.device)
+            self.largest = tuple(batch.ids.shape)
+            self.engine.rehearse(batch)
+        if state is None:
+            self._evaluate()
+
+    def _finished(self, seconds: float) -> Fitted:
         # every rank has trained it, rank 0 has written it
+        checkpoints = checkpoint.steps(self.run.checkpoints)
         fitted = Fitted(
-            **self.history, steps=self.engine.updates, tokens=self.tokens, seconds=seconds, checkpoint=steps[-1]
+            **self.history, steps=self.engine.updates, tokens=self.tokens, seconds=seconds, checkpoint=checkpoints[-1]
         )
         self.run.finish(COMPLETED, before=fitted.before, best=fitted.best, last=fitted.last, tokens=self.tokens)
         return fitted
 
     def _loop(self, bar: Progress, stop: _Stop) -> None:
         train, engine = self.job.train, self.engine
-        clock, timed = time.monotonic(), 0
+        clock, start = time.monotonic(), engine.updates
         while engine.updates < train.steps:
             began = time.monotonic()
-            batches = [b.to(engine.device) for b in self.job.source(engine.updates)]
-            figures = engine.step(batches, {**self.job.source.metrics, "_stop": Mean(float(stop.code), 1.0)})
-            tokens = sum(b.ids.numel() for b in batches) * dist.world_size()
-            self.tokens += tokens
-            stopping = bool(figures.pop("_stop"))
-            step = engine.updates
+            figures, tokens = self._step(stop)
+            stopping, step = bool(figures.pop("_stop")), engine.updates
             figures |= {"tokens": self.tokens, "tokens_per_second": tokens / (time.monotonic() - began)}
             bar.update(step, figures)
             if step % train.log_every == 0 or step in (1, train.steps):
@@ -153,36 +190,69 @@ class Fit:
             last = step == train.steps
             if last or step % (train.eval_every * self.job.boundary) == 0:
                 self._evaluate()
-            if (
-                last
-                or step % (train.save_every * self.job.boundary) == 0
-                or (stopping and step % self.job.boundary == 0)
-            ):
-                self._save()
+            if last or stopping or step % (train.save_every * self.job.boundary) == 0:
+                self.keeper.save(self._facts())
                 if stopping and not last:
                     self._stopped(stop.code)
-            timed += 1
-            if timed == 10:
-                self._maybe_compile((time.monotonic() - clock) / timed * (train.steps - step))
+            if self.compiled is None and step >= _MEASURED_STEPS:
+                self._maybe_compile((time.monotonic() - clock) / (step - start) * (train.steps - step))
+
+    def _step(self, stop: _Stop) -> tuple[dict[str, float], int]:
+        """One optimiser step: its figures, and the tokens it has seen over all ranks."""
+        source, step = self.job.source, self.engine.updates
+        batches = [b.to(self.engine.device) for b in source(step)]
+        try:
+            figures = self.engine.step(batches, {**source.metrics, "_stop": Mean(float(stop.code), 1.0)})
+        except UserError as error:
+            error.where = error.where or source.describe(step)
+            raise
+        self._tell_spike(figures["grad_norm"])
+        tokens = sum(b.ids.numel() for b in batches) * dist.world_size()
+        self.tokens += tokens
+        return figures, tokens
+
+    def _tell_spike(self, norm: float) -> None:
+        """A gradient far longer than usual often comes before a loss that does not recover."""
+        if len(self._norms) == _REMEMBERED and norm > _SPIKE * (middle := statistics.median(self._norms)):
+            where = self.job.source.describe(self.engine.updates - 1)
+            say(f"warning: step {self.engine.updates}: gradient norm {norm:.3g}, usually {middle:.3g} ({where})")
+        self._norms.append(norm)
+
+    def _facts(self) -> dict[str, Any]:
+        """What the loop itself needs to go on."""
+        return {"tokens": self.tokens, "history": self.history, "compiled": self.compiled}
+
+    def _memory(self) -> str:
+        model = self.job.model
+        shape = (model.policy if isinstance(model, ActorCritic) else model).config
+        fixed, activations = shape.training_bytes(*self.largest)
+        rows, length = self.largest
+        return (
+            f"weights, gradients and optimiser take about {fixed / 1e6:,.0f} MB, "
+            f"a micro-batch of {rows} rows of {length} tokens about {activations / 1e6:,.0f} MB"
+        )
 
     def _stopped(self, code: int) -> None:
-        self.run.finish(STOPPED)
         raise UserError(
             f"stopped after step {self.engine.updates} of {self.job.train.steps}; a checkpoint was saved",
             where=str(self.run.folder),
-            fix=f"continue with `tinyllm {' '.join(sys.argv[1:])}`",
+            fix=f"continue with `tinyllm {shlex.join(sys.argv[1:])}`",
             code=code or INTERRUPTED,
         )
 
     def _maybe_compile(self, seconds_left: float) -> None:
-        """Compile where it pays. The measured remaining time decides, on rank 0 for all."""
+        """Compile where it pays. The measured remaining time decides, once in a run, on rank 0 for all."""
         mode = self.job.train.compile
         possible = sys.platform != "win32" and any(map(shutil.which, ("g++", "clang++", "c++")))
         wanted = mode == "on" or (mode == "auto" and possible and seconds_left > _WORTH_COMPILING)
-        if dist.broadcast_text(str(wanted)) == "True":
-            say("compiling the model's blocks (train.compile: off turns this off)")
-            compile_blocks(self.job.model)
-            self.run.note(compiled_from_step=self.engine.updates + 1)
+        self.compiled = dist.broadcast_text(str(wanted)) == "True"
+        if self.compiled:
+            self._compile()
+
+    def _compile(self) -> None:
+        say("compiling the model's blocks (train.compile: off turns this off)")
+        compile_blocks(self.job.model)
+        self.run.note(compiled_from_step=self.engine.updates + 1)
 
     def _evaluate(self) -> None:
         """Held-out figures; an improvement becomes `ckpt_best`."""
@@ -196,54 +266,4 @@ class Fit:
         sign = 1 if direction == "min" else -1
         if "best" not in self.history or sign * figures[name] < sign * self.history["best"][name]:
             self.history["best"] = figures
-            self._save(best=True)
-
-    def _save(self, best: bool = False) -> None:
-        """One directory a step; the same step is not written twice."""
-        if dist.is_main():
-            folder = self.run.checkpoints
-            path = folder / f"step-{self.engine.updates:08d}"
-            if self._saved_at != self.engine.updates:
-                path = checkpoint.save(folder, self.engine.updates, self._write)
-            checkpoint.link(folder, checkpoint.LATEST, path)
-            if best:
-                checkpoint.link(folder, checkpoint.BEST, path)
-            checkpoint.prune(folder, self.job.train.keep)
-        self._saved_at = self.engine.updates
-        dist.barrier()
-
-    def _write(self, folder: Path) -> None:
-        self.job.write(folder)
-        trainer = folder / "trainer"
-        trainer.mkdir(exist_ok=True)
-        save_file({k: v.contiguous() for k, v in self.engine.state().items()}, trainer / "optimizer.safetensors")
-        # random numbers are functions of (seed, step, rank, micro-batch) and data of (seed, step): the step is all there is to save
-        state = {"updates": self.engine.updates, "tokens": self.tokens, "seed": self.job.seed, "history": self.history}
-        state |= {
-            "world_size": dist.world_size(),
-            "threads": torch.get_num_threads(),
-            "device": str(self.engine.device),
-        }
-        (trainer / "state.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-
-    def _resume(self) -> None:
-        """Go back to the newest checkpoint that verifies, if the run has any."""
-        found = dist.broadcast_text(str(checkpoint.newest(self.run.checkpoints, say) or ""))
-        if not found:
-            if checkpoint.steps(self.run.checkpoints):
-                raise UserError(
-                    "every checkpoint of this run is damaged; nothing was changed",
-                    where=str(self.run.checkpoints),
-                    fix="restore one from a copy, or add --no-resume to move the run aside and start over",
-                    code=INTEGRITY,
-                )
-            return
-        folder = Path(found)
-        state = json.loads((folder / "trainer" / "state.json").read_text(encoding="utf-8"))
-        self.job.restore(folder)
-        self.engine.restore(load_file(folder / "trainer" / "optimizer.safetensors"), state["updates"])
-        self.tokens, self.history = state["tokens"], state["history"]
-        self._saved_at = state["updates"]
-        self.run.forget_after(state["updates"])
-        if state["updates"] < self.job.train.steps:
-            say(f"resuming {self.run.folder} after step {state['updates']} of {self.job.train.steps}")
+            self.keeper.save(self._facts(), best=True)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import platform
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from tinyllm.errors import RESOURCES, UserError
 
 _STATUS, _REFERENCES = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -47,3 +51,22 @@ def described(device: str, precision: str) -> dict[str, Any]:
         "platform": f"{platform.system()} {platform.machine()}",
         "precision": precision,
     }
+
+
+_SIGNS = ("not enough memory", "can't allocate memory", "Cannot allocate memory", "bad_alloc", "out of memory")
+
+
+@contextmanager
+def out_of_memory_explained(needs: Callable[[], str]) -> Iterator[None]:
+    """Turn every way of running out of memory into one UserError (RESOURCES) that says what `needs` says."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        if not isinstance(error, MemoryError) and not any(sign in str(error) for sign in _SIGNS):
+            raise
+        raise UserError(
+            f"out of memory: {needs()}",
+            where="train.micro_batch_size",
+            fix="lower train.micro_batch_size (the results do not change), then data.max_length, then train an adapter (--lora)",
+            code=RESOURCES,
+        ) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,14 +23,18 @@ from tinyllm.stages.config import PretrainConfig
 from tinyllm.stages.fit import Fit, Job
 from tinyllm.stages.parents import PRETRAIN, RUNS
 from tinyllm.text.tokenizer import Tokenizer
+from tinyllm.train import checkpoint
 from tinyllm.train.engine import Engine
 from tinyllm.train.progress import say
-from tinyllm.train.run import Run
+from tinyllm.train.run import FAST_DEV_RUN, data_changed, read_facts
 
 
 def run(config: PretrainConfig, call: Call) -> dict[str, Any]:
     device = begin(config)
-    tokenizer, shards = data.ensure(config)
+    folder = RUNS / PRETRAIN / config.name
+    sources = data.fingerprint(config)
+    kept = _kept_tokenizer(config, folder, sources, call)
+    tokenizer, shards = data.ensure(config.model_copy(update={"tokenizer": kept}) if kept else config)
     shape = config.model.model_copy(update={"vocab_size": tokenizer.vocab_size})
     model = CausalLM(shape)
     initialise(model, config.seed)
@@ -50,11 +55,13 @@ def run(config: PretrainConfig, call: Call) -> dict[str, Any]:
     facts = facts_of(
         model,
         tokenizer,
-        [{"shards": shards.path.as_posix(), "fingerprint": shards.manifest.fingerprint}],
+        [
+            {"shards": shards.path.as_posix(), "fingerprint": shards.manifest.fingerprint}
+            | {"sources": sources, "tokenizer": kept and kept.as_posix()}
+        ],
         config.seed,
         None,
     )
-    folder = RUNS / PRETRAIN / config.name
     files = Files(model, tokenizer)
     job = Job(
         title="pretrain",
@@ -68,8 +75,29 @@ def run(config: PretrainConfig, call: Call) -> dict[str, Any]:
         optim=config.optim,
         seed=config.seed,
     )
-    fitted = Fit(Run(folder, call.yaml, facts, resume=call.resume), job).go()
+    fitted = Fit(call.open(folder, facts), job).go()
     return result("pretrain", fitted, folder, "bits_per_byte", parameters=shape.parameters())
+
+
+def _kept_tokenizer(config: PretrainConfig, folder: Path, sources: str, call: Call) -> Path | None:
+    """A run that goes on with changed data keeps its tokenizer: where it is to be found; None where nothing has changed.
+
+    The data are made anew where their sources have changed, so this is asked before that.
+    Raises: UserError where they have changed since the run began, and nobody has allowed it.
+    """
+    earlier, there = read_facts(folder), checkpoint.steps(folder / "checkpoints")
+    if not (call.resume and there and earlier.get("data")) or folder.name == FAST_DEV_RUN:
+        return None
+    then = earlier["data"][0]
+    if then.get("sources") == sources:
+        return Path(then["tokenizer"]) if then.get("tokenizer") else None
+    if not call.allow_data_change:
+        raise data_changed(folder, [then.get("shards")])
+    kept = folder / "tokenizer"
+    if dist.is_main():
+        Tokenizer.load(there[-1]).save(kept, model_max_length=config.model.max_position_embeddings)
+    dist.barrier()
+    return kept
 
 
 def keep_unseen(model: CausalLM, ids: Sequence[int]) -> None:

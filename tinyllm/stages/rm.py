@@ -13,7 +13,6 @@ from tinyllm.stages.config import RmConfig
 from tinyllm.stages.fit import Fit, Job
 from tinyllm.stages.parents import REWARD, RUNS
 from tinyllm.stages.reading import preferences_from, read_split
-from tinyllm.train.run import Run
 
 
 def run(config: RmConfig, call: Call) -> dict[str, Any]:
@@ -26,6 +25,7 @@ def run(config: RmConfig, call: Call) -> dict[str, Any]:
     held = preferences_from(val, tokenizer, config.data.max_length, "val")
     model = hub.scorer_from(policy, config.seed)
     folder = RUNS / REWARD / config.name
+    run = call.open(folder, facts_of(model, tokenizer, sources, config.seed, parent))
     files = Files(model, tokenizer)
     job = Job(
         title="rm",
@@ -39,6 +39,5 @@ def run(config: RmConfig, call: Call) -> dict[str, Any]:
         optim=config.optim,
         seed=config.seed,
     )
-    facts = facts_of(model, tokenizer, sources, config.seed, parent)
-    fitted = Fit(Run(folder, call.yaml, facts, resume=call.resume), job).go()
+    fitted = Fit(run, job).go()
     return result("rm", fitted, folder, "accuracy")

@@ -13,7 +13,6 @@ from tinyllm.stages.judging import answer_figures, gold_judge
 from tinyllm.stages.parents import RUNS, SFT_FULL, SFT_LORA
 from tinyllm.stages.reading import answers_from, is_world, prompts_from, read_split
 from tinyllm.train.engine import Engine
-from tinyllm.train.run import Run
 
 
 def run(config: SftConfig, call: Call) -> dict[str, Any]:
@@ -36,9 +35,9 @@ def run(config: SftConfig, call: Call) -> dict[str, Any]:
             return loss_on_val(engine) | answer_figures(model, prompts, judge, tokenizer, temperature=0.0)
 
     folder = RUNS / (SFT_LORA if config.lora else SFT_FULL) / config.name
+    run = call.open(folder, facts_of(model, tokenizer, sources, config.seed, parent))
     base = base_of(model, tokenizer, parent, folder) if config.lora else ""
     files = Files(model, tokenizer, adapter=config.lora, base=base)
-    facts = facts_of(model, tokenizer, sources, config.seed, parent)
     job = Job(
         title="sft (LoRA)" if config.lora else "sft",
         model=model,
@@ -51,5 +50,5 @@ def run(config: SftConfig, call: Call) -> dict[str, Any]:
         optim=config.optim,
         seed=config.seed,
     )
-    fitted = Fit(Run(folder, call.yaml, facts, resume=call.resume), job).go()
+    fitted = Fit(run, job).go()
     return result("sft-lora" if config.lora else "sft", fitted, folder, "loss")

@@ -1,8 +1,9 @@
 """Checkpoint directories that are either complete or not there.
 
 `step-00000500/` is written under another name, closed by `manifest.json` (size and sha256 of every file) and renamed into place, so a
-kill at any moment leaves the earlier ones as they were. Resume takes the highest step whose manifest verifies; the links
-`ckpt_latest` and `ckpt_best` are for people. safetensors and JSON only. What is inside is the caller's business (`write`).
+kill at any moment leaves the earlier ones as they were; one is removed the same way, renamed first. Resume takes the highest step
+whose manifest verifies; the links `ckpt_latest` and `ckpt_best` are for people. safetensors and JSON only. What is inside is the
+caller's business (`write`). Left out: saving in the background (a copy of the weights, for a pause that small models do not notice).
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from safetensors import SafetensorError
+
+from tinyllm import dist
 from tinyllm.errors import INTEGRITY, RESOURCES, UserError
 
 MANIFEST = "manifest.json"
@@ -23,32 +27,49 @@ _PREFIX, _UNFINISHED = "step-", ".unfinished-"
 
 
 def save(folder: Path, step: int, write: Callable[[Path], None]) -> Path:
-    """Let `write` fill a new directory and publish it as `folder/step-NNNNNNNN`. Returns that path. One process only.
+    """Let `write` fill a new directory and publish it as `folder/step-NNNNNNNN`. Returns that path.
 
-    An older directory of the same step (a run that was resumed before it and came here again) is replaced.
+    All ranks call it, and `write` runs on each (rank 0 first makes the directory, and publishes it when all have written). An older
+    directory of the same step (a run that was resumed before it and came here again) is replaced.
+
+    Raises: UserError (RESOURCES) where the disk is full or refuses; the draft is removed and the earlier checkpoints are untouched.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{_PREFIX}{step:08d}"
-    draft = folder / f"{_UNFINISHED}{step:08d}-{uuid.uuid4().hex[:8]}"
+    draft = folder / dist.broadcast_text(f"{_UNFINISHED}{step:08d}-{uuid.uuid4().hex[:8]}")
     try:
-        draft.mkdir()
+        if dist.is_main():
+            draft.mkdir(parents=True)
+        dist.barrier()
         write(draft)
-        _write_manifest(draft)
-        if target.exists():
-            _remove(target)
-        os.replace(draft, target)
-        _sync(folder)
-    except OSError as error:
+        dist.barrier()
+        if dist.is_main():
+            _write_manifest(draft)
+            if target.exists():
+                remove(target)
+            os.replace(draft, target)
+            _sync(folder)
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as an error of its own
+        written = sum(p.stat().st_size for p in draft.rglob("*") if p.is_file())
         shutil.rmtree(draft, ignore_errors=True)
         raise UserError(
-            f"the checkpoint could not be written: {error}", where=str(target), fix="free disk space", code=RESOURCES
+            f"the checkpoint of step {step} could not be written after {written:,} bytes: {error}; earlier ones are untouched",
+            where=str(target),
+            fix=f"free disk space ({free_bytes(folder):,} bytes are free), then run the same command again",
+            code=RESOURCES,
         ) from None
+    dist.barrier()
     return target
+
+
+def free_bytes(folder: Path) -> int:
+    """What the disk of `folder` (or of its nearest existing parent) has left for us."""
+    place = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    return shutil.disk_usage(place).free
 
 
 def _write_manifest(folder: Path) -> None:
     files = sorted(p for p in folder.rglob("*") if p.is_file())
-    for path in files:
+    for path in (*files, *(p for p in folder.rglob("*") if p.is_dir())):
         _sync(path)
     entries = {p.relative_to(folder).as_posix(): {"size": p.stat().st_size, "sha256": sha256(p)} for p in files}
     path = folder / MANIFEST
@@ -81,29 +102,35 @@ def fingerprint(folder: Path) -> str:
     return sha256(folder / MANIFEST)
 
 
-def verify(folder: Path) -> None:
-    """Raise UserError (exit 3) naming the file that is missing, cut, altered or extra."""
+def faults(folder: Path, *, contents: bool = True) -> Iterator[tuple[Path, str]]:
+    """Every file that is missing, extra, cut or altered, and what is wrong with it. Without `contents`, none is read, only measured."""
     try:
-        entries = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError):
-        raise UserError(
-            "the checkpoint has no readable manifest", where=str(folder / MANIFEST), code=INTEGRITY
-        ) from None
+        listed = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        entries = {name: (entry["size"], entry["sha256"]) for name, entry in listed.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        yield folder / MANIFEST, "the checkpoint has no readable manifest"
+        return
     there = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {MANIFEST}
     for name in sorted(there ^ set(entries)):
-        raise UserError(
-            f"a file is {'not in the manifest' if name in there else 'missing'}",
-            where=str(folder / name),
-            code=INTEGRITY,
-        )
-    for name, entry in entries.items():
-        path = folder / name
-        if path.stat().st_size != entry["size"]:
-            raise UserError(
-                f"{path.stat().st_size} bytes, the manifest says {entry['size']}", where=str(path), code=INTEGRITY
-            )
-        if sha256(path) != entry["sha256"]:
-            raise UserError("the content is not what was written (sha256 differs)", where=str(path), code=INTEGRITY)
+        yield folder / name, f"a file is {'not in the manifest' if name in there else 'missing'}"
+    for name in (name for name in entries if name in there):
+        if what := _difference(folder / name, *entries[name], contents):
+            yield folder / name, what
+
+
+def _difference(path: Path, size: int, digest: str, contents: bool) -> str:
+    try:
+        if path.stat().st_size != size:
+            return f"{path.stat().st_size} bytes, the manifest says {size}"
+        return "the content is not what was written (sha256 differs)" if contents and sha256(path) != digest else ""
+    except OSError as error:
+        return f"it cannot be read: {error.strerror}"
+
+
+def verify(folder: Path) -> None:
+    """Raise UserError (exit 3) naming the first file that is missing, extra, cut or altered."""
+    for path, what in faults(folder):
+        raise UserError(what, where=str(path), code=INTEGRITY)
 
 
 def step_of(folder: Path) -> int:
@@ -117,13 +144,13 @@ def steps(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.name.startswith(_PREFIX) and p.name.removeprefix(_PREFIX).isdigit())
 
 
-def newest(folder: Path, warn: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint that verifies; `warn` hears about every newer one that does not."""
+def newest(folder: Path, warn: Callable[[UserError, Path], None]) -> Path | None:
+    """The newest checkpoint that verifies; `warn` hears about every newer one that does not, and where it is."""
     for path in reversed(steps(folder)):
         try:
             verify(path)
         except UserError as error:
-            warn(f"passing over a damaged checkpoint: {error.what} ({error.where})")
+            warn(error, path)
         else:
             return path
     return None
@@ -141,17 +168,53 @@ def link(folder: Path, name: str, target: Path) -> None:
     os.replace(draft, folder / name)
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Keep the `keep` newest checkpoints and whatever a link leads to; clear what a killed save left behind."""
+def prune(folder: Path, keep: int, keep_every: int = 0) -> None:
+    """Keep the `keep` newest checkpoints, every one whose step is a multiple of `keep_every`, and whatever a link leads to.
+
+    Nothing is removed unless the newest has all its files at their sizes, so a good one always remains. Clears what a killed save
+    or removal left behind.
+    """
     linked = {(folder / name).resolve() for name in (LATEST, BEST) if (folder / name).exists()}
-    for path in steps(folder)[: -max(1, keep)]:
-        if path.resolve() not in linked:
-            _remove(path)
+    found = steps(folder)
+    if found and _has_its_files(found[-1]):
+        for path in found[: -max(1, keep)]:
+            milestone = keep_every and step_of(path) and step_of(path) % keep_every == 0
+            if path.resolve() not in linked and not milestone:
+                remove(path)
+    clear_leftovers(folder)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """What a killed save or removal left behind."""
     for path in folder.glob(f"{_UNFINISHED}*"):
+        if path.is_symlink():
+            path.unlink(missing_ok=True)
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _remove(path: Path) -> None:
-    """Without its manifest first: a removal that is interrupted must not leave something that looks whole."""
-    (path / MANIFEST).unlink(missing_ok=True)
-    shutil.rmtree(path, ignore_errors=True)
+def remove(path: Path) -> None:
+    """Renamed first: a removal that is interrupted must not leave something that looks whole."""
+    gone = path.with_name(f"{_UNFINISHED}{path.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        os.replace(path, gone)
+    except OSError:  # a reader on Windows, or rights taken away: it stays, whole
+        return
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def set_aside(path: Path) -> Path:
+    """Give a damaged checkpoint a name that nothing takes for a checkpoint. Returns the new path."""
+    aside = path.with_name(f"damaged-{path.name}")
+    while aside.exists():
+        aside = aside.with_name(f"{aside.name}~")
+    os.replace(path, aside)
+    return aside
+
+
+def _has_its_files(folder: Path) -> bool:
+    """A look at names and sizes: cheap enough for every removal, where `verify` reads every byte."""
+    try:
+        entries = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        return all((folder / name).stat().st_size == entry["size"] for name, entry in entries.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False

@@ -46,6 +46,8 @@ class TrainConfig(Config):
     save_every: int = Field(500, ge=1)
     keep: int = Field(2, ge=1)
     """checkpoints kept beside the best"""
+    keep_every: int = Field(0, ge=0)
+    """checkpoints whose step is a multiple of this are kept for good (milestones); 0: none"""
     log_every: int = Field(10, ge=1)
     dropout: float = Field(0.0, ge=0, lt=1)
     precision: Literal["auto", "fp32", "bf16"] = "auto"

@@ -118,6 +118,19 @@ class Engine:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
 
+    def rehearse(self, batch: Any) -> None:
+        """The memory of a step, without the step: forward, backward, and room for what the optimiser will keep beside each weight."""
+        kept = sum(len(entry) for optimizer in self.optimizers for entry in optimizer.state.values())
+        room = [torch.empty_like(p) for p in self.trained.values() for _ in range(0 if kept else 2)]
+        self.model.train()
+        if dist.world_size() > 1:
+            self.model.set_requires_gradient_sync(False)
+        with self.autocast():
+            loss, _ = self.loss(self.model, batch)
+        loss.total.backward()
+        self.zero_grad()
+        del room
+
     def state(self) -> dict[str, Tensor]:
         """The optimisers' tensors under `<state>.<parameter name>`; with `updates` it is all that resuming needs."""
         names = {id(p): name for name, p in self.trained.items()}
