@@ -182,7 +182,8 @@ class Fit:
         while engine.updates < train.steps:
             began = time.monotonic()
             figures, tokens = self._step(stop)
-            stopping, step = bool(figures.pop("_stop")), engine.updates
+            # ranks agree on it in the step's own exchange; one alone need not wait for the next
+            stopping, step = bool(figures.pop("_stop")) or (dist.world_size() == 1 and bool(stop.code)), engine.updates
             figures |= {"tokens": self.tokens, "tokens_per_second": tokens / (time.monotonic() - began)}
             bar.update(step, figures)
             if step % train.log_every == 0 or step in (1, train.steps):

@@ -15,13 +15,14 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
-from tinyllm import dist
+from tinyllm import dist, foreign
 from tinyllm.errors import INTEGRITY, RESOURCES, UserError
 
-MANIFEST = "manifest.json"
+MANIFEST, VERSION = "manifest.json", 1
 LATEST, BEST = "ckpt_latest", "ckpt_best"
 _PREFIX, _UNFINISHED = "step-", ".unfinished-"
 
@@ -73,7 +74,7 @@ def _write_manifest(folder: Path) -> None:
         _sync(path)
     entries = {p.relative_to(folder).as_posix(): {"size": p.stat().st_size, "sha256": sha256(p)} for p in files}
     path = folder / MANIFEST
-    path.write_text(json.dumps({"version": 1, "files": entries}, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps({"version": VERSION, "files": entries}, indent=2) + "\n", encoding="utf-8")
     _sync(path)
     _sync(folder)
 
@@ -104,13 +105,17 @@ def fingerprint(folder: Path) -> str:
 
 def faults(folder: Path, *, contents: bool = True) -> Iterator[tuple[Path, str]]:
     """Every file that is missing, extra, cut or altered, and what is wrong with it. Without `contents`, none is read, only measured."""
+    manifest = _manifest(folder)
+    if _is_newer(manifest):
+        yield folder / MANIFEST, f"written by a newer tinyllm: format {manifest['version']}, this one reads {VERSION}"
+        return
     try:
-        listed = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-        entries = {name: (entry["size"], entry["sha256"]) for name, entry in listed.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        entries = {name: (entry["size"], entry["sha256"]) for name, entry in manifest["files"].items()}
+    except (KeyError, TypeError, AttributeError):
         yield folder / MANIFEST, "the checkpoint has no readable manifest"
         return
-    there = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {MANIFEST}
+    there = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_symlink() or not p.is_dir()}
+    there.discard(MANIFEST)
     for name in sorted(there ^ set(entries)):
         yield folder / name, f"a file is {'not in the manifest' if name in there else 'missing'}"
     for name in (name for name in entries if name in there):
@@ -118,11 +123,29 @@ def faults(folder: Path, *, contents: bool = True) -> Iterator[tuple[Path, str]]
             yield folder / name, what
 
 
+def _manifest(folder: Path) -> dict[str, Any]:
+    """Empty where it is missing, or is nobody's manifest."""
+    try:
+        found = foreign.read_json(folder / MANIFEST)
+    except UserError:
+        return {}
+    return found if type(found.get("version")) is int and found["version"] >= VERSION else {}
+
+
+def _is_newer(manifest: dict[str, Any]) -> bool:
+    return manifest.get("version", 0) > VERSION
+
+
 def _difference(path: Path, size: int, digest: str, contents: bool) -> str:
     try:
+        foreign.inside(path.parent, path.name)
+        if not path.is_file():  # a pipe would be waited for
+            return "not a file"
         if path.stat().st_size != size:
             return f"{path.stat().st_size} bytes, the manifest says {size}"
         return "the content is not what was written (sha256 differs)" if contents and sha256(path) != digest else ""
+    except UserError as error:
+        return error.what
     except OSError as error:
         return f"it cannot be read: {error.strerror}"
 
@@ -150,6 +173,8 @@ def newest(folder: Path, warn: Callable[[UserError, Path], None]) -> Path | None
         try:
             verify(path)
         except UserError as error:
+            if _is_newer(_manifest(path)):  # whole, for all that we know: nothing to pass over
+                raise
             warn(error, path)
         else:
             return path

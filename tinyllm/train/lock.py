@@ -43,10 +43,10 @@ def claim(folder: Path) -> None:
                 code=RESOURCES,
             )
         if _same(file, path):  # it may have been moved aside or removed between opening and locking
-            file.truncate(0)
             facts = {"pid": os.getpid(), "host": socket.gethostname(), "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-            file.write(json.dumps(facts) + "\n")
-            file.flush()
+            with contextlib.suppress(OSError):  # on a full disk the lock holds all the same
+                file.truncate(0)
+                os.write(file.fileno(), (json.dumps(facts) + "\n").encode())
             _held[path] = file
         else:
             file.close()

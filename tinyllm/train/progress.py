@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -30,7 +31,7 @@ def say(text: str) -> None:
     if not dist.is_main():
         return
     if Log.path is not None:
-        with Log.path.open("a", encoding="utf-8") as file:
+        with suppress(OSError), Log.path.open("a", encoding="utf-8") as file:  # a full disk is found out by what matters
             file.write(text + "\n")
     if not Quiet.on:
         print(text, file=sys.stderr, flush=True)

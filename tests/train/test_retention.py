@@ -1,0 +1,76 @@
+"""Whatever is saved, damaged, linked and pruned, in whatever order: a good checkpoint stays, and so do milestones and linked ones."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tinyllm.errors import UserError
+from tinyllm.train import checkpoint
+
+ACTIONS = st.lists(st.tuples(st.sampled_from(["save", "save", "best", "cut", "flip", "resume"]), st.integers(0, 9)), max_size=14)
+
+
+def good(path: Path) -> bool:
+    try:
+        checkpoint.verify(path)
+    except UserError:
+        return False
+    return True
+
+
+def fill(folder: Path) -> None:
+    (folder / "weights").write_text("abc")
+
+
+@settings(max_examples=150, deadline=None)
+@given(ACTIONS, st.integers(1, 3), st.sampled_from([0, 2, 3]))
+def test_a_good_checkpoint_always_stays(actions: list[tuple[str, int]], keep: int, keep_every: int) -> None:
+    folder = Path(tempfile.mkdtemp())
+    try:
+        _play(folder, actions, keep, keep_every)
+    finally:
+        shutil.rmtree(folder)
+
+
+def _play(folder: Path, actions: list[tuple[str, int]], keep: int, keep_every: int) -> None:
+    step, milestones = 0, set()
+    for action, number in actions:
+        there = checkpoint.steps(folder)
+        if action in ("save", "best"):
+            step += 1
+            path = checkpoint.save(folder, step, fill)
+            checkpoint.link(folder, checkpoint.LATEST, path)
+            if action == "best":
+                checkpoint.link(folder, checkpoint.BEST, path)
+            checkpoint.prune(folder, keep, keep_every)
+            if keep_every and step % keep_every == 0:
+                milestones.add(path)
+            assert good(path), "what was just written stays"
+        elif there and action in ("cut", "flip"):
+            harmed = there[number % len(there)]
+            (harmed / "weights").write_text("ab" if action == "cut" else "abd")
+            before = {p for p in there if good(p)}
+            checkpoint.prune(folder, keep, keep_every)
+            if before:
+                assert any(good(p) for p in checkpoint.steps(folder)), "pruning has removed the last good one"
+        elif there and action == "resume":  # as stages.keeping does
+            damaged: list[Path] = []
+            found = checkpoint.newest(folder, lambda error, path, d=damaged: d.append(path))
+            assert (found is None) == (not any(good(p) for p in there))
+            if found is None:
+                return
+            for path in damaged:
+                milestones.discard(path)
+                checkpoint.set_aside(path)
+            step = checkpoint.step_of(found)
+            assert checkpoint.steps(folder)[-1] == found
+        best = folder / checkpoint.BEST
+        if best.is_symlink():
+            assert best.exists() or action == "resume", "pruning has removed the best"
+        assert all(path.exists() for path in milestones)
+        assert not list(folder.glob(".unfinished*"))
