@@ -18,6 +18,7 @@ FLOORS = {
     "model": 2,
     "text": 2,
     "config": 1,
+    "foreign": 1,
     "dist": 1,
     "mean": 1,
     "errors": 0,

@@ -27,12 +27,17 @@ class UserError(Exception):
 
     def __init__(self, what: str, *, where: str = "", fix: str = "", code: int = USAGE):
         super().__init__(what)
-        self.what = what
-        self.where = where
-        self.fix = fix
+        self.what, self.where, self.fix = (harmless(str(text), keep="\n") for text in (what, where, fix))
         self.code = code
 
     def __str__(self) -> str:
         place = f" ({self.where})" if self.where else ""
         fix = f"\nfix: {self.fix}" if self.fix else ""
         return f"error: {self.what}{place}{fix}"
+
+
+def harmless(text: str, keep: str = "") -> str:
+    """Text for a terminal, in which what would act on it (escape sequences, bidirectional overrides) is written out."""
+    return "".join(
+        c if c.isprintable() or c in keep else c.encode("unicode_escape", "surrogatepass").decode() for c in text
+    )

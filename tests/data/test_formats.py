@@ -117,7 +117,7 @@ def test_pair_formats(tmp_path: Path, row: dict, prompt: list[str], margin: floa
 
 PROMPTS = [
     ({"prompt": "q", "answer": 4, "meta": {"a": 1}}, ["u:q"], {"answer": 4, "meta": {"a": 1}}),
-    ({"question": "q", "answer": "x\n#### 4"}, ["u:q"], {"answer": "x\n#### 4"}),
+    ({"question": "q", "answer": "x\n#### 4"}, ["u:q"], {"answer": "4", "solution": "x\n#### 4"}),
     ({"prompt": turns("s:s", "u:q"), "answer": "4"}, ["s:s", "u:q"], {"answer": "4"}),
     ({"prompt": "q", "completion": "4"}, ["u:q"], {"answer": "4", "completion": "4"}),
     ({"messages": turns("s:s", "u:q", "a:4", "u:r", "a:5"), "id": 7}, ["s:s", "u:q"], {"answer": "4", "id": 7}),

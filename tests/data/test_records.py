@@ -218,7 +218,8 @@ def test_nothing_but_records_or_a_user_error(tmp_path_factory, rows, kind, suffi
 REAL = [  # (path, kind, options, records)
     ("pretrain/tinystories_train.jsonl.gz", "documents", {}, 2016),
     ("pretrain/tinyshakespeare.txt", "documents", {}, 498),
-    ("pretrain/names.txt", "documents", {}, 114),
+    ("pretrain/names.txt", "documents", {}, 32_033),
+    ("pretrain/names.txt", "documents", {"format": "stretches"}, 114),
     ("pretrain/wikitext2_valid.txt.gz", "documents", {}, 313),
     ("pretrain/sotu_train.txt.gz", "documents", {}, 517),
     ("pretrain/zh_classics.txt.gz", "documents", {}, 43),
@@ -262,7 +263,8 @@ def test_real_contents(shared: Path) -> None:
     whole = (data / "pretrain" / "tinyshakespeare.txt").read_text()
     assert "".join(kept).replace("\n", "") == whole.replace("\n", "")  # nothing lost but line ends between documents
     first = next(iter(read([data / "rl" / "gsm8k_train.jsonl.gz"], "prompts")))
-    assert first.columns["answer"].endswith("#### 72")
+    assert first.columns["answer"] == "72"
+    assert first.columns["solution"].endswith("#### 72")
     assert first.messages[0]["content"].startswith("Natalia sold clips")
     toolcall = next(iter(read([data / "sft" / "lf_glaive_toolcall_en_demo.json.gz"], "conversations")))
     assert [m["role"][0] for m in toolcall.messages] == list("suauataua")

@@ -1,4 +1,4 @@
-"""Token shards: what is in them, that a repeat is byte-identical, that a kill shows nothing, that damage is refused."""
+"""Token shards: what is in them, that a repeat is byte-identical, that damage is refused. Kills are in test_restart.py."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tinyllm.data import parts
 from tinyllm.data.records import read
-from tinyllm.data.shards import open_shards, prepare
+from tinyllm.data.shards import Shards, open_shards, prepare
 from tinyllm.errors import INTEGRITY, RESOURCES, USAGE, UserError
 from tinyllm.text.tokenizer import Tokenizer
 
@@ -52,13 +53,15 @@ class Bytes:
     endoftext = 0
     vocab_size = 257
     sha256 = "ab" * 32
+    leading_space = False
+    words = staticmethod(lambda dtype: None)
 
     def __init__(self, vocab_size: int = 257):
         self.vocab_size = vocab_size
-        self.batches: list[int] = []
+        self.characters: list[int] = []  # of each batch
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        self.batches.append(len(texts))
+        self.characters.append(sum(map(len, texts)))
         return [[byte + 1 for byte in text.encode()] for text in texts]
 
 
@@ -71,46 +74,56 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def documents_of(shards, split: str) -> list[str]:
-    tokens = getattr(shards, split)
-    starts = shards.document_starts(split)
-    ends = [*(starts[1:] - 1), len(tokens) - 1]
-    return [bytes(int(t) - 1 for t in tokens[a:b]).decode() for a, b in zip(starts, ends, strict=True)]
+def documents_of(shards: Shards, split: str) -> list[str]:
+    found = shards.documents(split)
+    assert all(tokens[-1] == shards.manifest.endoftext for tokens in found)
+    return [bytes(int(t) - 1 for t in tokens[:-1]).decode() for tokens in found]
 
 
 def test_every_byte_of_a_small_shard(tmp_path: Path) -> None:
-    manifest = prepare(["ab", "", "c"], Bytes(), tmp_path / "s", val_documents=["é"], sources=[{"source": "x"}])
+    texts = ["ab", "", "c", "ab"]
+    manifest = prepare(texts, Bytes(), tmp_path / "s", val_documents=["é"], sources=[{"source": "x"}])
     assert (tmp_path / "s" / "train.bin").read_bytes() == b"\0\0" + b"b\0c\0" + b"\0\0" + b"d\0" + b"\0\0"
     assert (tmp_path / "s" / "val.bin").read_bytes() == b"\0\0" + bytes([0xC4, 0, 0xAA, 0]) + b"\0\0"
+    train = hashlib.sha256(b"\0\0b\0c\0\0\0d\0\0\0").hexdigest()
+    val = hashlib.sha256(b"\0\0\xc4\0\xaa\0\0\0").hexdigest()
     assert json.loads((tmp_path / "s" / "manifest.json").read_text()) == {
-        "version": 1,
+        "version": 2,
         "tokenizer_sha256": "ab" * 32,
         "vocab_size": 257,
         "endoftext": 0,
         "dtype": "uint16",
         "val_fraction": None,
+        "dedup": "exact",
+        "removed": [{"source": "", "exact": 1, "near": 0}],
         "train": {
             "documents": 2,
             "tokens": 6,
             "bytes": 3,
+            "bytes_per_token": 1.0,
             "longest": 2,
-            "sha256": hashlib.sha256(b"\0\0b\0c\0\0\0d\0\0\0").hexdigest(),
+            "lengths": [1, 1],
+            "files": [{"name": "train.bin", "tokens": 6, "sha256": train}],
+            "sources": [{"source": "", "documents": 2, "tokens": 5, "bytes": 3}],
         },
         "val": {
             "documents": 1,
             "tokens": 4,
             "bytes": 2,
+            "bytes_per_token": 1.0,
             "longest": 2,
-            "sha256": hashlib.sha256(b"\0\0\xc4\0\xaa\0\0\0").hexdigest(),
+            "lengths": [0, 1],
+            "files": [{"name": "val.bin", "tokens": 4, "sha256": val}],
+            "sources": [{"source": "", "documents": 1, "tokens": 3, "bytes": 2}],
         },
         "sources": [{"source": "x"}],
     }
     shards = open_shards(tmp_path / "s", tokenizer_sha256="ab" * 32, vocab_size=257, verify=True)
     assert shards.manifest == manifest
-    assert shards.train.tolist() == [0, 98, 99, 0, 100, 0]
+    assert shards.train[:].tolist() == [0, 98, 99, 0, 100, 0]
     assert shards.train.dtype == np.uint16
-    assert shards.document_starts("train").tolist() == [1, 4]
-    assert not shards.train.flags.writeable
+    assert [tokens.tolist() for tokens in shards.documents("train")] == [[98, 99, 0], [100, 0]]
+    assert not shards.train[:].flags.writeable
 
 
 @pytest.mark.parametrize(("vocab_size", "name", "width"), [(65_536, "uint16", 2), (65_537, "uint32", 4)])
@@ -118,13 +131,13 @@ def test_width_follows_the_vocabulary(tmp_path: Path, vocab_size: int, name: str
     manifest = prepare(["ab"], Bytes(vocab_size), tmp_path / "s", val_fraction=0)
     assert manifest.dtype == name
     assert (tmp_path / "s" / "train.bin").stat().st_size == 4 * width
-    assert open_shards(tmp_path / "s").train.tolist() == [0, 98, 99, 0]
+    assert open_shards(tmp_path / "s").train[:].tolist() == [0, 98, 99, 0]
 
 
 def test_the_split_is_a_function_of_the_text(tmp_path: Path) -> None:
     sides = {}
     for name, texts in (("all", TEXTS), ("backwards", TEXTS[::-1]), ("half", TEXTS[::2]), ("twice", TEXTS * 2)):
-        prepare(texts, Bytes(), tmp_path / name, val_fraction=0.1)
+        prepare(texts, Bytes(), tmp_path / name, val_fraction=0.1, dedup="none")
         shards = open_shards(tmp_path / name)
         train, val = documents_of(shards, "train"), documents_of(shards, "val")
         assert sorted(train + val) == sorted(texts)
@@ -142,7 +155,7 @@ def test_the_split_is_a_function_of_the_text(tmp_path: Path) -> None:
 def test_both_splits_get_a_document_when_there_are_two_texts(
     tmp_path: Path, texts: list[str], val_fraction: float
 ) -> None:
-    manifest = prepare(texts, Bytes(), tmp_path / "s", val_fraction=val_fraction)
+    manifest = prepare(texts, Bytes(), tmp_path / "s", val_fraction=val_fraction, dedup="none")
     shards = open_shards(tmp_path / "s", verify=True)
     for name, split in (("train", manifest.train), ("val", manifest.val)):
         held = documents_of(shards, name)
@@ -157,15 +170,15 @@ def test_both_splits_get_a_document_when_there_are_two_texts(
 
 def test_one_text_is_for_training(tmp_path: Path) -> None:
     for number, fraction in enumerate((0.0, 0.05, 0.999999)):
-        manifest = prepare(["a", "a"], Bytes(), tmp_path / str(number), val_fraction=fraction)
+        manifest = prepare(["a", "a"], Bytes(), tmp_path / str(number), val_fraction=fraction, dedup="none")
         assert (manifest.train.documents, manifest.val.documents, manifest.val.tokens) == (2, 0, 1)
-        assert open_shards(tmp_path / str(number)).document_starts("val").tolist() == []
+        assert open_shards(tmp_path / str(number)).documents("val") == []
     assert prepare(TEXTS, Bytes(), tmp_path / "none", val_fraction=0).val.documents == 0
 
 
-def test_a_repeat_is_byte_identical_in_any_batches(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_a_repeat_is_byte_identical_in_any_parts(tmp_path: Path, tokenizer: Tokenizer) -> None:
     first = prepare(iter(TEXTS), tokenizer, tmp_path / "a")
-    again = prepare(TEXTS, tokenizer, tmp_path / "b", batch=7)
+    again = prepare(TEXTS, tokenizer, tmp_path / "b", part_bytes=700)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     assert set(contents(tmp_path / "a")) == {
         "manifest.json",
@@ -184,20 +197,113 @@ def test_texts_survive_and_control_tokens_do_not_come_from_them(tmp_path: Path, 
     texts = [f"{text}<|endoftext|> <|im_start|>" for text in TEXTS]
     manifest = prepare(texts, tokenizer, tmp_path / "s", val_fraction=0)
     shards = open_shards(tmp_path / "s")
-    starts = shards.document_starts("train")
-    assert len(starts) == manifest.train.documents == 300
-    assert tokenizer.decode(shards.train[starts[7] : starts[8] - 1].tolist()) == texts[7]
+    found = shards.documents("train")
+    assert len(found) == manifest.train.documents == 300
+    assert tokenizer.decode(found[7][:-1].tolist()) == texts[7]
     assert manifest.train.bytes == sum(len(text.encode()) for text in texts)
-    assert int(tokenizer.byte_lengths()[shards.train].sum()) == manifest.train.bytes
+    assert int(tokenizer.byte_lengths()[shards.train[:]].sum()) == manifest.train.bytes
 
 
-def test_batches_are_bounded_by_documents_and_characters(tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", ["\n", " ", ""])
+def test_long_texts_are_encoded_in_pieces_and_are_still_one_document(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    monkeypatch.setattr(parts, "PIECE", 200)
+    text = end.join(TEXTS)  # of some 9,000 characters
     encoder = Bytes()
-    prepare(("x" for _ in range(25)), encoder, tmp_path / "s", batch=10)
-    assert encoder.batches == [10, 10, 5]
-    encoder.batches.clear()
-    prepare(("x" * (1 << 20) for _ in range(9)), encoder, tmp_path / "s", batch=10)
-    assert encoder.batches == [4, 4, 1]
+    manifest = prepare([text, "short"], encoder, tmp_path / "s", val_fraction=0)
+    assert documents_of(open_shards(tmp_path / "s"), "train") == [text, "short"]
+    assert manifest.train.documents == 2
+    assert max(encoder.characters) <= 200
+    assert len(encoder.characters) > 30
+    prepare([text], tokenizer, tmp_path / "t", val_fraction=0)
+    ids = open_shards(tmp_path / "t").documents("train")[0][:-1].tolist()
+    assert tokenizer.decode(ids) == text
+    if end:  # cut where the vocabulary splits anyway, the pieces are encoded as the whole would be
+        assert ids == tokenizer.encode(text)
+
+
+@pytest.mark.parametrize("who", ["library", "words"])
+def test_it_does_not_matter_who_encodes(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, who: str
+) -> None:
+    texts = [text.replace("hen", "𠮷😀") if i % 9 == 0 else text + "\n  'tis ½" for i, text in enumerate(TEXTS)]
+    monkeypatch.setattr(parts, "PIECE", 50)
+    as_it_comes = prepare(texts, tokenizer, tmp_path / "a", part_bytes=900)
+    if who == "library":
+        monkeypatch.setattr(Tokenizer, "words", lambda self, dtype: None)
+    else:
+        monkeypatch.setattr(parts, "THREADS", 1)
+        monkeypatch.setattr(parts, "by_batches", lambda *_: pytest.fail("one thread alone encodes word by word"))
+    assert prepare(texts, tokenizer, tmp_path / "b", part_bytes=900) == as_it_comes
+
+
+def test_a_vocabulary_that_adds_a_space_gets_texts_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "PIECE", 200)
+    encoder = Bytes()
+    monkeypatch.setattr(encoder, "leading_space", True)
+    prepare([" ".join(TEXTS), "short"], encoder, tmp_path / "s", val_fraction=0)
+    assert encoder.characters == [len(" ".join(TEXTS)), len("short")]
+
+
+def test_short_documents_are_encoded_many_together(tmp_path: Path) -> None:
+    encoder = Bytes()
+    prepare((f"{i}" for i in range(2000)), encoder, tmp_path / "s", val_fraction=0)
+    assert encoder.characters == [10 + 90 * 2 + 900 * 3 + 1000 * 4]
+
+
+@pytest.mark.parametrize("most", [97, 1000, 50_000])
+def test_a_split_too_large_for_one_file_is_cut_and_reads_as_before(tmp_path: Path, most: int) -> None:
+    whole = prepare(TEXTS, Bytes(), tmp_path / "whole", val_fraction=0.1)
+    cut = prepare(TEXTS, Bytes(), tmp_path / "cut", val_fraction=0.1, shard_tokens=most)
+    for name, split in (("train", cut.train), ("val", cut.val)):
+        count = -(-split.tokens // most)
+        names = [f"{name}-{number:05d}.bin" for number in range(count)] if count > 1 else [f"{name}.bin"]
+        assert [file.name for file in split.files] == names
+        assert [file.tokens for file in split.files] == [most] * (count - 1) + [split.tokens - most * (count - 1)]
+        joined = b"".join((tmp_path / "cut" / file).read_bytes() for file in names)
+        assert joined == (tmp_path / "whole" / f"{name}.bin").read_bytes()
+    assert sorted(os.listdir(tmp_path / "cut")) == sorted(
+        ["manifest.json", *(file.name for split in (cut.train, cut.val) for file in split.files)]
+    )
+    opened, other = open_shards(tmp_path / "cut", verify=True), open_shards(tmp_path / "whole")
+    assert documents_of(opened, "train") == documents_of(other, "train")
+    assert documents_of(opened, "val") == documents_of(other, "val")
+    assert (cut.fingerprint == whole.fingerprint) == (most == 50_000 or cut.train.files == whole.train.files)
+
+
+def test_lengths_are_counted_by_powers_of_two(tmp_path: Path) -> None:
+    sizes = [1, 2, 3, 4, 7, 8, 15, 16, 1023, 1024]
+    manifest = prepare(["x" * n for n in sizes], Bytes(), tmp_path / "s", val_fraction=0)
+    assert manifest.train.lengths == (1, 2, 2, 2, 1, 0, 0, 0, 0, 1, 1)
+    assert manifest.train.longest == 1024
+
+
+def test_sources_keep_their_order_and_their_counts(tmp_path: Path) -> None:
+    named = {"a": TEXTS[:100], "b": TEXTS[90:110], "c": [], "d": ["x" * 7]}
+    manifest = prepare(named, Bytes(), tmp_path / "s", val_fraction=0.2)
+    opened = open_shards(tmp_path / "s")
+    assert [source.source for source in manifest.train.sources] == ["a", "b", "c", "d"]
+    assert [r.exact for r in manifest.removed] == [0, 10, 0, 0]
+    for split in ("train", "val"):
+        facts, start = getattr(manifest, split), 1
+        for source in facts.sources:
+            stretch = getattr(opened, split)[start : start + source.tokens]
+            found = np.split(stretch, np.flatnonzero(stretch == 0) + 1)[:-1]
+            assert len(found) == source.documents
+            start += source.tokens
+        assert start == facts.tokens
+    kept = documents_of(opened, "train")
+    assert kept == [text for text in [*TEXTS[:110], "x" * 7] if text in set(kept)]
+
+
+def test_a_few_documents_are_taken_from_every_source(tmp_path: Path) -> None:
+    named = {"a": TEXTS[:200], "b": TEXTS[200:300]}
+    prepare(named, Bytes(), tmp_path / "s", val_fraction=0)
+    found = open_shards(tmp_path / "s").documents("train", 9)
+    texts = [bytes(int(t) - 1 for t in d[:-1]).decode() for d in found]
+    assert texts == [*TEXTS[:6], *TEXTS[200:203]]
+    assert len(open_shards(tmp_path / "s").documents("train", 1000)) == 300
 
 
 def test_sources_may_be_told_at_the_end(tmp_path: Path) -> None:
@@ -208,61 +314,22 @@ def test_sources_may_be_told_at_the_end(tmp_path: Path) -> None:
     assert manifest.sources == ({"source": str(tmp_path / "x.txt"), "sha256": digest, "bytes": 5, "records": 1},)
 
 
-KILLED = """
-import os, sys
-from tinyllm.data.shards import prepare
-from tests_bytes import Bytes
-def documents():
-    for i in range(100):
-        if i == int(sys.argv[2]):
-            os._exit(9)
-        yield f"text {i}"
-prepare(documents(), Bytes(), sys.argv[1], batch=10)
-"""
-
-
-@pytest.mark.parametrize("at", [0, 35, 99])
-@pytest.mark.parametrize("before", [False, True])
-def test_a_killed_run_shows_nothing(tmp_path: Path, at: int, before: bool) -> None:
-    work = tmp_path / "work"
-    work.mkdir()
-    if before:
-        prepare(["old", "older"], Bytes(), work / "s")
-    old = contents(work / "s") if before else None
-    module = tmp_path / "tests_bytes.py"
-    module.write_text(
-        "class Bytes:\n endoftext, vocab_size, sha256 = 0, 257, 'ab' * 32\n"
-        " def encode_batch(self, texts):\n  return [[b + 1 for b in t.encode()] for t in texts]\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
-    command = [sys.executable, "-c", KILLED, str(work / "s"), str(at)]
-    assert subprocess.run(command, env=environment, timeout=60, check=False).returncode == 9
-    assert [name for name in os.listdir(work) if not name.startswith(".")] == (["s"] if before else [])
-    if before:
-        assert contents(work / "s") == old
-    else:
-        with pytest.raises(UserError, match="no prepared data here"):
-            open_shards(work / "s")
-    (left,) = (path for path in work.iterdir() if path.name.startswith("."))
-    for path in (*left.iterdir(), left):
-        os.utime(path, (0, 0))  # long ago
-    prepare((f"text {i}" for i in range(100)), Bytes(), work / "s")
-    assert os.listdir(work) == ["s"]  # and the leftovers are gone
-    prepare((f"text {i}" for i in range(100)), Bytes(), tmp_path / "clean")
-    assert contents(work / "s") == contents(tmp_path / "clean")
-
-
 def test_a_failing_source_leaves_everything_as_it_was(tmp_path: Path) -> None:
     def broken() -> Iterator[str]:
         yield "a"
         raise UserError("bad row", fix="mend it")
 
     with pytest.raises(UserError, match="bad row"):
-        prepare(broken(), Bytes(), tmp_path / "deep" / "s", batch=1)
+        prepare(broken(), Bytes(), tmp_path / "deep" / "s")
     assert os.listdir(tmp_path / "deep") == []
     with pytest.raises(UserError, match="0 documents to prepare"):
         prepare(["", ""], Bytes(), tmp_path / "deep" / "s")
+    with pytest.raises(UserError, match="half of a surrogate pair at character 1"):
+        prepare(["a\ud800"], Bytes(), tmp_path / "deep" / "s")
     assert os.listdir(tmp_path / "deep") == []
+    with pytest.raises(UserError, match="0 documents to train on"):
+        prepare(["a", "b"], Bytes(), tmp_path / "deep" / "s", val_documents=["b", "a"])
+    assert os.listdir(tmp_path / "deep") == [".s.work"]  # finished parts are good for another try
 
 
 def test_other_things_are_not_overwritten(tmp_path: Path) -> None:
@@ -336,14 +403,13 @@ def test_other_tokenizers_and_smaller_models_are_refused(shards: Path) -> None:
 @pytest.mark.parametrize(
     "edit",
     [
-        {"version": 2},
-        {"version": "1"},
+        {"version": 1},
+        {"version": "2"},
         {"dtype": "float16"},
         {"dtype": ["uint16"]},
+        {"removed": [{"source": "", "exact": -1, "near": 0}]},
         {"train": {}},
         {"train": None},
-        {"val": {"documents": 1, "tokens": "4", "bytes": 2, "longest": 2, "sha256": ""}},
-        {"val": {"documents": 1, "tokens": 0, "bytes": 2, "longest": 2, "sha256": ""}},
         {"vocab_size": "many"},
         {"vocab_size": True},
         {"endoftext": 0.5},
@@ -358,6 +424,36 @@ def test_damaged_manifests_are_refused(shards: Path, edit: dict) -> None:
         open_shards(shards, vocab_size=300)
     assert error.value.code == INTEGRITY
     assert error.value.where == str(file)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"tokens": "4"},
+        {"tokens": 0},
+        {"documents": 7},
+        {"bytes": 1},
+        {"bytes_per_token": 2.0},
+        {"lengths": []},
+        {"sources": []},
+        {"files": []},
+        {"files": [{"name": "../s/val.bin", "tokens": 1, "sha256": ""}]},
+        {"files": [{"name": "train.bin", "tokens": 1, "sha256": ""}]},
+        {"files": [{"name": "val.bin"}]},
+        {"files": [{"name": "val.bin", "tokens": 2, "sha256": ""}]},
+        {"sha256": ""},
+    ],
+)
+def test_damaged_splits_are_refused(shards: Path, edit: dict) -> None:
+    file = shards / "manifest.json"
+    manifest = json.loads(file.read_text())
+    names = edit.get("files") or []
+    if names and names[0].get("tokens") == 1:
+        names[0]["tokens"] = manifest["val"]["tokens"]  # all else adds up
+    file.write_text(json.dumps(manifest | {"val": manifest["val"] | edit}))
+    with pytest.raises(UserError, match="damaged manifest") as error:
+        open_shards(shards)
+    assert error.value.code == INTEGRITY
 
 
 @pytest.mark.parametrize("content", ["", "[]", "null", "{", "[" * 100_000, "\xff"])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tinyllm.errors import UserError
-from tinyllm.model import hub, lora
+from tinyllm.model import hub, lora, tensors
 from tinyllm.model.config import LoRAConfig, ModelConfig
 from tinyllm.model.generate import Sampling, generate
 from tinyllm.model.transformer import CausalLM, SequenceScorer
@@ -112,15 +112,59 @@ def test_peft_reads_our_adapter_and_we_read_peft_s(tmp_path: Path) -> None:
         torch.nn.init.normal_(layer.lora_B.weight, std=0.2)
     ours = tmp_path / "ours"
     ours.mkdir()
-    lora.save(model, config, ours, base.as_posix())
+    lora.save(model, config, ours, base.as_posix(), base_sha256=tensors.sha256(base))
     theirs = peft.PeftModel.from_pretrained(transformers.AutoModelForCausalLM.from_pretrained(base), ours)
     with torch.no_grad():
         want = model.logits(model(IDS))
         torch.testing.assert_close(theirs(IDS).logits, want, atol=1e-5, rtol=1e-5)
     theirs.save_pretrained(tmp_path / "theirs")
+    assert not tensors.note(
+        tmp_path / "theirs" / lora.WEIGHTS, lora.BASE_SHA256
+    )  # which PEFT does not keep, and nobody needs
     again = hub.load_causal_lm(tmp_path / "theirs", merged=False)
     with torch.no_grad():
         torch.testing.assert_close(again.logits(again(IDS)), want, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parity
+@pytest.mark.filterwarnings("error:.*[Uu]nexpected keyword.*")
+def test_peft_finds_nothing_strange_in_our_adapter(tmp_path: Path) -> None:
+    """The hash of the base stands where PEFT does not look: a key of ours in adapter_config.json would be warned about."""
+    peft = pytest.importorskip("peft")
+    model = rough(CausalLM, SHAPES["qwen3-tied-gqa"])
+    base, ours = tmp_path / "base", tmp_path / "ours"
+    for folder in (base, ours):
+        folder.mkdir()
+    saved(model, base)
+    lora.save(lora.attach(model, LoRAConfig(r=2)), LoRAConfig(r=2), ours, base.as_posix(), base_sha256="0" * 64)
+    theirs = peft.AutoPeftModelForCausalLM.from_pretrained(ours)
+    assert theirs.peft_config["default"].r == 2
+    with pytest.raises(UserError, match="trained on other weights"):
+        hub.load_causal_lm(ours)
+
+
+def test_the_bytes_of_an_adapter_depend_on_nothing_else(tmp_path: Path) -> None:
+    """The library orders a file's notes at random."""
+    found = set()
+    for number in range(20):
+        notes = {"format": "pt", "base_sha256": "0" * 64, "a": "b"}
+        tensors.write({"x": torch.ones(3), "y": torch.zeros(2)}, tmp_path / "a.safetensors", notes)
+        found.add((tmp_path / "a.safetensors").read_bytes())
+        assert tensors.note(tmp_path / "a.safetensors", "a") == "b", number
+    assert len(found) == 1
+    assert torch.equal(tensors.read([tmp_path / "a.safetensors"])["x"], torch.ones(3))
+
+
+def test_links_into_the_store_of_huggingface_hub_are_followed(tmp_path: Path) -> None:
+    """`snapshots/REVISION/NAME -> ../../blobs/HASH`."""
+    model = rough(CausalLM, SHAPES["qwen3-tied-gqa"])
+    blobs, revision = tmp_path / "models--a--b" / "blobs", tmp_path / "models--a--b" / "snapshots" / "123"
+    blobs.mkdir(parents=True)
+    revision.mkdir(parents=True)
+    saved(model, blobs)
+    for file in blobs.iterdir():
+        (revision / file.name).symlink_to(f"../../blobs/{file.name}")
+    assert torch.equal(hub.load_causal_lm(revision)(IDS), model(IDS))
 
 
 def test_a_scorer_starts_from_the_policy(tmp_path: Path) -> None:
@@ -151,7 +195,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
     saved(rough(CausalLM, SHAPES["qwen3-tied-gqa"]), tmp_path)
     found = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(found | {"num_hidden_layers": 3}))
-    with pytest.raises(UserError, match=r"model\.layers\.2\.\S+ is missing and 10 more") as caught:
+    with pytest.raises(UserError, match=r"num_hidden_layers: weights 2, config\.json 3") as caught:
         hub.load_causal_lm(tmp_path)
     assert caught.value.code == 3
 

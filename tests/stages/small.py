@@ -13,7 +13,6 @@ import torch
 from tinyllm.model import hub
 from tinyllm.model.config import ModelConfig
 from tinyllm.model.transformer import CausalLM, SequenceScorer
-from tinyllm.stages.config import DataConfig
 from tinyllm.text.tokenizer import Tokenizer
 from tinyllm.train.config import OptimConfig, TrainConfig
 
@@ -77,7 +76,11 @@ def common(data: Path, **train: Any) -> dict[str, Any]:
     """The sections that every stage has, for four steps of eight records."""
     settings = {"steps": 4, "batch_size": 8, "micro_batch_size": 4, "eval_every": 2, "save_every": 2, "log_every": 1}
     return {
-        "data": DataConfig(train=(str(data),), max_length=64, val_fraction=0.2),
+        "data": {
+            "train": (str(data),),
+            "max_length": 64,
+            "val_fraction": 0.2,
+        },  # each stage has a section of its own kind
         "train": TrainConfig(**{**settings, "precision": "fp32", "compile": "off", **train}),
         "optim": OptimConfig(learning_rate=1e-2, warmup_steps=1),
     }

@@ -16,6 +16,7 @@ from tinyllm.errors import USAGE, UserError
 from tinyllm.stages.chat import Talk
 from tinyllm.stages.config import ChatConfig
 from tinyllm.stages.reading import answers_from, judgements_from, preferences_from, prompts_from
+from tinyllm.stages.rows import Room
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 ASKED = {"role": "user", "content": " What is red? "}
@@ -124,3 +125,33 @@ def test_a_prompt_that_leaves_no_room_is_dropped_and_not_cut() -> None:
     assert len(prompts_from([Prompt((ASKED,), {}), long], small.tokenizer(), 60, "t")) == 1
     with pytest.raises(UserError, match="none of 1 t records"):
         prompts_from([long], small.tokenizer(), 60, "t")
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_a_conversation_of_ten_contexts_is_cut_left_out_or_refused(packing: bool) -> None:
+    """Whatever the policy, every row fits, and the other conversation is as it would be alone."""
+    monster = Conversation((ASKED, said("zq" * 480), MORE, said("blue")))
+    talks = [monster, Conversation((ASKED, said("red")))]
+    cut = answers_from(talks, small.tokenizer(), Room(48), "t", packing=packing)
+    batch = cut.collate(range(len(cut)), 0, [])
+    rows = sorted(text.partition("<|im_end|>")[0] for text in scored(batch.ids, batch.mask))
+    assert rows[0] == "red"
+    assert rows[1].startswith("zqzq")
+    assert batch.ids.shape == (2, 48)
+    left = answers_from(talks, small.tokenizer(), Room(48, "drop"), "t", packing=packing)
+    assert scored(*(getattr(left.collate([0], 0, []), name) for name in ("ids", "mask"))) == ["red<|im_end|>"]
+    assert len(left) == 1
+    with pytest.raises(UserError, match="1 of 2 t records are longer than 48 tokens") as caught:
+        answers_from(talks, small.tokenizer(), Room(48, "error"), "t", packing=packing)
+    assert caught.value.code == USAGE
+    assert "data.max_length" in caught.value.fix
+
+
+@pytest.mark.parametrize(("context", "new", "limit"), [(None, 0, 64), (96, 0, 64), (96, 40, 56), (48, 0, 48)])
+def test_the_room_is_what_the_data_and_the_model_allow(context: int | None, new: int, limit: int) -> None:
+    room = Room(64, "truncate", context, new)
+    assert room.limit == limit
+    prompt = Prompt(({"role": "user", "content": "x" * 200},), {})
+    fits = Prompt((ASKED,), {})
+    found = prompts_from([prompt, fits], small.tokenizer(), room, "t")
+    assert [len(p.ids) <= limit for p in found] == [True]

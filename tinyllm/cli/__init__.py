@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 from typer import Abort, Exit
 from typer._click.exceptions import ClickException, UsageError
 
 from tinyllm import dist
+from tinyllm.cli import mistyped
 from tinyllm.cli.app import app
-from tinyllm.errors import FAILED, INTERRUPTED, RESOURCES, USAGE, UserError
+from tinyllm.dist import watch
+from tinyllm.errors import FAILED, INTERRUPTED, OK, RESOURCES, USAGE, UserError
 
 _OLD_NAMES = {"--config-path": "--config", "--checkpoint-path": "--checkpoint"}
 
@@ -25,9 +28,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Idle OpenMP threads spin briefly, then sleep: beside another busy process, endless spinning makes two threads slower than one.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     given = modern(sys.argv[1:] if arguments is None else arguments)
+    if "RANK" in os.environ and "--debug" not in given:  # torch logs every lost connection, and raises it as well
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
+    watch.begin()
     code = run(given)
-    dist.stop()
     sys.stdout.flush()
+    joined = dist.stop(well=code == OK)
+    if code == OK:
+        watch.done()
+    elif joined:  # torch's own way out waits for the other ranks, which may be gone
+        os._exit(code)
     sys.exit(code)
 
 
@@ -50,36 +60,50 @@ def run(arguments: list[str]) -> int:
         return app(arguments, standalone_mode=False, prog_name="tinyllm") or 0
     except UserError as error:
         if debug:
-            raise
-        return _say(str(error), error.code)
+            traceback.print_exc()
+        return _say(str(error), error.code, error)
     except Exit as leave:
         return leave.exit_code
     except UsageError as error:
-        place = error.ctx.command_path if error.ctx else "tinyllm"
-        return _say(f"error: {error.format_message().rstrip('.')}\nfix: `{place} --help` lists what there is", USAGE)
+        return _say(mistyped.explained(error), USAGE)
     except ClickException as error:
         return _say(f"error: {error.format_message()}", USAGE)
     except (KeyboardInterrupt, Abort):
         return _say("error: interrupted", INTERRUPTED)
     except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the reader has gone; what is left to flush must go somewhere
-        return 0
-    except Exception as error:
+        return _unread()
+    except (Exception, SystemExit) as error:  # the way out is through `main`, from nowhere else
         if debug:
-            raise
+            traceback.print_exc()
         return _unexpected(error)
 
 
-def _unexpected(error: Exception) -> int:
+def _unread() -> int:
+    """Whoever read our output has gone, as `head` does; what is left to flush must go somewhere."""
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    return OK
+
+
+def _unexpected(error: BaseException) -> int:
     """Ours, or the machine's: out of memory is named, anything else is a bug and asks to be reported."""
+    if isinstance(error, SystemExit) and isinstance(
+        error.__context__, BrokenPipeError
+    ):  # as rich and the parser make of it
+        return _unread()
     kind = type(error).__name__
     if kind == "OutOfMemoryError" or isinstance(error, MemoryError) or "not enough memory" in str(error):
-        return _say("error: out of memory\nfix: lower train.micro_batch_size; results do not change", RESOURCES)
+        return _say("error: out of memory\nfix: lower train.micro_batch_size; results do not change", RESOURCES, error)
     first = str(error).partition("\n")[0][:300]
-    return _say(f"error: {kind}: {first}\nfix: run the same command with --debug and report what it prints", FAILED)
+    fix = (
+        "look at what the other ranks say"
+        if watch.lost(error)
+        else "run the same command with --debug and report what it prints"
+    )
+    return _say(f"error: {kind}: {first}\nfix: {fix}", FAILED, error)
 
 
-def _say(text: str, code: int) -> int:
-    if dist.is_main() or code == FAILED:
+def _say(text: str, code: int, error: BaseException | None = None) -> int:
+    """Once for all ranks: by the launcher, if there is one, which knows whose error matters."""
+    if not watch.record(text, code, error) and dist.speaks(code):
         print(text, file=sys.stderr, flush=True)
     return code

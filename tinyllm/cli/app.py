@@ -10,8 +10,11 @@ from typing import Annotated, Any
 import typer
 
 from tinyllm import __version__, algorithms, dist
+from tinyllm.cli import data as data_verbs
 from tinyllm.cli import show
 from tinyllm.cli.options import LOOKING, PREPARING, READING, TRAINING, TUNING, WHOLE, Common, verb
+from tinyllm.cli.runs import runs_app
+from tinyllm.dist import watch
 from tinyllm.errors import FAILED, UserError
 from tinyllm.train import progress
 
@@ -24,6 +27,7 @@ app = typer.Typer(
 data_app = typer.Typer(help="Prepare text for training.", no_args_is_help=True)
 _LEARNING, _ALIGNING, _USING = "Learning from text and conversations", "Aligning", "Using, and all at once"
 app.add_typer(data_app, name="data", rich_help_panel=_LEARNING)
+app.add_typer(runs_app, name="runs", rich_help_panel=_USING)
 Algorithm = Annotated[str | None, typer.Option("--algorithm", "-a", help="One of the files in tinyllm/algorithms.")]
 
 
@@ -40,6 +44,7 @@ def start(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
+    dist.check_environment()
     if context.invoked_subcommand is None:
         show.start_here()
 
@@ -48,6 +53,9 @@ def start(
 def data_prepare(common: Common) -> None:
     """Train a tokenizer and write token shards; `pretrain` does the same where it finds none."""
     _run("data", common, function="prepare")
+
+
+data_verbs.register(data_app)  # tokenizer, download
 
 
 @verb(app, "pretrain", TRAINING, _LEARNING)
@@ -120,6 +128,20 @@ def explain(
     show.result(stage.run(run), as_json=common.json)
 
 
+@verb(app, "verify", ("device", *LOOKING), _USING)
+def verify(
+    common: Common,
+    run: Annotated[Path | None, typer.Argument(help="A run or a checkpoint; this machine by default.")] = None,
+) -> None:
+    """Whether the mathematics and the plumbing hold here: what was compared, and the largest difference; exit 1 where one fails."""
+    progress.Quiet.on = common.quiet
+    from tinyllm.cli import verified
+    from tinyllm.stages import verify as stage
+
+    watch = verified.watcher(as_json=common.json, quiet=common.quiet)
+    verified.show(stage.run(run, common.device or "auto", watch), as_json=common.json)
+
+
 @verb(app, "lifecycle", WHOLE, _USING)
 def lifecycle(
     common: Common,
@@ -161,9 +183,9 @@ def lifecycle(
 
 def _known(algorithm: str | None, family: str) -> str | None:
     if algorithm is not None and algorithm not in (known := algorithms.names(family)):
-        from tinyllm.config import suggest
+        from tinyllm.config import nearest
 
-        near = suggest(algorithm, known)
+        near = " or ".join(nearest(algorithm, known))
         fix = f"use --algorithm {near}" if near else f"choose one of {', '.join(known)}"
         raise UserError(f"there is no {family} algorithm {algorithm!r}", where="--algorithm", fix=fix)
     return algorithm
@@ -181,6 +203,7 @@ def _run(
 ) -> None:
     """Resolve the configuration, and only then, with everything in order, import the stage and start it."""
     from tinyllm.cli.stages import resolve, stage_of  # settings take a tenth of a second, and --help needs none
+    from tinyllm.stages import contradictions
 
     stage = stage_of(key, default or key)
     progress.Quiet.on = common.quiet
@@ -192,24 +215,36 @@ def _run(
             where="--config",
             fix=f"add --set {needs}.r=16",
         )
+    contradictions.refuse(resolved.config, common.nproc)
+    if watch.folder() is None and (common.nproc > 1 or common.max_restarts) and not common.dry_run:
+        _launch(common, stage.place, resolved.config.data)
+    for doubt in contradictions.doubts(resolved.config):
+        progress.say(f"warning: {doubt}")
     if common.dry_run:
         show.plan(stage.place, resolved, fast=common.fast_dev_run, as_json=common.json)
         return
-    if common.nproc > 1 and dist.world_size() == 1:
-        raise typer.Exit(dist.launch(common.nproc, _without_nproc(sys.argv[1:])))
-    from tinyllm.stages.common import Call
+    from tinyllm.stages.call import Call
+    from tinyllm.stages.look import look
 
-    call = Call(resolved.to_yaml(), fast=common.fast_dev_run, resume=common.resume)
+    look(resolved.config)
+    resume = common.resume or watch.has_begun()  # to start over is done once, not at every restart
+    call = Call(resolved.to_yaml(), fast=common.fast_dev_run, resume=resume, allow_data_change=common.allow_data_change)
     found = stage.function(function)(resolved.config, call, **more)
     if dist.is_main():
         show.result(found, as_json=common.json)
 
 
-def _without_nproc(arguments: list[str]) -> list[str]:
-    """The same command for the ranks that it starts."""
-    kept, skip = [], False
-    for argument in arguments:
-        if not skip and argument != "--nproc" and not argument.startswith("--nproc="):
-            kept.append(argument)
-        skip = argument == "--nproc"
-    return kept
+def _launch(common: Common, stage: str, data: Any) -> None:
+    """Leave the work to processes of their own, and end with their exit code; under torchrun they are there already."""
+    if dist.world_size() == 1:
+        if "-" in (*data.train, *data.val) and stage != "pretrain":
+            what = "standard input is there for one process, and once"  # pretraining alone makes files of it first
+            raise UserError(what, where="data.train", fix="write it to a file and name that, or leave out --nproc")
+        from tinyllm.dist.launcher import launch
+
+        debug = common.debug or bool(os.environ.get("TINYLLM_DEBUG"))
+        command = [sys.executable, "-m", "tinyllm", *sys.argv[1:]]
+        raise typer.Exit(launch(common.nproc, command, common.max_restarts, debug=debug))
+    if common.max_restarts:
+        what = "--max-restarts is for ranks that --nproc starts"
+        raise UserError(what, where="--max-restarts", fix="give it to torchrun instead: torchrun --max-restarts=3 …")

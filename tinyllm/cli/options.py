@@ -20,6 +20,7 @@ Seed = Annotated[int | None, typer.Option("--seed", help="Of data order, dropout
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or mps.")]
 Checkpoint = Annotated[Path | None, typer.Option("--checkpoint", help="The run or checkpoint to start from.")]
 Ranks = Annotated[int, typer.Option("--nproc", min=1, help="Processes on this machine, started with torchrun.")]
+Restarts = Annotated[int, typer.Option("--max-restarts", min=0, help="After a crash go on by itself, so many times.")]
 Fast = Annotated[bool, typer.Option("--fast-dev-run", help="A rehearsal: a tiny model, a handful of steps.")]
 Resume = Annotated[bool, typer.Option("--resume/--no-resume", help="Go on where the run stopped, or start over.")]
 NewData = Annotated[bool, typer.Option("--allow-data-change", help="Resume although the data are not what they were.")]
@@ -40,6 +41,7 @@ class Common:
     device: Device = None
     checkpoint: Checkpoint = None
     nproc: Ranks = 1
+    max_restarts: Restarts = 0
     fast_dev_run: Fast = False
     resume: Resume = True
     allow_data_change: NewData = False
@@ -55,8 +57,10 @@ class Common:
 
 TUNING = tuple(f.name for f in fields(Common))
 TRAINING = tuple(name for name in TUNING if name != "checkpoint")
-PREPARING = tuple(name for name in TRAINING if name not in ("device", "nproc", "resume", "allow_data_change"))
-READING = tuple(name for name in TUNING if name not in ("name", "resume", "allow_data_change"))
+PREPARING = tuple(
+    name for name in TRAINING if name not in ("device", "nproc", "max_restarts", "resume", "allow_data_change")
+)
+READING = tuple(name for name in TUNING if name not in ("name", "max_restarts", "resume", "allow_data_change"))
 LOOKING = ("json", "quiet", "debug")
 WHOLE = ("name", "set", "seed", "device", "resume", "json", "quiet", "debug")
 

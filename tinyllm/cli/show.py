@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from tinyllm.cli import scores
-from tinyllm.errors import UserError
+from tinyllm.errors import USAGE, UserError, harmless
 
 if TYPE_CHECKING:
     from tinyllm.config import Resolved
@@ -23,6 +23,7 @@ _START = """tinyllm takes a small language model through its whole life, on this
   tinyllm eval                      perplexity and bits per byte; benchmarks with --task
   tinyllm chat                      talk to it
   tinyllm explain                   what went wrong in a run, and one thing to try
+  tinyllm runs                      what ran, from what, and whether it is intact
   tinyllm verify                    whether the mathematics holds on this machine, in half a minute
 
 Every command rehearses with --fast-dev-run, explains itself with --dry-run and lists its options with --help."""
@@ -117,26 +118,31 @@ def _explained(found: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.text import Text
 
+    def line(text: str, style: str = "") -> None:  # what a run's files say is not ours
+        console.print(Text(harmless(text, keep="\n"), style=style))
+
     console = Console(soft_wrap=True, highlight=False)
     moved, ran = found["moved"], f"{found['of']}, {found['status']}, step {found['step']:,} of {found['steps']:,}"
-    console.print(Text(f"{found['run']}: {ran}"))
+    line(f"{found['run']}: {ran}")
     if moved:
         change = f"{_number(moved['from'])} -> {_number(moved['to'])}"
-        console.print(Text(f"  {moved['what']} {change} (held out; ckpt_best, step {moved['step']:,})"))
+        line(f"  {moved['what']} {change} (held out; ckpt_best, step {moved['step']:,})")
     if found["healthy"]:
-        console.print(Text(f"  healthy: nothing wrong in {found['checks']} checks", style="green"))
+        line(f"  healthy: nothing wrong in {found['checks']} checks", style="green")
     for finding in found["findings"]:
         console.print()
-        console.print(Text.assemble((finding["severity"], _COLOURS[finding["severity"]]), f": {finding['symptom']}"))
+        console.print(
+            Text.assemble((finding["severity"], _COLOURS[finding["severity"]]), f": {harmless(finding['symptom'])}")
+        )
         for label, lines in (
             ("seen", [_evidence(finding["evidence"])]),
             ("causes", finding["causes"]),
             ("try", [finding["try_this"]]),
         ):
-            for number, line in enumerate(lines):
-                console.print(Text(f"  {label if number == 0 else '':<8}{line}"))
+            for number, text in enumerate(lines):
+                line(f"  {label if number == 0 else '':<8}{text}")
     if found["other_name"]:
-        console.print(Text("\nA run directory belongs to one configuration: give changed settings another --name."))
+        line("\nA run directory belongs to one configuration: give changed settings another --name.")
 
 
 def _evidence(facts: list[dict[str, Any]]) -> str:
@@ -184,7 +190,7 @@ def plan(place: str, resolved: Resolved, *, fast: bool, as_json: bool) -> None:
 
 def _cost(place: str, config: Any, fast: bool) -> dict[str, Any]:
     """Parameters, tokens and memory by arithmetic, without torch; the parent must exist."""
-    from tinyllm.model.config import ModelConfig
+    from tinyllm.model.described import CONFIG, read_config
     from tinyllm.stages.parents import BEFORE, find
 
     found: dict[str, Any] = {}
@@ -193,11 +199,12 @@ def _cost(place: str, config: Any, fast: bool) -> dict[str, Any]:
         try:
             parent = find(place, config.parent, fast=fast)
         except UserError as error:
+            if error.code != USAGE:
+                raise
             return {"parent": f"missing: {error.fix}"}
         found["parent"] = parent.folder.as_posix()
-        if (parent.folder / "config.json").is_file():
-            there = json.loads((parent.folder / "config.json").read_text(encoding="utf-8"))
-            shape = ModelConfig(**{k: there[k] for k in ModelConfig.model_fields if k in there})
+        if (parent.folder / CONFIG).is_file():
+            shape, _ = read_config(parent.folder)
     if shape is None:
         return found
     parameters = shape.parameters()

@@ -54,7 +54,11 @@ def stage_of(algorithm: str | None, default: str) -> Stage:
     return STAGES.get(algorithm or default, STAGES[default])
 
 
-_OPTIONS = {"parent": "checkpoint"}  # keys whose option has another name
+_OPTIONS = {
+    "parent": "checkpoint",
+    "tokenizer": "import",
+    "model.vocab_size": "vocab-size",
+}  # keys whose option has another name
 
 
 def configs_folder() -> Path:

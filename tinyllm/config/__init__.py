@@ -6,7 +6,20 @@ interpolation, includes of several files, and classes named in YAML.
 """
 
 from tinyllm.config.base import Config, dump, flat
-from tinyllm.config.hints import suggest
+from tinyllm.config.hints import nearest, suggest
 from tinyllm.config.load import RESERVED_ENVIRONMENT, Resolved, load, parse_set
+from tinyllm.config.values import checked, differences
 
-__all__ = ["RESERVED_ENVIRONMENT", "Config", "Resolved", "dump", "flat", "load", "parse_set", "suggest"]
+__all__ = [
+    "RESERVED_ENVIRONMENT",
+    "Config",
+    "Resolved",
+    "checked",
+    "differences",
+    "dump",
+    "flat",
+    "load",
+    "nearest",
+    "parse_set",
+    "suggest",
+]

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping
 from difflib import SequenceMatcher
 from typing import Any
 
+from tinyllm.errors import harmless
+
 Schema = Mapping[str, Any]
 _LONGEST = 100  # letters of a word worth a guess
 _WORDS = {"true", "false", "null"}  # that YAML does not take for text
@@ -20,8 +22,7 @@ _WORDS = {"true", "false", "null"}  # that YAML does not take for text
 
 def shown(text: str, limit: int = 60) -> str:
     """Foreign text for a message: on one line, without control characters, and not endless."""
-    text = text if len(text) <= limit else text[: limit - 3] + "..."
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+    return harmless(text if len(text) <= limit else text[: limit - 3] + "...")
 
 
 def found(value: Any) -> str:
@@ -53,21 +54,31 @@ def written(value: Any) -> str:
 def suggest(word: str, known: Iterable[str]) -> str | None:
     """The known name that `word` most probably stands for, or None where nothing is near.
 
-    Names may be dotted. In order: one edit away (a letter missing, added, changed, or swapped with the next); the same
+    Names may be dotted. In order: one edit away (a letter missing, added or swapped with the next; changed); the same
     last part in another section; a few edits; the initials (`lr`), a good part of the letters, or some of the words.
     """
+    return next(iter(nearest(word, known)), None)
+
+
+def nearest(word: str, known: Iterable[str]) -> list[str]:
+    """`suggest`, with all names that are as near by one edit, in their order."""
     if len(word) > _LONGEST:
-        return None
+        return []
     word, known = _normal(word), list(known)
-    close = [(edits(word, _normal(name), 1), order, name) for order, name in enumerate(known)]
-    if close and min(close)[0] <= 1:
-        return min(close)[2]
+    steps = [(edits(word, near := _normal(name), 1), _is_changed(word, near)) for name in known]
+    if steps and min(steps)[0] <= 1:
+        return [name for name, step in zip(known, steps, strict=True) if step == min(steps)]
     ranked = [(rank, order, name) for order, name in enumerate(known) if (rank := _rank(word, _normal(name)))]
-    return min(ranked)[2] if ranked else None
+    return [min(ranked)[2]] if ranked else []
 
 
 def _normal(name: str) -> str:
     return name.lower().replace("-", "_")
+
+
+def _is_changed(word: str, name: str) -> bool:
+    """Whether a letter was changed into another, which fingers do less often than leaving one out, doubling or swapping it."""
+    return len(word) == len(name) and Counter(word) != Counter(name)
 
 
 def _rank(word: str, name: str) -> tuple[int, int, float] | None:

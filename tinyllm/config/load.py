@@ -24,7 +24,9 @@ from tinyllm.config.complaints import Source
 from tinyllm.config.yaml12 import Node, Problem
 from tinyllm.errors import UserError
 
-RESERVED_ENVIRONMENT = frozenset({"TINYLLM_HOME", "TINYLLM_DEBUG"})  # not settings
+RESERVED_ENVIRONMENT = frozenset(
+    {"TINYLLM_HOME", "TINYLLM_DEBUG", "TINYLLM_DIST_TIMEOUT", "TINYLLM_RANKS"}
+)  # not settings
 _PREFIX = "TINYLLM_"
 _ENOUGH = 200  # problems, after which no more are looked for
 _EXTENDS, _FAST = complaints.FILE_KEYS

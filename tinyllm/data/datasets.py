@@ -8,7 +8,7 @@ Left out: anything that reads files or text (records, shards).
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,43 +16,65 @@ import torch
 from torch import Tensor
 
 from tinyllm.data.batches import Judged, Pairs, Rows, right_padded
+from tinyllm.data.mixing import Mixture
+from tinyllm.data.tokens import Tokens
 from tinyllm.errors import UserError
 
 
 class Windows:
-    """A stream of tokens cut into rows of `length` + 1: each of its tokens but the first is predicted from those before it.
+    """Streams of tokens cut into rows of `length` + 1: each token of a stream but its first is predicted from those before it.
 
-    Every epoch cuts at another offset, so that no token always stands at a window's edge.
+    Every pass over a stream cuts at another offset, so that no token always stands at a window's edge.
+
+    Args:
+        tokens: the streams, one behind the other.
+        sources: the tokens of each, behind the first token, as in a manifest; each is then a stream of its own, which begins with the
+            last token of the one before. None: one stream.
+        weights: the share of rows that each source gets.
     """
 
-    def __init__(self, tokens: np.ndarray, length: int, *, seed: int, shifted: bool = True):
-        self.tokens, self.width, self.seed = tokens, length, seed
-        self.rows = (len(tokens) - 1 - (length - 1 if shifted else 0)) // length
-        self.shifted = shifted
-        if self.rows < 1:
-            raise UserError(
-                f"{len(tokens)} tokens are too few for one row of {length}",
-                where="data",
-                fix="add text, or lower data.max_length",
-            )
+    def __init__(
+        self,
+        tokens: np.ndarray | Tokens,
+        length: int,
+        *,
+        seed: int,
+        shifted: bool = True,
+        sources: Mapping[str, int] | None = None,
+        weights: Sequence[float] = (1.0,),
+    ):
+        self.tokens, self.width, self.seed, self.shifted = tokens, length, seed, shifted
+        sizes = {"": len(tokens) - 1} if sources is None else sources
+        rows = {source: (size - (length - 1 if shifted else 0)) // length for source, size in sizes.items()}
+        for source, size in sizes.items():
+            if rows[source] < 1:
+                raise UserError(
+                    f"{source}: {size:,} tokens are too few for one row of {length}".removeprefix(": "),
+                    where="data",
+                    fix="add text, or lower data.max_length",
+                )
+        self.firsts = np.cumsum([0, *sizes.values()])[:-1]
+        self.mixture = Mixture(list(rows.values()), weights)
 
     def __len__(self) -> int:
-        return self.rows
+        return len(self.mixture)
 
     def length(self, index: int) -> int:
         return self.width
 
     def collate(self, indices: Sequence[int], epoch: int, step: Sequence[int]) -> Rows:
-        offset = (
-            int(np.random.Generator(np.random.Philox(key=[self.seed, epoch])).integers(self.width))
-            if self.shifted
-            else 0
-        )
-        starts = np.asarray(indices) * self.width + offset
+        source, lap, row = self.mixture.find(np.asarray(indices), epoch)
+        laps = list(zip(source.tolist(), lap.tolist(), strict=True))
+        offsets = {one: self._offset(*one) for one in set(laps)}
+        starts = self.firsts[source] + row * self.width + np.array([offsets[one] for one in laps])
         ids = torch.from_numpy(self.tokens[starts[:, None] + np.arange(self.width + 1)].astype(np.int64))
         mask = torch.ones(ids.shape, dtype=torch.bool)
         mask[:, 0] = False
         return Rows(ids, mask)
+
+    def _offset(self, source: int, lap: int) -> int:
+        key = [self.seed, (source << 32) + lap]
+        return int(np.random.Generator(np.random.Philox(key=key)).integers(self.width)) if self.shifted else 0
 
 
 class Answers:

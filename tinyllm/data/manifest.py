@@ -1,34 +1,72 @@
 """What a shard folder says of itself: `manifest.json`, written last and read with suspicion.
 
-Left out: older versions, there are none yet.
+Left out: older versions; text is prepared again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, TypeVar
 
 from tinyllm.errors import INTEGRITY, UserError
 
-VERSION = 1
+VERSION = 2
 MANIFEST = "manifest.json"
 PREPARE = "tinyllm data prepare"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of a split; `name` has no folder in it."""
+
+    name: str
+    tokens: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a split has from one source. Sources follow each other in the stream in this order, behind its first token."""
+
+    source: str
+    documents: int
+    tokens: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Removed:
+    """Documents of one source that are in no split, because an earlier document is the same or nearly the same."""
+
+    source: str
+    exact: int
+    near: int
 
 
 @dataclass(frozen=True)
 class Split:
-    """One file. `tokens` counts end-of-text tokens; `bytes` (UTF-8) and `longest` (tokens of one document) do not."""
+    """`tokens` counts end-of-text tokens, those of a source too; `bytes` (UTF-8) and lengths do not."""
 
     documents: int
     tokens: int
     bytes: int
+    bytes_per_token: float
+    """of text: end-of-text tokens are not counted"""
     longest: int
-    sha256: str
+    """tokens of the longest document"""
+    lengths: tuple[int, ...]
+    """documents of 1, 2 to 3, 4 to 7, ... tokens: entry k counts those of 2^k to 2^(k+1) - 1"""
+    files: tuple[File, ...]
+    sources: tuple[Origin, ...]
+
+    @classmethod
+    def of(cls, documents: int, tokens: int, size: int, *rest: Any) -> Split:
+        return cls(documents, tokens, size, _ratio(documents, tokens, size), *rest)
 
 
 @dataclass(frozen=True)
@@ -39,15 +77,17 @@ class Manifest:
     endoftext: int
     dtype: str  # uint16 or uint32
     val_fraction: float | None  # None: the validation documents were given apart
+    dedup: str  # none, exact or near
+    removed: tuple[Removed, ...]
     train: Split
     val: Split
-    sources: tuple[dict[str, Any], ...]
+    sources: tuple[dict[str, Any], ...]  # where the text came from: files with their hashes
 
     @property
     def fingerprint(self) -> str:
         """sha256 over both splits and the vocabulary: equal exactly when training would see the same."""
-        parts = (self.tokenizer_sha256, self.dtype, self.train.sha256, self.val.sha256)
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        hashes = [",".join(file.sha256 for file in split.files) for split in (self.train, self.val)]
+        return hashlib.sha256("\n".join((self.tokenizer_sha256, self.dtype, *hashes)).encode()).hexdigest()
 
 
 def read_manifest(file: Path) -> Manifest:
@@ -59,8 +99,9 @@ def read_manifest(file: Path) -> Manifest:
         data = json.loads(file.read_text(encoding="utf-8"))
         version = data["version"]
         if version == VERSION:
-            splits = {name: Split(**data.pop(name)) for name in ("train", "val")}
-            manifest = Manifest(**data | splits | {"sources": tuple(data["sources"])})
+            splits = {name: _split(data[name]) for name in ("train", "val")}
+            removed = _all(Removed, data["removed"])
+            manifest = Manifest(**data | splits | {"removed": removed, "sources": tuple(data["sources"])})
             _check(manifest)
             return manifest
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError) as e:
@@ -69,19 +110,45 @@ def read_manifest(file: Path) -> Manifest:
     raise UserError(what, where=str(file), fix=fix, code=INTEGRITY)
 
 
+def _split(data: dict[str, Any]) -> Split:
+    parts = {"files": _all(File, data["files"]), "sources": _all(Origin, data["sources"])}
+    return Split(**data | parts | {"lengths": tuple(data["lengths"])})
+
+
+def _all(kind: type[T], rows: list[dict[str, Any]]) -> tuple[T, ...]:
+    return tuple(kind(**row) for row in rows)
+
+
+def _ratio(documents: int, tokens: int, size: int) -> float:
+    return round(size / max(1, tokens - documents - 1), 4)
+
+
+def _counts(row: Any) -> list[Any]:
+    return [getattr(row, field.name) for field in fields(row) if field.type == "int"]
+
+
 def _check(manifest: Manifest) -> None:
-    counts = [manifest.vocab_size, manifest.endoftext]
+    counts = [manifest.vocab_size, manifest.endoftext, *(n for row in manifest.removed for n in _counts(row))]
     for split in (manifest.train, manifest.val):
-        counts += [split.documents, split.tokens - 1, split.bytes, split.longest]
+        counts += [*_counts(split), split.tokens - 1, *split.lengths]
+        counts += [n for row in (*split.files, *split.sources) for n in _counts(row)]
     if manifest.dtype not in ("uint16", "uint32") or not all(type(n) is int and n >= 0 for n in counts):
         raise ValueError("a value that cannot be")
+    for name, split in (("train", manifest.train), ("val", manifest.val)):
+        _check_sums(split)
+        # a name from a file opens a file: nothing but the names that `prepare` gives
+        if not split.files or not all(re.fullmatch(rf"{name}(-\d{{5,}})?\.bin", file.name) for file in split.files):
+            raise ValueError(f"files of the split {name} with other names")
 
 
-def document_starts(tokens: np.ndarray, endoftext: int) -> np.ndarray:
-    """Index of each document's first token, int64 (documents,), of a file that begins and ends with `endoftext`."""
-    step = 1 << 24  # the comparison makes a temporary array of this many bytes
-    ends = [at + np.flatnonzero(tokens[at : at + step] == endoftext) for at in range(0, len(tokens), step)]
-    return np.concatenate(ends)[:-1] + 1
+def _check_sums(split: Split) -> None:
+    total = [sum(column) for column in zip(*map(_counts, split.sources), strict=True)] or [0, 0, 0]
+    if total != [split.documents, split.tokens - 1, split.bytes] or sum(split.lengths) != split.documents:
+        raise ValueError("counts that do not add up")
+    if sum(file.tokens for file in split.files) != split.tokens:
+        raise ValueError("files that do not add up")
+    if split.bytes_per_token != _ratio(split.documents, split.tokens, split.bytes):
+        raise ValueError("bytes per token that are not bytes by tokens")
 
 
 def sha256_of(path: Path) -> str:

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tinyllm.data.files import BadRow, Source, expand, shown
-from tinyllm.data.formats import FORMATS, KINDS
-from tinyllm.data.rows import layout, rows
+from tinyllm.data.files import SKIP, BadRow, Source, expand, is_pipe, passed_over, shown
+from tinyllm.data.formats import ALIASES, FORMATS, KINDS
+from tinyllm.data.report import FileReport, Report
+from tinyllm.data.rows import CUTS, layout, rows
+from tinyllm.data.streams import ENCODINGS
 from tinyllm.data.turns import Conversation, Document, Dropped, Judgement, Pair, Prompt, Record, listed
 from tinyllm.errors import UserError
 
@@ -34,7 +36,8 @@ __all__ = [
     "read_rows",
 ]
 
-PLACES = 5  # places remembered for each reason
+LOOKED_AT = 100  # files looked at before anything starts
+_JUDGED = tuple(name for name, known in FORMATS["judgements"].items() if "label" in known.needs)
 USES = {
     "documents": "tinyllm pretrain",
     "conversations": "tinyllm sft",
@@ -44,95 +47,78 @@ USES = {
 }
 
 
-@dataclass
-class Tally:
-    count: int = 0
-    places: list[str] = field(default_factory=list)  # the first few
-
-    def add(self, place: str) -> None:
-        self.count += 1
-        if len(self.places) < PLACES:
-            self.places.append(place)
-
-
-@dataclass
-class FileReport:
-    """One file: its format and the records it gave; sha256 and bytes as stored, once it was read to its end."""
-
-    source: str
-    format: str = ""
-    rows: int = 0
-    records: int = 0
-    sha256: str = ""
-    bytes: int = 0
-    notes: list[str] = field(default_factory=list)
-
-
-@dataclass
-class Report:
-    """What one pass over the sources found. `complete` once every source was read to its end."""
-
-    kind: str
-    files: list[FileReport] = field(default_factory=list)
-    records: int = 0
-    dropped: dict[str, Tally] = field(default_factory=dict)
-    mended: dict[str, Tally] = field(default_factory=dict)
-    complete: bool = False
-
-    def sources(self) -> list[dict[str, Any]]:
-        """For a shard's manifest or run.json: source, sha256, bytes and records of each file."""
-        return [{key: asdict(file)[key] for key in ("source", "sha256", "bytes", "records")} for file in self.files]
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def lines(self) -> list[str]:
-        """For people, one line a fact."""
-        said = [f"{f.source}: {f.records:,} {self.kind}, format {f.format}" + _joined(f.notes) for f in self.files]
-        said += [f"dropped {tally.count:,}: {reason}{_joined(tally.places)}" for reason, tally in self.dropped.items()]
-        said += [f"mended {tally.count:,}: {reason}{_joined(tally.places)}" for reason, tally in self.mended.items()]
-        return said
-
-
-def _joined(parts: Sequence[str]) -> str:
-    return f" ({', '.join(parts)})" if parts else ""
-
-
 class Reader:
     """See `read`. `report` belongs to the latest pass."""
 
     def __init__(
-        self, paths: Sequence[Path], kind: str, format: str | None, columns: Mapping[str, str], on_bad_line: str
+        self,
+        sources: Sequence[str | Path],
+        kind: str,
+        format: str | None,
+        columns: Mapping[str, str],
+        on_bad_line: str,
+        encoding: str,
     ):
-        self.paths, self.kind, self.format = tuple(paths), kind, format
-        self.columns, self.on_bad_line = dict(columns), on_bad_line
+        self.paths, self.passed_over = tuple(expand(sources)), passed_over(sources)
+        self.kind, self.format, self.columns = kind, format, dict(columns)
+        self.on_bad_line, self.encoding = on_bad_line, encoding
         self.report = Report(kind)
-        self._stdin_read = False
+        self._source: Source | None = None
+        self._drained: set[Path] = set()
+
+    @property
+    def read(self) -> int:
+        """Bytes read so far in the latest pass, as they are stored."""
+        done = sum(file.bytes for file in self.report.files)
+        return done + (self._source.read if self._source is not None else 0)
 
     def __iter__(self) -> Iterator[Record]:
-        report = self.report = Report(self.kind)
+        report = self.report = Report(self.kind, passed_over=self.passed_over)
         for path in self.paths:
-            if str(path) == "-":
-                if self._stdin_read:
-                    raise UserError("standard input can be read only once", fix="save it to a file and name that")
-                self._stdin_read = True
-            source = Source(path)
+            source = self._source = self._open(path)
             try:
                 yield from self._records(source, report)
             finally:
                 source.close()
+                self._source = None
         if not report.records:
-            raise _nothing_left(report)
+            raise report.nothing_left()
         report.complete = True
+
+    def look(self) -> None:
+        """Read every file as far as its first record, but for pipes, so that what is wrong with all of it is said at once.
+
+        Raises: UserError, as iteration does.
+        """
+        report, files = Report(self.kind), [path for path in self.paths[:LOOKED_AT] if not is_pipe(path)]
+        for path in files:
+            source = self._open(path)
+            try:
+                next(self._records(source, report), None)
+            finally:
+                source.close()
+        if files and len(files) == len(self.paths) and not report.records:
+            raise report.nothing_left()
+
+    def _open(self, path: Path) -> Source:
+        source = Source(path, self.encoding)
+        if path in self._drained:
+            source.close()
+            what = "standard input can be read only once" if str(path) == "-" else "a pipe can be read only once"
+            raise UserError(what, where="" if str(path) == "-" else str(path), fix="save it to a file and name that")
+        if source.pipe:
+            self._drained.add(path)
+        return source
 
     def _records(self, source: Source, report: Report) -> Iterator[Record]:
         file = FileReport(source.name, self.format or "", notes=source.notes)
         report.files.append(file)
-        if layout(source) == "text" and not self.format:
+        cut = self.format if self.kind == "documents" and self.format in CUTS else ""
+        if not self.format and layout(source) == "text":
             file.format = "text"
             if self.kind != "documents" and source.head.strip():
                 raise _wrong_kind(self.kind, "documents", "plain text", source.name)
-        for place, row in rows(source):
+        for place, row in rows(source, cut):
             file.rows += 1
             mended: list[str] = []
             try:
@@ -142,25 +128,22 @@ class Reader:
             except BadRow as bad:
                 self._bad(bad, place, report)
             except Dropped as drop:
-                report.dropped.setdefault(drop.reason, Tally()).add(place)
+                report.drop(drop.reason, place)
             else:
                 for what in dict.fromkeys(mended):
-                    report.mended.setdefault(what, Tally()).add(place)
+                    report.mend(what, place)
                 file.records += len(found)
                 report.records += len(found)
                 yield from found
         file.sha256, file.bytes = source.finish()
         if not file.rows:
-            self._bad(
-                BadRow("empty file", f"0 {self.kind} in {source.name}", "put data in it or leave it out"), "", report
-            )
+            what = f"0 {self.kind} in {source.name}"
+            self._bad(BadRow("empty file", what, "put data in it or leave it out"), "", report)
 
     def _bad(self, bad: BadRow, place: str, report: Report) -> None:
         if self.on_bad_line == "error":
-            raise UserError(
-                bad.detail, where=place, fix=bad.fix or "mend it, or leave bad rows out: --set data.on_bad_line=skip"
-            ) from bad
-        report.dropped.setdefault(bad.reason, Tally()).add(place or bad.detail)
+            raise UserError(bad.detail, where=place, fix=bad.fix or f"mend it, or {SKIP}") from bad
+        report.drop(bad.reason, place or bad.detail, bad.fix)
 
     def _convert(self, file: FileReport, row: dict[str, Any] | str, place: str, mended: list[str]) -> list[Record]:
         row = {"text": row} if isinstance(row, str) else self._renamed(row)
@@ -173,22 +156,28 @@ class Reader:
                 other = next(name for name in chosen.lacks if name in row)
                 raise BadRow("another format", f"a column {other!r}, which the format {file.format!r} does not have")
             raise _missing_column(missing, chosen.needs, row, place)
-        return chosen.convert(row, mended.append)
+        found = chosen.convert(row, mended.append)
+        if self.kind != "prompts":  # whose other columns are for the rewards
+            file.leave_out(name for name, value in row.items() if value is not None and name not in chosen.columns)
+        return found
 
     def _renamed(self, row: dict[str, Any]) -> dict[str, Any]:
         for name, actual in self.columns.items():
             if actual not in row:
-                close = difflib.get_close_matches(actual, row, n=1)
+                close = _similar(actual, row)
                 fix = (
                     f"name it: --set data.field.{name}={close[0]}"
                     if close
                     else f"name a column that is there: --set data.field.{name}=COLUMN"
                 )
                 raise BadRow("missing column", f"no {actual!r} (asked for as {name}); found: {listed(row)}", fix)
-        taken = {actual for actual in self.columns.values()}
-        return {name: row[actual] for name, actual in self.columns.items()} | {
-            key: value for key, value in row.items() if key not in taken and key not in self.columns
-        }
+        renamed = {name: row[actual] for name, actual in self.columns.items()}
+        taken = set(self.columns.values())
+        for name, value in row.items():
+            if name not in taken and name not in renamed:
+                known = ALIASES.get(name, name)
+                renamed[known if known not in row else name] = value
+        return renamed
 
 
 def read(
@@ -198,6 +187,7 @@ def read(
     format: str | None = None,
     field: Mapping[str, str] | None = None,
     on_bad_line: str = "error",
+    encoding: str = "utf-8",
 ) -> Reader:
     """Open data sources for reading; nothing is read before iteration.
 
@@ -207,6 +197,7 @@ def read(
         format: a name from `FORMATS[kind]`; found from the first row of each file by default.
         field: our column name -> the one in the files, as in `{"text": "body"}`.
         on_bad_line: `error`, or `skip` to leave bad rows out and count them. Rows that cannot train always are.
+        encoding: of the files, one of `ENCODINGS`.
 
     Raises:
         UserError: here for a source, kind, format or field that does not exist; on iteration for a bad row (with file
@@ -214,18 +205,20 @@ def read(
     """
     _one_of(kind, KINDS, "kind of data")
     _one_of(on_bad_line, ("error", "skip"), "data.on_bad_line")
+    _one_of(encoding, ENCODINGS, "data.encoding")
     if format is not None:
         _one_of(format, tuple(FORMATS[kind]), f"format of {kind}")
     for name in field or {}:
-        needed = {column for f in FORMATS[kind].values() for column in f.needs}
-        _one_of(name, tuple(sorted(needed | {"system", "tools"})), f"column of {kind} that data.field can name")
-    return Reader(expand(sources), kind, format, field or {}, on_bad_line)
+        columns = {column for known in FORMATS[kind].values() for column in known.columns}
+        _one_of(name, tuple(sorted(columns)), f"column of {kind} that data.field can name")
+    return Reader(sources, kind, format, field or {}, on_bad_line, encoding)
 
 
-_GUESSES = (  # (kind, formats that speak for it), the surest first; a question with a short answer is a prompt for its reward
+# (kind, formats that speak for it), the surest first; a question with a short answer is a prompt for its reward
+_GUESSES = (
     ("pairs", tuple(FORMATS["pairs"])),
-    ("judgements", ("prompt-completion-label", "messages-label", "sharegpt-label")),
-    ("prompts", ("question",)),
+    ("judgements", _JUDGED),
+    ("prompts", ("multiple-choice", "question", "input-target")),
     ("conversations", tuple(FORMATS["conversations"])),
     ("prompts", ("prompt",)),
     ("documents", ("text",)),
@@ -289,9 +282,10 @@ def _one_of(value: str, allowed: Sequence[str], what: str) -> None:
 
 def _detect(kind: str, row: Mapping[str, Any], place: str) -> str:
     """The first format of this kind that fits. Raises: BadRow when none does, UserError for another kind of data."""
-    labelled = next(
-        (n for n, known in FORMATS["judgements"].items() if "label" in known.needs and known.fits(row)), None
-    )
+    judged = (
+        _JUDGED if kind != "prompts" else _JUDGED[:3]
+    )  # a question may have a label without an answer that it judges
+    labelled = next((name for name in judged if FORMATS["judgements"][name].fits(row)), None)
     if labelled and kind != "judgements" and isinstance(row["label"], bool):
         raise _wrong_kind(kind, "judgements", f"format {labelled}", place)
     for name, known in FORMATS[kind].items():
@@ -306,19 +300,25 @@ def _detect(kind: str, row: Mapping[str, Any], place: str) -> str:
     raise _missing_column(next(name for name in needs if name not in row), needs, row, place)
 
 
+def _similar(name: str, row: Mapping[str, Any], cutoff: float = 0.6) -> list[str]:
+    """The column with the most similar name, if one is similar; of rows with thousands of columns the first are looked at."""
+    return difflib.get_close_matches(name, list(islice(row, 200)), n=1, cutoff=cutoff)
+
+
 def _likeness(needs: Sequence[str], row: Mapping[str, Any]) -> float:
     """How much of a format is there: 1 for a column, somewhat less for one with a similar name."""
-    scores = [
-        1.0 if name in row else 0.9 if difflib.get_close_matches(name, row, n=1, cutoff=0.75) else 0.0 for name in needs
-    ]
+    scores = [1.0 if name in row else 0.9 if _similar(name, row, 0.75) else 0.0 for name in needs]
     return sum(scores) / len(scores)
 
 
+_HOLDS = {"messages": list, "conversations": list, "instances": list, "choices": list, "text": str, "label": bool}
+
+
 def _missing_column(name: str, needs: Sequence[str], row: Mapping[str, Any], place: str) -> BadRow:
-    free = {key: value for key, value in row.items() if key not in needs}
-    close = difflib.get_close_matches(name, free, n=1, cutoff=0.75)
-    wanted = list if name in ("messages", "conversations", "instances") else str
-    likely = close or sorted((key for key in free if isinstance(free[key], wanted)), key=lambda k: -len(free[k]))
+    wanted = _HOLDS.get(name, str | list | dict)
+    free = {key: value for key, value in row.items() if key not in needs and isinstance(value, wanted)}
+    close = _similar(name, free, 0.75)
+    likely = close or sorted((key for key in free if isinstance(free[key], str | list)), key=lambda k: -len(free[k]))
     line = place.rpartition(":")[2]
     what = f"no {name!r} in line {line}; found: {listed(row)}" + (f" - did you mean {close[0]!r}?" if close else "")
     return BadRow(
@@ -330,11 +330,3 @@ def _wrong_kind(wanted: str, found: str, how: str, place: str) -> UserError:
     return UserError(
         f"these are {found} ({how}), and {wanted} were asked for", where=place, fix=f"give them to `{USES[found]}`"
     )
-
-
-def _nothing_left(report: Report) -> UserError:
-    names = ", ".join(file.source for file in report.files)
-    reasons = "".join(
-        f"\n  {tally.count:>8,}  {reason}{_joined(tally.places)}" for reason, tally in report.dropped.items()
-    )
-    return UserError(f"0 {report.kind} in {names}: all rows were dropped{reasons}", fix="mend the rows named above")

@@ -1,262 +1,224 @@
-"""Prepared data: all tokens of a split in one memory-mapped file, with a manifest that says what they are.
+"""Prepared data: the tokens of each split in memory-mapped files, with a manifest that says what they are.
 
-`prepare` writes `train.bin`, `val.bin` (little-endian uint16, or uint32 for a vocabulary over 65,536) and
-`manifest.json` into a folder beside the target and renames it into place, so a killed run shows nothing. `open_shards`
-believes no file it has not measured. Left out: appending, several files per split, two `prepare` runs into one folder
-at once (the last one wins).
+`prepare` reads documents once. What it learns of them goes to a table on disk, their tokens to parts (`parts`); with the table complete it
+decides which documents are duplicates and which are for validation, and writes the splits: `train.bin`, `val.bin`, or `train-00000.bin` and
+so on where one file would be too large, little-endian uint16, or uint32 for a vocabulary over 65,536. All of it happens in a hidden folder
+beside the target, which is renamed into place, so a killed run shows nothing; the next one takes up its finished parts. Memory does not
+grow with the text: one byte a document, and fixed amounts. `open_shards` believes no file it has not measured.
+Left out: appending, shuffling (`batches`), two `prepare` runs into one folder at once (the stage holds a lock).
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import glob
 import hashlib
 import json
 import os
 import shutil
-import time
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from tinyllm.data.manifest import MANIFEST, PREPARE, VERSION, Manifest, Split, document_starts, read_manifest, sha256_of
-from tinyllm.errors import INTEGRITY, RESOURCES, UserError
+from tinyllm.data import tokens as streams
+from tinyllm.data.files import writing
+from tinyllm.data.manifest import (
+    MANIFEST,
+    PREPARE,
+    VERSION,
+    File,
+    Manifest,
+    Split,
+    read_manifest,
+    sha256_of,
+)
+from tinyllm.data.parts import PART_BYTES, PLACES, Encoder, Parts, token_type
+from tinyllm.data.table import KEPT, Table
+from tinyllm.data.tokens import SHARD_TOKENS, Tokens, Writer
+from tinyllm.errors import INTEGRITY, UserError
 
-BATCH = 1000  # documents encoded together, on all threads of the tokenizer
-BATCH_CHARACTERS = 4 << 20  # or fewer, when they hold this many characters
-STALE_SECONDS = 3600  # a partial folder untouched for so long was left by a run that was killed
-
-
-class Encoder(Protocol):
-    """What `prepare` needs of `tinyllm.text.tokenizer.Tokenizer`."""
-
-    @property
-    def endoftext(self) -> int: ...
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def sha256(self) -> str: ...
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]: ...
+DEDUP = ("none", "exact", "near")
+Documents = Iterable[str] | Mapping[str, Iterable[str]]
 
 
 @dataclass(frozen=True)
 class Shards:
-    """Opened shards. Both arrays are read-only, one-dimensional, and begin and end with `manifest.endoftext`."""
+    """Opened shards. Both streams begin and end with `manifest.endoftext`."""
 
     path: Path
     manifest: Manifest
-    train: np.memmap
-    val: np.memmap
+    train: Tokens
+    val: Tokens
 
-    def document_starts(self, split: str) -> np.ndarray:
-        """Index of the first token of every document of `train` or `val`, int64 (documents,)."""
-        return document_starts({"train": self.train, "val": self.val}[split], self.manifest.endoftext)
+    def documents(self, split: str, most: int | None = None) -> list[np.ndarray]:
+        """The documents of `train` or `val`, each with its end; at most so many, of every source its share, the first ones."""
+        tokens, facts = (self.train, self.manifest.train) if split == "train" else (self.val, self.manifest.val)
+        limit = facts.documents if most is None else min(most, facts.documents)
+        found: list[np.ndarray] = []
+        start, before = 1, 0
+        for origin in facts.sources:
+            before += origin.documents
+            share = before * limit // max(1, facts.documents) - len(found)  # they add up to the limit
+            found += islice(streams.documents(tokens, self.manifest.endoftext, start, start + origin.tokens), share)
+            start += origin.tokens
+        return found
 
 
 def place_of(data: bytes) -> float:
     """A fixed point in [0, 1) for each text; validation documents are those below `val_fraction`."""
-    return int.from_bytes(hashlib.sha256(data).digest()[:6], "big") / 2**48
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as e:
-        fix = "free some disk space" if e.errno in (errno.ENOSPC, errno.EDQUOT) else "choose another --name"
-        raise UserError(f"shards cannot be written: {e.strerror}", where=str(path), fix=fix, code=RESOURCES) from e
-
-
-class _Writer:
-    """One split's file. Remembers where the document lies that changes sides first, should the other stay empty."""
-
-    def __init__(self, path: Path, dtype: np.dtype, endoftext: int, first: Callable[[float, float], float]):
-        self.path, self.dtype, self.endoftext, self.first = path, dtype, endoftext, first
-        self.documents = self.bytes = 0
-        self.tokens = 1
-        self.candidate: float | None = None  # its place; every copy of its text goes with it
-        self.spans: list[tuple[int, int, int]] = []  # (first token, end, UTF-8 bytes) of each copy
-        with _writing(path):
-            self.file = path.open("wb")
-            # So that the first document has the context every other one has.
-            self.file.write(np.array([endoftext], dtype).tobytes())
-
-    def add(self, ids: Sequence[int], place: float, size: int) -> None:
-        start = self.tokens
-        self.append(np.array([*ids, self.endoftext], self.dtype), size)
-        best = place if self.candidate is None else self.first(place, self.candidate)
-        if best != self.candidate:
-            self.candidate, self.spans = place, []
-        if place == best:
-            self.spans.append((start, self.tokens, size))
-
-    def append(self, tokens: np.ndarray, size: int) -> None:
-        """One document with its end-of-text token."""
-        with _writing(self.path):
-            self.file.write(tokens.tobytes())
-        self.documents += 1
-        self.tokens += len(tokens)
-        self.bytes += size
-
-    def hand_over(self, other: _Writer) -> None:
-        """Moves all copies of the candidate to the other split's file."""
-        self.file.flush()
-        written = np.memmap(self.path, self.dtype, "r")
-        rest = self.path.with_suffix(".rest")
-        with _writing(rest), rest.open("wb") as file:
-            kept = 0
-            for start, end, size in self.spans:
-                other.append(written[start:end], size)
-                written[kept:start].tofile(file)
-                kept = end
-                self.documents -= 1
-                self.tokens -= end - start
-                self.bytes -= size
-            written[kept:].tofile(file)
-        del written
-        self.file.close()
-        with _writing(self.path):
-            os.replace(rest, self.path)
-            self.file = self.path.open("ab")
-
-    def finish(self) -> Split:
-        with _writing(self.path):
-            self.file.flush()
-            os.fsync(self.file.fileno())
-            self.file.close()
-        written = np.memmap(self.path, self.dtype, "r")
-        starts = document_starts(written, self.endoftext)
-        assert len(written) == self.tokens, "tokens were lost on the way to the file"
-        assert len(starts) == self.documents, "a text was encoded with <|endoftext|> in it"
-        longest = int(np.diff(np.append(starts, len(written))).max(initial=1)) - 1
-        return Split(self.documents, self.tokens, self.bytes, longest, sha256_of(self.path))
+    return int.from_bytes(hashlib.sha256(data).digest()[:6], "big") / PLACES
 
 
 def prepare(
-    documents: Iterable[str],
+    documents: Documents,
     tokenizer: Encoder,
     out: str | Path,
     *,
     val_fraction: float = 0.05,
-    val_documents: Iterable[str] | None = None,
+    val_documents: Documents | None = None,
     sources: Sequence[dict[str, Any]] | Callable[[], Sequence[dict[str, Any]]] = (),
-    batch: int = BATCH,
+    dedup: str = "exact",
+    shard_tokens: int = SHARD_TOKENS,
+    part_bytes: int = PART_BYTES,
+    progress: Callable[[int], None] = lambda size: None,
 ) -> Manifest:
     """Encode documents into shards under `out`; the same documents and tokenizer give the same bytes.
 
-    Each document is followed by the end-of-text token, and one opens each file. Which split a document goes to is a
-    function of its text alone, so no text is on both sides. With two different texts or more both splits get one
-    (unless `val_fraction` is 0). Memory does not grow with the data. Empty documents are passed over.
+    Each document is followed by the end-of-text token, and one opens each split. Which split a document goes to is a function of its
+    text alone, so no text is on both sides. With two different texts or more both splits get one (unless `val_fraction` is 0). Empty
+    documents are passed over.
 
     Args:
+        documents: texts, or texts by the name of their source. They keep their order.
         val_fraction: share of documents for validation, in [0, 1); unused with `val_documents`.
         val_documents: validation documents given apart; `documents` are then all for training.
         sources: what the documents came from, for the manifest; a function is called after the last document, as in
             `lambda: reader.report.sources()`.
-        batch: documents encoded at a time.
+        dedup: `exact` drops every document whose text came before, `near` also those that nearly did (`data.dedup`). Documents for
+            validation given apart come first, so what is like them is not trained on.
+        shard_tokens: tokens of a file at most.
+        part_bytes: of text encoded and written as a piece that need not be made again after a kill.
+        progress: is called with the UTF-8 bytes encoded so far.
 
     Raises:
         UserError: no documents, `out` holds something else, no space. `out` is then as it was.
     """
-    out = Path(out)
+    out = Path(out).absolute()
     if not 0 <= val_fraction < 1:
         raise UserError(f"val_fraction {val_fraction} is not in [0, 1)", where="val_fraction", fix="set it to 0.05")
-    partial = _make_partial(out)
-    try:
-        dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
-        with contextlib.ExitStack() as stack:
-            train = _Writer(partial / "train.bin", dtype, tokenizer.endoftext, min)
-            stack.callback(lambda: train.file.close())  # looked up late: handing over reopens it
-            val = _Writer(partial / "val.bin", dtype, tokenizer.endoftext, max)
-            stack.callback(lambda: val.file.close())
-            if val_documents is None:
-                _fill(documents, tokenizer, batch, lambda place: val if place < val_fraction else train)
-                _balance(train, val, val_fraction)
-            else:
-                _fill(documents, tokenizer, batch, lambda place: train)
-                _fill(val_documents, tokenizer, batch, lambda place: val)
-            if not train.documents:
-                raise UserError("0 documents to prepare", where=str(out), fix="give documents that are not empty")
-            manifest = Manifest(
-                version=VERSION,
-                tokenizer_sha256=tokenizer.sha256,
-                vocab_size=tokenizer.vocab_size,
-                endoftext=tokenizer.endoftext,
-                dtype=dtype.name,
-                val_fraction=val_fraction if val_documents is None else None,
-                train=train.finish(),
-                val=val.finish(),
-                sources=tuple(sources() if callable(sources) else sources),
-            )
-        _publish(partial, out, manifest)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    if dedup not in DEDUP:
+        raise UserError(f"dedup {dedup!r} is none of {', '.join(DEDUP)}", where="dedup", fix="set it to exact")
+    train = _by_source(documents)
+    val = None if val_documents is None else _by_source(val_documents)
+    with _workshop(out) as work:
+        parts = Parts(work / "parts", tokenizer, near=dedup == "near", part_bytes=part_bytes)
+        table = Table(work, dedup)
+        with closing(table):
+            for name, texts in (val or {}).items():
+                table.read(name, parts.of(texts), progress, given=True)
+            for name, texts in train.items():
+                table.read(name, parts.of(texts), progress, given=False)
+        if not table.documents:
+            raise UserError("0 documents to prepare", where=str(out), fix="give documents that are not empty")
+        marks = table.marks()
+        names = {"train": list(train), "val": list(train if val is None else val)}
+        fraction = val_fraction if val is None else 0.0
+        splits = _write(work / "new", names, table, marks, parts, fraction, shard_tokens)
+        manifest = Manifest(
+            version=VERSION,
+            tokenizer_sha256=tokenizer.sha256,
+            vocab_size=tokenizer.vocab_size,
+            endoftext=tokenizer.endoftext,
+            dtype=token_type(tokenizer).name,
+            val_fraction=val_fraction if val is None else None,
+            dedup=dedup,
+            removed=table.removed(marks, dict.fromkeys([*(val or ()), *train])),
+            **splits,
+            sources=tuple(sources() if callable(sources) else sources),
+        )
+        if not manifest.train.documents:
+            what = "0 documents to train on: all of them are among the validation documents"
+            raise UserError(what, where=str(out), fix="give other validation documents")
+        _publish(work, out, manifest)
     return manifest
 
 
-def _fill(documents: Iterable[str], tokenizer: Encoder, batch: int, writer: Callable[[float], _Writer]) -> None:
-    held: list[str] = []
-    characters = 0
-
-    def flush() -> None:
-        for text, ids in zip(held, tokenizer.encode_batch(held), strict=True):
-            data = text.encode()
-            place = place_of(data)
-            writer(place).add(ids, place, len(data))
-        held.clear()
-
-    for text in documents:
-        if text:
-            held.append(text)
-            characters += len(text)
-        if len(held) >= batch or characters >= BATCH_CHARACTERS:
-            flush()
-            characters = 0
-    if held:
-        flush()
+def _by_source(documents: Documents) -> Mapping[str, Iterable[str]]:
+    return documents if isinstance(documents, Mapping) else {"": documents}
 
 
-def _balance(train: _Writer, val: _Writer, val_fraction: float) -> None:
-    """Chance may leave a small set with an empty side: the document next in line changes over."""
-    if not train.documents and val.documents:
-        val.hand_over(train)
-    elif not val.documents and val_fraction and len(train.spans) < train.documents:
-        train.hand_over(val)
+def _write(
+    folder: Path,
+    names: Mapping[str, Sequence[str]],
+    table: Table,
+    marks: np.ndarray,
+    parts: Parts,
+    val_fraction: float,
+    shard_tokens: int,
+) -> dict[str, Split]:
+    """Both splits, from the parts; `names` are the sources of each."""
+    with writing(folder):
+        folder.mkdir()
+    threshold = table.threshold(marks, val_fraction) if val_fraction else 0
+    with ExitStack() as stack:
+        train, val = (
+            stack.enter_context(
+                closing(Writer(folder, split, names[split], parts.dtype, parts.tokenizer.endoftext, shard_tokens))
+            )
+            for split in ("train", "val")
+        )
+        for stretch in table.stretches:
+            rows, tokens = table.rows(stretch), parts.tokens(stretch.part, stretch.stop - stretch.start)
+            lengths, sizes = rows["tokens"].astype(np.int64), rows["bytes"].astype(np.int64)
+            kept = marks[stretch.start : stretch.stop] == KEPT
+            for_val = np.full(len(rows), True) if stretch.given else rows["place"] < threshold
+            for writer, chosen in ((train, kept & ~for_val), (val, kept & for_val)):
+                if chosen.any():
+                    picked = tokens if chosen.all() else tokens[np.repeat(chosen, lengths + 1)]
+                    writer.add(stretch.source, picked, lengths[chosen], sizes[chosen])
+        return {"train": train.finish(), "val": val.finish()}
 
 
-def _make_partial(out: Path) -> Path:
-    """A new hidden folder beside `out`, after clearing what killed runs left. Refuses an `out` that holds no shards."""
+@contextmanager
+def _workshop(out: Path) -> Iterator[Path]:
+    """A hidden folder beside `out` with `parts/` in it, which outlives a failure. Refuses an `out` that holds no shards."""
     if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise UserError("this is there already and holds no shards", where=str(out), fix="choose another --name")
-    prefix = f".{out.absolute().name}.partial-"
-    with _writing(out):
-        out.absolute().parent.mkdir(parents=True, exist_ok=True)
-        for left in out.absolute().parent.glob(f"{glob.escape(prefix)}*"):
-            newest = max((path.stat().st_mtime for path in (left, *left.iterdir())), default=0.0)
-            if time.time() - newest > STALE_SECONDS:
-                shutil.rmtree(left, ignore_errors=True)
-        partial = out.absolute().with_name(prefix + uuid.uuid4().hex[:12])
-        partial.mkdir()
-    return partial
+    work = out.with_name(f".{out.name}.work")
+    parts = work / "parts"
+    with writing(out):
+        parts.mkdir(parents=True, exist_ok=True)
+        _clear(work)
+    try:
+        yield work
+        shutil.rmtree(parts, ignore_errors=True)
+    finally:
+        _clear(work)
+        with suppress(OSError):  # with finished parts in it, it stays for the next run
+            parts.rmdir() if parts.exists() else None
+            work.rmdir()
 
 
-def _publish(partial: Path, out: Path, manifest: Manifest) -> None:
-    with _writing(out):
-        with (partial / MANIFEST).open("w", encoding="utf-8", newline="\n") as file:
+def _clear(work: Path) -> None:
+    """Remove everything but finished parts."""
+    for path in work.iterdir():
+        if path.name != "parts":
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _publish(work: Path, out: Path, manifest: Manifest) -> None:
+    with writing(out):
+        with (work / "new" / MANIFEST).open("w", encoding="utf-8", newline="\n") as file:
             json.dump(asdict(manifest), file, indent=2, sort_keys=True, ensure_ascii=False)
             file.write("\n")
             file.flush()
             os.fsync(file.fileno())
-        old = partial.with_name(partial.name + "-old")
         if out.exists():
-            os.replace(out, old)
-        os.replace(partial, out)
-        shutil.rmtree(old, ignore_errors=True)
+            os.replace(out, work / "old")
+        os.replace(work / "new", out)
 
 
 def open_shards(
@@ -267,7 +229,7 @@ def open_shards(
     Args:
         tokenizer_sha256: refuse shards of any other tokenizer.
         vocab_size: rows of the model's embedding; shards with a larger vocabulary are refused.
-        verify: read both files and compare their sha256 too (about 1.8 GB/s); existence and size are always checked.
+        verify: read all files and compare their sha256 too (about 1.8 GB/s); existence and size are always checked.
 
     Raises:
         UserError: nothing there (USAGE); a file or the manifest missing, damaged or of another size, or a tokenizer
@@ -284,26 +246,23 @@ def open_shards(
     if vocab_size is not None and manifest.vocab_size > vocab_size:
         what = f"these shards use a vocabulary of {manifest.vocab_size:,}, the model has {vocab_size:,}"
         raise UserError(what, where=str(path), fix=again, code=INTEGRITY)
+    dtype = np.dtype(manifest.dtype).newbyteorder("<")
     train, val = (
-        _open_split(path / f"{name}.bin", manifest, split, verify, again) for name, split in _splits(manifest)
+        Tokens([_open_file(path / file.name, file, dtype, verify, again) for file in split.files])
+        for split in (manifest.train, manifest.val)
     )
     return Shards(path, manifest, train, val)
 
 
-def _splits(manifest: Manifest) -> tuple[tuple[str, Split], ...]:
-    return ("train", manifest.train), ("val", manifest.val)
-
-
-def _open_split(file: Path, manifest: Manifest, split: Split, verify: bool, fix: str) -> np.memmap:
-    dtype = np.dtype(manifest.dtype).newbyteorder("<")
+def _open_file(path: Path, file: File, dtype: np.dtype, verify: bool, fix: str) -> np.memmap:
     try:
-        size = file.stat().st_size
-        expected = split.tokens * dtype.itemsize
+        size = path.stat().st_size
+        expected = file.tokens * dtype.itemsize
         if size != expected:
-            what = f"shard of {size:,} bytes, where the manifest says {split.tokens:,} tokens = {expected:,} bytes"
-            raise UserError(what, where=str(file), fix=fix, code=INTEGRITY)
-        if verify and sha256_of(file) != split.sha256:
-            raise UserError("shard differs from its sha256 in the manifest", where=str(file), fix=fix, code=INTEGRITY)
-        return np.memmap(file, dtype, "r")
+            what = f"shard of {size:,} bytes, where the manifest says {file.tokens:,} tokens = {expected:,} bytes"
+            raise UserError(what, where=str(path), fix=fix, code=INTEGRITY)
+        if verify and sha256_of(path) != file.sha256:
+            raise UserError("shard differs from its sha256 in the manifest", where=str(path), fix=fix, code=INTEGRITY)
+        return np.memmap(path, dtype, "r")
     except OSError as e:
-        raise UserError(f"shard cannot be read: {e.strerror}", where=str(file), fix=fix, code=INTEGRITY) from e
+        raise UserError(f"shard cannot be read: {e.strerror}", where=str(path), fix=fix, code=INTEGRITY) from e

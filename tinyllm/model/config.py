@@ -31,13 +31,16 @@ class ModelConfig(Config):
 
     @model_validator(mode="after")
     def _shapes_fit(self) -> ModelConfig:
-        if self.num_attention_heads % self.num_key_value_heads:
+        heads, kv = self.num_attention_heads, self.num_key_value_heads
+        if heads % kv:
+            fits = next(n for n in range(min(heads, kv), 0, -1) if heads % n == 0)
             raise ValueError(
-                f"num_attention_heads {self.num_attention_heads} must be a multiple of "
-                f"num_key_value_heads {self.num_key_value_heads}"
+                f"num_attention_heads {heads} must be a multiple of num_key_value_heads {kv}; that may be {fits}"
             )
         if self.head_dim % 2:
-            raise ValueError(f"head_dim {self.head_dim} must be even: the rotary embedding turns pairs")
+            raise ValueError(
+                f"head_dim {self.head_dim} must be even, it may be {self.head_dim + 1}: the rotary embedding turns pairs"
+            )
         return self
 
     def training_bytes(self, rows: int, length: int) -> tuple[int, int]:

@@ -12,16 +12,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tinyllm.errors import INTEGRITY, USAGE, UserError
-from tinyllm.model import lora
+from tinyllm.config import differences
+from tinyllm.errors import INTEGRITY, UserError
+from tinyllm.model import lora, tensors
 from tinyllm.model.config import ModelConfig
+from tinyllm.model.described import (
+    ADAPTER,
+    CLASSES,
+    CONFIG,
+    base_folder,
+    check_shapes,
+    field_differences,
+    read_adapter,
+    read_config,
+)
 from tinyllm.model.transformer import CausalLM, SequenceScorer
 
-_CLASSES = {"qwen3": "Qwen3", "llama": "Llama", "qwen2": "Qwen2"}
+START_OVER = "choose another --name, or add --no-resume to move the old run aside"
 
 
 def describe(model: CausalLM | SequenceScorer, *, bos: int | None, eos: int | None, pad: int | None) -> dict[str, Any]:
@@ -29,7 +39,7 @@ def describe(model: CausalLM | SequenceScorer, *, bos: int | None, eos: int | No
     config = model.config
     task = "ForCausalLM" if isinstance(model, CausalLM) else "ForSequenceClassification"
     found: dict[str, Any] = {
-        "architectures": [_CLASSES[config.model_type] + task],
+        "architectures": [CLASSES[config.model_type] + task],
         **config.model_dump(),
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
         "hidden_act": "silu",
@@ -70,74 +80,34 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     return {k: v.detach().contiguous().cpu() for k, v in state.items()}
 
 
-def read_config(folder: Path) -> tuple[ModelConfig, dict[str, Any]]:
-    """The model's shape, and all of config.json."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise UserError(
-            "no model here: config.json is missing", where=str(folder), fix="name a checkpoint directory", code=USAGE
-        )
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"not JSON: {error}", where=str(path), code=INTEGRITY) from None
-    kind = found.get("model_type")
-    if kind not in _CLASSES:
-        raise UserError(
-            f"model_type {kind!r} cannot be loaded", where=str(path), fix=f"use one of {', '.join(_CLASSES)}"
-        )
-    _refuse_what_we_do_not_compute(found, path)
-    rope = found.get("rope_parameters") or {}
-    heads = found["num_attention_heads"]
-    shape = {k: found[k] for k in ModelConfig.model_fields if k in found and found[k] is not None}
-    shape |= {
-        "head_dim": found.get("head_dim") or found["hidden_size"] // heads,
-        "num_key_value_heads": found.get("num_key_value_heads") or heads,
-        "rope_theta": float(found.get("rope_theta") or rope.get("rope_theta") or 10000.0),
-        # absent means false in Hugging Face's files, whatever our own default is
-        "tie_word_embeddings": bool(found.get("tie_word_embeddings", False)),
-    }
-    return ModelConfig(**shape), found
-
-
-def _refuse_what_we_do_not_compute(found: dict[str, Any], path: Path) -> None:
-    """A key that changes the mathematics must not be passed over in silence."""
-    rope = found.get("rope_parameters") or found.get("rope_scaling") or {}
-    unknown = {
-        "hidden_act": found.get("hidden_act", "silu") != "silu",
-        "rope_scaling": rope.get("rope_type", rope.get("type", "default")) != "default",
-        "attention_bias": bool(found.get("attention_bias")) and found["model_type"] != "qwen2",
-        "mlp_bias": bool(found.get("mlp_bias")),
-        "use_sliding_window": bool(found.get("use_sliding_window")),
-        "quantization_config": bool(found.get("quantization_config")),
-    }
-    for key, wrong in unknown.items():
-        if wrong:
-            raise UserError(
-                f"{key} = {found.get(key)!r} is not supported", where=str(path), fix="convert it to plain weights"
-            )
-
-
 def load_causal_lm(folder: Path, device: torch.device | str = "cpu", *, merged: bool = True) -> CausalLM:
     """A language model from a checkpoint directory; an adapter's directory loads its base and (merged or not) the adapter."""
-    if (folder / "adapter_config.json").is_file():
-        _, base = lora.read_config(folder)
-        model = load_causal_lm(_base_folder(folder, base))
+    if (folder / ADAPTER).is_file():
+        model = load_causal_lm(_base_of(folder))
         lora.load(model, folder)
         return (lora.merge(model) if merged else model).to(device)
     config, _ = read_config(folder)
-    return _fill(CausalLM(config), folder, device)
+    return _loaded(CausalLM, config, folder, device)
 
 
 def load_scorer(folder: Path, device: torch.device | str = "cpu") -> SequenceScorer:
     """A reward model from its checkpoint directory."""
     config, found = read_config(folder)
-    if (
-        not str((found.get("architectures") or [""])[0]).endswith("ForSequenceClassification")
-        or found.get("num_labels", 1) != 1
-    ):
+    kind = found.get("architectures")
+    name = kind[0] if isinstance(kind, list) and kind else ""
+    if not str(name).endswith("ForSequenceClassification") or found.get("num_labels", 1) != 1:
         raise UserError("this is not a reward model", where=str(folder), fix="train one with `tinyllm rm`")
-    return _fill(SequenceScorer(config), folder, device)
+    return _loaded(SequenceScorer, config, folder, device)
+
+
+def restore(model: CausalLM | SequenceScorer, folder: Path) -> None:
+    """Put a checkpoint's weights into a model, in place. UserError (INTEGRITY) where it is a checkpoint of another model."""
+    config, _ = read_config(folder)
+    if different := differences(config, model.config):
+        raise UserError(
+            f"a checkpoint of another model: {different}", where=str(folder / CONFIG), fix=START_OVER, code=INTEGRITY
+        )
+    tensors.fill(model, tensors.read(tensors.files_of(folder)), tensors_of(model), folder)
 
 
 def scorer_from(policy: CausalLM, seed: int) -> SequenceScorer:
@@ -151,62 +121,38 @@ def scorer_from(policy: CausalLM, seed: int) -> SequenceScorer:
     return scorer
 
 
-def _base_folder(adapter: Path, base: str) -> Path:
-    """An adapter names its base by a path: absolute, or relative to where the command runs or to a folder above the adapter."""
-    for place in (Path(), adapter, *adapter.resolve().parents):
-        if base and (place / base / "config.json").is_file():
-            return place / base
-    raise UserError(
-        f"the adapter's base model {base!r} is not there",
-        where=str(adapter),
-        fix="restore that checkpoint",
-        code=INTEGRITY,
-    )
+def _base_of(adapter: Path) -> Path:
+    """The folder of an adapter's base model, which must hold the weights that the adapter was trained on."""
+    base = base_folder(adapter, read_adapter(adapter)[1])
+    wanted = tensors.note(adapter / lora.WEIGHTS, lora.BASE_SHA256)
+    if wanted and wanted != (there := tensors.sha256(base)):  # PEFT's own do not record it
+        fix = "restore that checkpoint, or train the adapter again on this one"
+        raise lora.other_base(adapter, base.as_posix(), wanted, there, fix)
+    return base
 
 
-def _fill(model: nn.Module, folder: Path, device: torch.device | str) -> Any:
-    """Give a model its weights, in float32 (masters are never kept in less)."""
-    tied = isinstance(model, CausalLM) and model.config.tie_word_embeddings
-    wanted = {k: v.shape for k, v in model.state_dict().items() if not (tied and k == "lm_head.weight")}
-    found = read_tensors(folder)
+def _loaded(kind: type[nn.Module], config: ModelConfig, folder: Path, device: torch.device | str) -> Any:
+    """A model with the weights in `folder`, in float32 (masters are never kept in less), and nothing that was not in the file."""
+    files = tensors.files_of(folder)
+    shapes = {name: seen.shape for name, seen in tensors.look(files).items()}
+    check_shapes(config, shapes, folder)
+    model = kind(config)
+    tied = isinstance(model, CausalLM) and config.tie_word_embeddings
     if tied:
-        found.pop("lm_head.weight", None)
-    problems = [f"{k} is missing" for k in wanted.keys() - found.keys()]
-    problems += [f"{k} is unknown" for k in found.keys() - wanted.keys()]
-    problems += [
-        f"{k} is {tuple(found[k].shape)}, not {tuple(wanted[k])}"
-        for k in wanted.keys() & found.keys()
-        if found[k].shape != wanted[k]
-    ]
-    if problems:
-        more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
+        shapes.pop("lm_head.weight", None)
+    wanted = {name: tensor.shape for name, tensor in tensors_of(model).items()}
+    if problem := tensors.misfits(wanted, shapes):
+        fields = field_differences(config, shapes)
         raise UserError(
-            f"the weights do not fit config.json: {sorted(problems)[0]}{more}", where=str(folder), code=INTEGRITY
+            f"the weights do not fit config.json: {f'{fields}; ' if fields else ''}{problem}",
+            where=str(folder),
+            code=INTEGRITY,
         )
-    model.load_state_dict({k: v.float() for k, v in found.items()}, strict=False, assign=True)
+    found = tensors.read(files)
+    model.load_state_dict({name: found[name].float() for name in wanted}, strict=False, assign=True)
     if tied:
         model.lm_head.weight = model.model.embed_tokens.weight
     return model.to(device)
-
-
-def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of model.safetensors, or of the parts that model.safetensors.index.json names."""
-    index = folder / "model.safetensors.index.json"
-    names = ["model.safetensors"]
-    if not (folder / names[0]).exists() and index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    found: dict[str, Tensor] = {}
-    for name in names:
-        if Path(name).name != name or not name.endswith(".safetensors"):
-            raise UserError(
-                f"the index names {name!r}, which is not a file beside it", where=str(index), code=INTEGRITY
-            )
-        try:
-            with safe_open(folder / name, framework="pt") as file:
-                found |= {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - safe_open is no dict
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"the weights cannot be read: {error}", where=str(folder / name), code=INTEGRITY) from None
-    return found
 
 
 def write_json(path: Path, content: Any) -> None:

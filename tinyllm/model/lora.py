@@ -17,15 +17,20 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from tinyllm import foreign
+from tinyllm.config import differences
 from tinyllm.errors import INTEGRITY, UserError
+from tinyllm.model import tensors
 from tinyllm.model.config import LoRAConfig
+from tinyllm.model.described import ADAPTER, ALL_LINEAR
+from tinyllm.model.described import read_adapter as read_config
 
+WEIGHTS = "adapter_model.safetensors"
+BASE_SHA256 = "base_sha256"
 _PREFIX = "base_model.model."  # what PEFT puts before every name
-_HEADS, _ALL_LINEAR = {"lm_head", "score"}, "all-linear"
+_HEADS = {"lm_head", "score"}
 
 
 class LoRALinear(nn.Linear):
@@ -72,9 +77,19 @@ def attach(model: nn.Module, config: LoRAConfig, seed: int = 0) -> nn.Module:
     Raises UserError where a target matches no linear layer, or matches the head (which may be tied to the embedding).
     """
     generator = torch.Generator().manual_seed(seed)
+    chosen = _chosen(model, config)
+    model.requires_grad_(False)
+    for name, linear in chosen.items():
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, LoRALinear(linear, config, generator))
+    return model
+
+
+def _chosen(model: nn.Module, config: LoRAConfig) -> dict[str, nn.Linear]:
+    """The linear layers that `config.targets` names."""
     found = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
     leaves = {name.rpartition(".")[2] for name in found}
-    targets = leaves - _HEADS if _ALL_LINEAR in config.targets else set(config.targets)
+    targets = leaves - _HEADS if ALL_LINEAR in config.targets else set(config.targets)
     for target in sorted(targets):
         if target in _HEADS:
             raise UserError(
@@ -85,14 +100,22 @@ def attach(model: nn.Module, config: LoRAConfig, seed: int = 0) -> nn.Module:
         if target not in leaves:
             known = sorted(leaves - _HEADS)
             raise UserError(
-                f"no linear layer is called {target!r}", where="lora.targets", fix=f"choose among {', '.join(known)}"
+                f"no linear layer is called {foreign.short(target)}",
+                where="lora.targets",
+                fix=f"choose among {', '.join(known)}",
             )
-    model.requires_grad_(False)
-    for name, linear in found.items():
-        parent, _, leaf = name.rpartition(".")
-        if leaf in targets:
-            setattr(model.get_submodule(parent), leaf, LoRALinear(linear, config, generator))
-    return model
+    return {name: linear for name, linear in found.items() if name.rpartition(".")[2] in targets}
+
+
+def _branch_shapes(model: nn.Module, config: LoRAConfig) -> dict[str, tuple[int, ...]]:
+    """What `branches` will be once the adapter is attached."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, linear in _chosen(model, config).items():
+        shapes[f"{name}.lora_A.weight"] = (config.r, linear.in_features)
+        shapes[f"{name}.lora_B.weight"] = (linear.out_features, config.r)
+        if config.dora:
+            shapes[f"{name}.lora_magnitude_vector"] = (linear.out_features,)
+    return shapes
 
 
 def is_branch(name: str) -> bool:
@@ -132,10 +155,16 @@ def merge(model: nn.Module) -> nn.Module:
     return model.requires_grad_(True)
 
 
-def save(model: nn.Module, config: LoRAConfig, folder: Path, base: str, task: str = "CAUSAL_LM") -> None:
-    """Write a PEFT adapter (`adapter_config.json`, `adapter_model.safetensors`) for the base model at path `base`."""
-    tensors = {_PREFIX + k: v.contiguous() for k, v in model.state_dict().items() if is_branch(k)}
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+def save(
+    model: nn.Module, config: LoRAConfig, folder: Path, base: str, *, base_sha256: str = "", task: str = "CAUSAL_LM"
+) -> None:
+    """Write a PEFT adapter (`adapter_config.json`, `adapter_model.safetensors`) for the base model at path `base`.
+
+    base_sha256: of the base's weights (`tensors.sha256`). It stands in the weights' own metadata, which PEFT does not read: a key of
+    ours in adapter_config.json would make it warn.
+    """
+    notes = {"format": "pt"} | ({BASE_SHA256: base_sha256} if base_sha256 else {})
+    tensors.write({_PREFIX + name: tensor for name, tensor in branches(model).items()}, folder / WEIGHTS, notes)
     description = {
         "peft_type": "LORA",
         "task_type": task,
@@ -150,58 +179,53 @@ def save(model: nn.Module, config: LoRAConfig, folder: Path, base: str, task: st
         "fan_in_fan_out": False,
         "inference_mode": True,
     }
-    (folder / "adapter_config.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    (folder / ADAPTER).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
 
-def read_config(folder: Path) -> tuple[LoRAConfig, str]:
-    """The adapter's settings, PEFT's own files included, and the path of its base model.
-
-    Keys that change the mathematics and that we do not implement are refused; all others are PEFT's bookkeeping.
-    """
-    path = folder / "adapter_config.json"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"the adapter's description cannot be read: {error}", where=str(path), code=INTEGRITY) from None
-    for key in ("rank_pattern", "alpha_pattern", "fan_in_fan_out", "modules_to_save", "lora_bias"):
-        if found.get(key):
-            raise UserError(f"adapters with {key} cannot be loaded", where=str(path), fix="merge it with PEFT first")
-    if found.get("peft_type") != "LORA" or found.get("bias", "none") != "none":
-        raise UserError(
-            "only LoRA adapters without biases can be loaded", where=str(path), fix="merge it with PEFT first"
-        )
-    targets = found["target_modules"]
-    if isinstance(targets, str) and targets == _ALL_LINEAR:
-        targets = [targets]
-    if isinstance(targets, str):
-        raise UserError("target_modules is a pattern, not a list", where=str(path), fix="list the layer names")
-    config = LoRAConfig(
-        r=found["r"],
-        alpha=float(found["lora_alpha"]),
-        dropout=float(found.get("lora_dropout", 0.0)),
-        targets=tuple(sorted(targets)),
-        rslora=bool(found.get("use_rslora", False)),
-        dora=bool(found.get("use_dora", False)),
+def other_base(adapter: Path, base: str, wanted: str, there: str, fix: str) -> UserError:
+    """The refusal of an adapter whose file names other base weights than those it is to be put on."""
+    return UserError(
+        f"the adapter was trained on other weights than {base} holds: sha256 {foreign.short(wanted[:12])}, there {there[:12]}",
+        where=str(adapter),
+        fix=fix,
+        code=INTEGRITY,
     )
-    return config, found.get("base_model_name_or_path") or ""
+
+
+def branches(model: nn.Module) -> dict[str, Tensor]:
+    """What an adapter's file holds, under the state dict's names."""
+    return {name: tensor for name, tensor in model.state_dict().items() if is_branch(name)}
 
 
 def load(model: nn.Module, folder: Path) -> LoRAConfig:
-    """Attach the adapter in `folder` to `model`; every tensor must find its place."""
+    """Attach the adapter in `folder` to `model`; every tensor must find its place, before anything of its size is made."""
     config, _ = read_config(folder)
-    attach(model, config)
-    path = folder / "adapter_model.safetensors"
+    path = folder / WEIGHTS
     try:
-        tensors = {k.removeprefix(_PREFIX): v for k, v in load_file(path).items()}
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"the adapter's weights cannot be read: {error}", where=str(path), code=INTEGRITY) from None
-    wanted = {k: v.shape for k, v in model.state_dict().items() if is_branch(k)}
-    if wanted != (there := {k: v.shape for k, v in tensors.items()}):
-        names = sorted(k for k in wanted.keys() | there.keys() if wanted.get(k) != there.get(k))
-        raise UserError(
-            f"the adapter does not fit this model: {names[0]} and {len(names) - 1} more",
-            where=str(folder),
-            code=INTEGRITY,
-        )
-    model.load_state_dict(tensors, strict=False)
+        wanted = _branch_shapes(model, config)
+    except UserError as error:
+        raise UserError(f"target_modules: {error.what}", where=str(folder / ADAPTER), code=INTEGRITY) from None
+    if problem := tensors.misfits(wanted, {_bare(name): seen.shape for name, seen in tensors.look([path]).items()}):
+        raise UserError(f"does not fit this model: {problem}", where=str(path), code=INTEGRITY)
+    attach(model, config)
+    _fill(model, path)
     return config
+
+
+def restore(model: nn.Module, config: LoRAConfig, folder: Path) -> None:
+    """Put a checkpoint's adapter into the model that it is attached to. UserError (INTEGRITY) where it is another one."""
+    there, _ = read_config(folder)
+    adapted = {name.rpartition(".")[2] for name in layers(model)}
+    here = config.model_copy(update={"targets": tuple(sorted(adapted))})
+    if different := differences(there, here):
+        raise UserError(f"another adapter: {different}", where=str(folder / ADAPTER), code=INTEGRITY)
+    _fill(model, folder / WEIGHTS)
+
+
+def _fill(model: nn.Module, path: Path) -> None:
+    found = {_bare(name): tensor for name, tensor in tensors.read([path]).items()}
+    tensors.fill(model, found, branches(model), path)
+
+
+def _bare(name: str) -> str:
+    return name.removeprefix(_PREFIX)

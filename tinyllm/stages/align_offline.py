@@ -14,11 +14,12 @@ from tinyllm import algorithms, dist
 from tinyllm.data.batches import Source
 from tinyllm.data.datasets import Judgements, Preferences
 from tinyllm.model.transformer import CausalLM
+from tinyllm.stages import preflight
 from tinyllm.stages.common import Call, Files, base_of, begin, facts_of, held_out, load_policy, result, source_of
 from tinyllm.stages.config import AlignOfflineConfig
 from tinyllm.stages.fit import Fit, Job
 from tinyllm.stages.parents import OFFLINE, RUNS
-from tinyllm.stages.reading import judgements_from, preferences_from, read_split
+from tinyllm.stages.reading import judgements_from, preferences_from, read_split, room_of
 from tinyllm.train.engine import autocast, choose_precision
 from tinyllm.train.progress import say
 
@@ -31,10 +32,11 @@ def run(config: AlignOfflineConfig, call: Call) -> dict[str, Any]:
     device = begin(config)
     model, tokenizer, parent = load_policy("align-offline", config, call, device)
     train, val, sources = read_split(config.data, algorithm.DATA, config.seed, noise=config.noise)
+    room = room_of(config, model.config.max_position_embeddings)
     dataset, held = (
-        _MAKE[algorithm.DATA](records, tokenizer, config.data.max_length, what)
-        for records, what in ((train, "train"), (val, "val"))
+        _MAKE[algorithm.DATA](records, tokenizer, room, what) for records, what in ((train, "train"), (val, "val"))
     )
+    preflight.settle(preflight.batch(len(dataset), config.train.batch_size, algorithm.DATA))
     folder = RUNS / OFFLINE / f"{config.algorithm}-{config.name}"
     facts = facts_of(model, tokenizer, sources, config.seed, parent) | {"algorithm": config.algorithm}
     run = call.open(folder, facts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,15 @@ from tinyllm.errors import UserError
 from tinyllm.model import hub, lora
 from tinyllm.model.transformer import ActorCritic, CausalLM, SequenceScorer
 from tinyllm.rollout.judge import Judge, TokenPrompt
-from tinyllm.rollout.rewards import check_columns
+from tinyllm.rollout.rewards import NEEDS, check_columns
 from tinyllm.rollout.source import RolloutSource
+from tinyllm.stages import preflight
 from tinyllm.stages.common import Call, Files, base_of, begin, facts_of, load_policy, result, scorer_for
 from tinyllm.stages.config import AlignOnlineConfig
 from tinyllm.stages.fit import Fit, Job
 from tinyllm.stages.judging import REWARD_MODEL, answer_figures, judge_of
 from tinyllm.stages.parents import ONLINE, RUNS
-from tinyllm.stages.reading import prompts_from, read_split
+from tinyllm.stages.reading import prompts_from, read_split, room_of
 from tinyllm.text.tokenizer import Tokenizer
 from tinyllm.train.config import TrainConfig
 from tinyllm.train.engine import autocast, choose_precision
@@ -95,11 +96,24 @@ def _prompts(
 ) -> tuple[list[TokenPrompt], list[TokenPrompt], list[dict[str, Any]]]:
     """Prompts to train on and held-out ones, both short enough to leave room for an answer, and what run.json says of them."""
     train, val, sources = read_split(config.data, "prompts", config.seed, task=config.task or None)
-    room = min(config.data.max_length, policy.config.max_position_embeddings - config.rollout.max_new_tokens)
-    prompts = prompts_from(train, tokenizer, room, "train")
-    held = prompts_from(val, tokenizer, room, "val")[: config.train.eval_rows]
-    check_columns(config.rewards, prompts[0].columns, "rewards")
-    return prompts, held, sources
+    room = room_of(config, policy.config.max_position_embeddings, config.rollout.max_new_tokens)
+    prompts, held = (
+        _with_columns(prompts_from(found, tokenizer, room, what), config.rewards, what)
+        for found, what in ((train, "train"), (val, "val"))
+    )
+    asked = config.train.batch_size * config.rollout.minibatches // config.rollout.group_size
+    preflight.settle(preflight.rollout(len(prompts), asked))
+    return prompts, held[: config.train.eval_rows], sources
+
+
+def _with_columns(prompts: list[TokenPrompt], names: Iterable[str], what: str) -> list[TokenPrompt]:
+    """Those that have every column the rewards read; one that has not would end the run in its middle."""
+    needed = {column for name in names for column in NEEDS.get(name, ())}
+    kept = [prompt for prompt in prompts if needed <= prompt.columns.keys()]
+    if not kept:
+        check_columns(names, prompts[0].columns, "rewards")
+    preflight.settle(preflight.columns(len(prompts) - len(kept), len(prompts), sorted(needed), what))
+    return kept
 
 
 def _judge(

@@ -104,6 +104,7 @@ def run(config: ChatConfig, call: Call, prompts: Sequence[str] = (), *, stream: 
     parent = find("chat", config.parent, fast=call.fast)
     model = hub.load_causal_lm(parent.folder, device)
     tokenizer = tokenizer_of(model, parent.folder)
+    parent.unchanged()
     only_pretrained = f"/{PRETRAIN}/" in f"/{parent.folder.as_posix()}"
     talk = Talk(model, tokenizer, config, base_model=only_pretrained or not tokenizer.has_chat_tokens)
     mode = "a base model: it continues your text" if talk.base_model else "chat"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,40 +11,32 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from tinyllm import dist
+from tinyllm import __version__, dist
 from tinyllm.data.batches import Source
 from tinyllm.errors import INTEGRITY, UserError
 from tinyllm.mean import Mean
 from tinyllm.model import hub, lora, tensors
 from tinyllm.model.config import LoRAConfig
 from tinyllm.model.transformer import ActorCritic, CausalLM, SequenceScorer
+from tinyllm.stages.call import Call
 from tinyllm.stages.config import StageConfig, TunedConfig
 from tinyllm.stages.fit import Fitted
 from tinyllm.stages.parents import Parent, find
 from tinyllm.text.tokenizer import Tokenizer
+from tinyllm.train import checkpoint
 from tinyllm.train.engine import Engine, choose_device, detached, pool_over_ranks
 from tinyllm.train.progress import say
-from tinyllm.train.run import Run
-
-
-@dataclass(frozen=True)
-class Call:
-    """How a stage was called, beside its configuration."""
-
-    yaml: str  # the resolved configuration
-    fast: bool = False
-    resume: bool = True
-    allow_data_change: bool = False
-
-    def open(self, folder: Path, facts: dict[str, Any]) -> Run:
-        """The run directory, this process's own from now on."""
-        return Run(folder, self.yaml, facts, resume=self.resume, allow_data_change=self.allow_data_change)
 
 
 def begin(config: StageConfig) -> torch.device:
     """Choose the device and join the other ranks."""
     device = choose_device(config.device)
     dist.start(device)
+    if device.type == "cpu" and dist.local_world_size() > dist.cores():
+        say(
+            f"warning: {dist.local_world_size()} ranks take turns on {dist.cores()} cores; --nproc {dist.cores()} is faster"
+        )
+    dist.agree({"tinyllm": __version__, "torch": str(torch.__version__), **config.model_dump(mode="json")})
     torch.manual_seed(config.seed)
     return device
 
@@ -92,6 +83,7 @@ def load_policy(
     say(f"starting from {parent.folder}")
     model = hub.load_causal_lm(parent.folder, device)
     tokenizer = tokenizer_of(model, parent.folder)
+    parent.unchanged()
     if config.data.max_length > model.config.max_position_embeddings:
         raise UserError(
             f"data.max_length {config.data.max_length} is more than the model's {model.config.max_position_embeddings} positions",
@@ -161,24 +153,20 @@ class Files:
         there = tensors.note(folder / lora.WEIGHTS, lora.BASE_SHA256)
         self.base_sha256 = self.base_sha256 or there
         if there and there != self.base_sha256:
-            raise UserError(
-                f"the adapter was trained on other weights than {self.base} holds: sha256 {there[:12]}, there {self.base_sha256[:12]}",
-                where=str(folder),
-                fix=hub.START_OVER,
-                code=INTEGRITY,
-            )
+            raise lora.other_base(folder, self.base, there, self.base_sha256, hub.START_OVER)
 
 
 def base_of(model: CausalLM, tokenizer: Tokenizer, parent: Parent, folder: Path) -> str:
     """The path an adapter names as its base. If the parent is itself an adapter, the model it was merged into is written down first."""
     if not (parent.folder / "adapter_config.json").is_file():
         return parent.folder.as_posix()
-    base = folder / "base"
-    if dist.is_main() and not base.exists():
-        base.mkdir(parents=True)
-        hub.save(model, base, bos=tokenizer.bos, stop=tokenizer.stop_ids, pad=tokenizer.pad)
-        tokenizer.save(base, model_max_length=model.config.max_position_embeddings)
-    return base.as_posix()
+    there = dist.broadcast_text(next((p.as_posix() for p in checkpoint.steps(folder / "base")), ""))
+
+    def write(draft: Path) -> None:
+        if dist.is_main():
+            Files(model, tokenizer).write(draft)
+
+    return there or checkpoint.save(folder / "base", 0, write).as_posix()
 
 
 def facts_of(
@@ -225,7 +213,9 @@ def scorer_for(
             where=str(parent.folder),
             fix="train one from this policy's parent",
         )
-    return hub.load_scorer(parent.folder, device).eval().requires_grad_(False), parent
+    scorer = hub.load_scorer(parent.folder, device).eval().requires_grad_(False)
+    parent.unchanged()
+    return scorer, parent
 
 
 def plain_json(value: Any) -> str:

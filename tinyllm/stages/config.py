@@ -9,10 +9,16 @@ from pydantic import Field, create_model, field_validator, model_validator
 
 from tinyllm import algorithms
 from tinyllm.config import Config
+from tinyllm.data.streams import ENCODINGS
 from tinyllm.model.config import LoRAConfig, ModelConfig
 from tinyllm.rollout.config import RolloutConfig
 from tinyllm.rollout.rewards import REWARDS
 from tinyllm.train.config import OptimConfig, TrainConfig
+
+
+def is_world(source: str) -> bool:
+    """Whether an entry of data.train or data.val is the bundled world."""
+    return source == "world" or source.startswith("world:")
 
 
 class DataConfig(Config):
@@ -28,8 +34,40 @@ class DataConfig(Config):
     field: dict[str, str] = Field({})
     """wanted column: the name it has in the files"""
     on_bad_line: Literal["error", "skip"] = "error"
+    encoding: Literal[ENCODINGS] = "utf-8"  # type: ignore[valid-type]
+    """of the files' text"""
     max_length: int = Field(256, ge=8)
     """tokens in a row; longer records are cut, and the number of them is reported"""
+
+
+class TextConfig(DataConfig):
+    """Where raw text comes from, and what becomes of it."""
+
+    weights: tuple[float, ...] = ()
+    """share of the training tokens for each entry of train, of any scale, as in [3, 1]; empty: in proportion to their size"""
+    dedup: Literal["none", "exact", "near"] = "exact"
+    """drop documents whose text came before, or nearly did (MinHash); none keeps every copy"""
+
+    @model_validator(mode="after")
+    def _a_weight_for_every_source(self) -> TextConfig:
+        if self.weights and len(self.weights) != len(self.train):
+            raise ValueError(f"{len(self.weights)} weights for {len(self.train)} entries of train: each needs one")
+        if any(weight <= 0 for weight in self.weights):
+            raise ValueError(
+                f"weights {list(self.weights)} must all be more than 0; leave a source out of train instead"
+            )
+        for name, side in (("train", self.train), ("val", self.val)):
+            if twice := [source for number, source in enumerate(side) if source in side[:number]]:
+                raise ValueError(f"{name} names {twice[0]!r} twice; name it once (in train, it may have a weight)")
+        return self
+
+
+class RecordConfig(DataConfig):
+    """Where conversations, pairs or prompts come from, and what becomes of those that are too long."""
+
+    too_long: Literal["truncate", "drop", "error"] = "truncate"
+    """a record of more than max_length tokens is cut (an answer at its end, a prompt at its beginning), left out, or refused, and counted;
+    a prompt that is to be answered is never cut but left out"""
 
 
 class StageConfig(Config):
@@ -45,7 +83,7 @@ class PretrainConfig(StageConfig):
     model: ModelConfig = ModelConfig()
     tokenizer: Path | None = None
     """a folder with tokenizer.json; none: one of at most model.vocab_size tokens is trained on the data"""
-    data: DataConfig = DataConfig()
+    data: TextConfig = TextConfig()
     train: TrainConfig = TrainConfig()
     optim: OptimConfig = OptimConfig()
 
@@ -66,7 +104,7 @@ class TunedConfig(StageConfig):
     """the checkpoint to start from; none: the newest of the stage before"""
     lora: LoRAConfig | None = None
     """adapt with LoRA instead of training all weights"""
-    data: DataConfig = DataConfig()
+    data: RecordConfig = RecordConfig()
     train: TrainConfig = TrainConfig()
     optim: OptimConfig = OptimConfig()
 

@@ -30,6 +30,7 @@ def run(config: EvalConfig, call: Call) -> dict[str, Any]:
     parent = find("eval", config.parent, fast=call.fast)
     model = hub.load_causal_lm(parent.folder, device).eval()
     tokenizer = tokenizer_of(model, parent.folder)
+    parent.unchanged()
     chats = tokenizer.has_chat_tokens and f"/{PRETRAIN}/" not in f"/{parent.folder.as_posix()}"
     bench = Bench(model, tokenizer, front_of(parent.folder), chats, config)
     found = _tasks(bench, parent) if config.task else _text(bench)
@@ -67,7 +68,12 @@ def _texts(config: EvalConfig) -> list[str]:
             found += [row["text"] for row in world.documents(count, seed=config.seed, split="val")]
         else:
             reader = records.read(
-                [source], "documents", format=data.format, field=data.field, on_bad_line=data.on_bad_line
+                [source],
+                "documents",
+                format=data.format,
+                field=data.field,
+                on_bad_line=data.on_bad_line,
+                encoding=data.encoding,
             )
             found += [record.text for record in reader if isinstance(record, records.Document)]
             for line in reader.report.lines():

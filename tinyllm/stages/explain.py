@@ -55,11 +55,17 @@ def _changes_settings(finding: Finding) -> bool:
     return "--set" in finding.try_this and "tinyllm" not in finding.try_this
 
 
+def figure_of(family: str, margins: float | None) -> str:
+    """The figure that only learning moves. `margins` before the first step: near 0 where there is a reference to be compared with."""
+    offline = "rewards/margins" if margins is not None and abs(margins) < _FROM_ZERO else "rewards/accuracies"
+    return _MOVED.get(family, offline)
+
+
 def _moved(log: Log) -> dict[str, Any] | None:
     """The stage's own figure at the first evaluation and at `ckpt_best`; None before the first evaluation."""
     margins = log.held_out("rewards/margins")
-    offline = "rewards/margins" if len(margins) and abs(margins.first.value) < _FROM_ZERO else "rewards/accuracies"
-    series, best = log.held_out(_MOVED.get(log.family, offline)), log.best_point()
+    series = log.held_out(figure_of(log.family, margins.first.value if len(margins) else None))
+    best = log.best_point()
     if not len(series) or best is None:
         return None
     at: Point = next((p for p in series if p.step == best.step), series.last)

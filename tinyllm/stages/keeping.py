@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from tinyllm import dist
+from tinyllm import dist, foreign
 from tinyllm.errors import FAILED, INTEGRITY, RESOURCES, UserError
+from tinyllm.model import tensors
 from tinyllm.train import checkpoint
 from tinyllm.train.engine import Engine
 from tinyllm.train.progress import say
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from tinyllm.stages.fit import Job
 
 FORMAT = 1  # of trainer/state.json
+_MOST = 1 << 62  # of what is counted
 _BYTES_A_WEIGHT = 12  # the weight and Adam's two moments
 
 
@@ -114,9 +116,14 @@ class Keeper:
     def _restore(self, folder: Path) -> dict[str, Any]:
         state = read_state(folder)
         self.job.restore(folder)
-        self.engine.restore(load_file(folder / "trainer" / "optimizer.safetensors"), state["updates"])
+        moments = folder / "trainer" / "optimizer.safetensors"
+        try:
+            self.engine.restore(tensors.read([moments]), state["updates"])
+        except UserError as error:
+            error.where = error.where or str(moments)
+            raise
         unfinished = folder / "trainer" / self._source_file()
-        kept: dict[str, Tensor] = load_file(unfinished) if unfinished.is_file() else {}
+        kept: dict[str, Tensor] = tensors.read([unfinished], finite=False) if unfinished.is_file() else {}
         self.job.source.restore(state["updates"], kept)
         self._saved_at = state["updates"]
         if dist.is_main():
@@ -162,19 +169,24 @@ class Keeper:
 def read_state(folder: Path) -> dict[str, Any]:
     """trainer/state.json of a checkpoint. Raises: UserError (INTEGRITY) where it is not one this version can go on with."""
     path = folder / "trainer" / "state.json"
-    try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-        if state.get("format", 1) > FORMAT:
-            what = f"written by a newer tinyllm: format {state['format']}, this one reads {FORMAT}"
-            raise UserError(what, where=str(path), fix="update tinyllm", code=INTEGRITY)
-        if (
-            type(state["updates"]) is int
-            and state["updates"] >= 0
-            and type(state["tokens"]) is int
-            and state["history"]
-        ):
-            return state
-        problem = "a value that cannot be"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        problem = f"{type(error).__name__}: {error}"
-    raise UserError(f"not the state of a run: {problem}", where=str(path), code=INTEGRITY)
+    state = foreign.read_json(path, nan=True)  # a figure may be one
+    version, updates, tokens = state.get("format", FORMAT), state.get("updates"), state.get("tokens")
+    if type(version) is int and version > FORMAT:
+        what = f"written by a newer tinyllm: format {foreign.short(version)}, this one reads {FORMAT}"
+        raise UserError(what, where=str(path), fix="update tinyllm", code=INTEGRITY)
+    counts = all(type(number) is int and 0 <= number < _MOST for number in (updates, tokens))
+    if version != FORMAT or not counts or not _is_history(state.get("history")):
+        raise UserError("not the state of a run", where=str(path), code=INTEGRITY)
+    if folder in checkpoint.steps(folder.parent) and updates != checkpoint.step_of(folder):
+        raise UserError(f"the state of step {updates}", where=str(path), code=INTEGRITY)
+    return state
+
+
+def _is_history(history: Any) -> bool:
+    """Figures before the first step, at the best checkpoint and at the last evaluation."""
+    if not isinstance(history, dict) or set(history) != {"before", "best", "last"}:
+        return False
+    return all(
+        isinstance(figures, dict) and figures and all(type(value) in (int, float) for value in figures.values())
+        for figures in history.values()
+    )

@@ -14,8 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tinyllm.config import Resolved
 from tinyllm.data import world
 from tinyllm.data.records import Prompt
@@ -225,9 +223,7 @@ class Life:
         """Held-out documents as ids, each with its end: those of the pretraining run's shards."""
         if self._documents is None:
             shards = data.ensure(self.resolved["pretrain"].config)[1]
-            starts = shards.document_starts("val")
-            ends = np.append(starts[1:], len(shards.val))
-            self._documents = [shards.val[a:b] for a, b in zip(starts, ends, strict=True)][:DOCUMENTS]
+            self._documents = shards.documents("val", DOCUMENTS)
         return self._documents
 
     # --- the scorecard ----------------------------------------------------------------------------------------------------------

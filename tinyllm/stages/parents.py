@@ -6,11 +6,12 @@ A stage that is not told its parent takes the newest finished run of the stage b
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tinyllm.errors import UserError
+from tinyllm.errors import INTEGRITY, UserError
 from tinyllm.train import checkpoint
 from tinyllm.train.run import COMPLETED, FAST_DEV_RUN, read_facts
 
@@ -26,7 +27,11 @@ BEFORE = {  # stage -> the places its parent may lie, in the order they are trie
     "eval": (PRETRAIN,),
     "reward model": (REWARD,),
 }
+_ADAPTER = "adapter_config.json"
 _COMMANDS = {PRETRAIN: "tinyllm pretrain", SFT_FULL: "tinyllm sft", REWARD: "tinyllm rm"}
+
+
+_File = tuple[Path, int, int, int]  # inode, size, time of the last change
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,14 @@ class Parent:
 
     folder: Path
     sha256: str  # of its manifest; empty for a model from elsewhere, which has none
+    files: tuple[_File, ...] = field(default=(), repr=False)  # as they were when they were verified
+
+    def unchanged(self) -> None:
+        """Called when all has been loaded. UserError (INTEGRITY) where a file is not the one that was verified."""
+        now = [file for part in _parts(self.folder) for file in _files(part)]
+        for path, *_ in set(self.files) ^ set(now):
+            fix = "run the command again"
+            raise UserError("changed while it was being read", where=str(path), fix=fix, code=INTEGRITY)
 
     def facts(self) -> dict[str, Any]:
         return {"checkpoint": self.folder.as_posix(), "manifest_sha256": self.sha256 or None}
@@ -47,7 +60,7 @@ def find(stage: str, given: Path | None, *, fast: bool) -> Parent:
     for place in BEFORE[stage]:
         candidates = [run for run in _runs(place) if (FAST_DEV_RUN in run.name) == fast and _completed(run)]
         if candidates:
-            newest = max(candidates, key=lambda run: read_facts(run).get("ended", ""))
+            newest = max(candidates, key=lambda run: str(read_facts(run).get("ended")))
             return _checked(newest / "checkpoints" / checkpoint.BEST)
     option = " --fast-dev-run" if fast else ""
     needed = next(p for p in BEFORE[stage] if p in _COMMANDS)
@@ -73,7 +86,7 @@ def _completed(run: Path) -> bool:
 def _inside(given: Path) -> Path:
     """A checkpoint itself, or a run directory whose best one is meant."""
     for folder in (given, given / "checkpoints" / checkpoint.BEST, given / checkpoint.BEST):
-        if (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
+        if any((folder / name).is_file() for name in ("config.json", _ADAPTER)) or _is_own(folder):
             return folder
     raise UserError(f"no checkpoint at {given}", where="--checkpoint", fix="name a run or a checkpoint directory")
 
@@ -83,7 +96,34 @@ def _checked(folder: Path) -> Parent:
     folder = folder.parent.resolve() / folder.resolve().name if folder.is_symlink() else folder
     if folder.is_absolute() and folder.is_relative_to(Path.cwd()):
         folder = folder.relative_to(Path.cwd())
-    if not (folder / checkpoint.MANIFEST).is_file():
-        return Parent(folder, "")
-    checkpoint.verify(folder)
-    return Parent(folder, checkpoint.fingerprint(folder))
+    files: list[_File] = []
+    for part in _parts(folder):
+        files += _files(part)
+        _verify(part)
+    sha256 = checkpoint.fingerprint(folder) if (folder / checkpoint.MANIFEST).is_file() else ""
+    return Parent(folder, sha256, tuple(files))
+
+
+def _parts(folder: Path) -> Iterator[Path]:
+    """A checkpoint and, of an adapter, its base, whose files are not in the adapter's manifest."""
+    yield folder
+    if (folder / _ADAPTER).is_file():
+        from tinyllm.model import described  # settings take a tenth of a second, and `explain` needs none
+
+        yield described.base_folder(folder, described.read_adapter(folder)[1])
+
+
+def _files(folder: Path) -> list[_File]:
+    stats = [(path, path.lstat()) for path in sorted(folder.iterdir())]
+    return [(path, stat.st_ino, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+
+
+def _verify(folder: Path) -> None:
+    """What has no manifest comes from elsewhere; our own checkpoints are never without one."""
+    if (folder / checkpoint.MANIFEST).is_file() or _is_own(folder):
+        checkpoint.verify(folder)
+
+
+def _is_own(folder: Path) -> bool:
+    """Whether a run has written it, whatever is left of it."""
+    return folder.resolve() in checkpoint.steps(folder.resolve().parent)

@@ -17,7 +17,7 @@ from tinyllm.data.batches import Source
 from tinyllm.data.datasets import Answers, Windows, scored_documents
 from tinyllm.data.shards import Shards
 from tinyllm.model.transformer import CausalLM, initialise
-from tinyllm.stages import data
+from tinyllm.stages import data, preflight
 from tinyllm.stages.common import Call, Files, begin, facts_of, pooled_loss, result
 from tinyllm.stages.config import PretrainConfig
 from tinyllm.stages.fit import Fit, Job
@@ -32,9 +32,10 @@ from tinyllm.train.run import FAST_DEV_RUN, data_changed, read_facts
 def run(config: PretrainConfig, call: Call) -> dict[str, Any]:
     device = begin(config)
     folder = RUNS / PRETRAIN / config.name
-    sources = data.fingerprint(config)
-    kept = _kept_tokenizer(config, folder, sources, call)
+    kept = _kept_tokenizer(config, folder, call)
     tokenizer, shards = data.ensure(config.model_copy(update={"tokenizer": kept}) if kept else config)
+    documents = (shards.manifest.train.documents, shards.manifest.val.documents)
+    preflight.settle(preflight.sides(*documents, 0, data=config.data, what="documents"))
     shape = config.model.model_copy(update={"vocab_size": tokenizer.vocab_size})
     model = CausalLM(shape)
     initialise(model, config.seed)
@@ -42,8 +43,9 @@ def run(config: PretrainConfig, call: Call) -> dict[str, Any]:
     keep_unseen(model, [i for i in (tokenizer.im_start, tokenizer.im_end, tokenizer.pad) if i is not None])
     say(f"{shape.parameters():,} parameters, {shards.manifest.train.tokens:,} tokens, on {device}")
 
-    windows = Windows(shards.train, config.data.max_length, seed=config.seed)
     train = config.train
+    windows, shares = _windows(shards, config)
+    preflight.settle(preflight.batch(len(windows), train.batch_size, f"rows of {config.data.max_length} tokens"))
     source = Source(
         windows,
         train.batch_size,
@@ -57,7 +59,8 @@ def run(config: PretrainConfig, call: Call) -> dict[str, Any]:
         tokenizer,
         [
             {"shards": shards.path.as_posix(), "fingerprint": shards.manifest.fingerprint}
-            | {"sources": sources, "tokenizer": kept and kept.as_posix()}
+            | {"sources": data.fingerprint(config), "tokenizer": kept and kept.as_posix()}
+            | ({"mixture": shares} if shares else {})
         ],
         config.seed,
         None,
@@ -79,7 +82,26 @@ def run(config: PretrainConfig, call: Call) -> dict[str, Any]:
     return result("pretrain", fitted, folder, "bits_per_byte", parameters=shape.parameters())
 
 
-def _kept_tokenizer(config: PretrainConfig, folder: Path, sources: str, call: Call) -> Path | None:
+def _windows(shards: Shards, config: PretrainConfig) -> tuple[Windows, list[dict[str, Any]]]:
+    """Rows of the training tokens, mixed by `data.weights`; and of each source its share and how often the run goes through it."""
+    length, weights, train = config.data.max_length, config.data.weights, config.train
+    if not weights:
+        return Windows(shards.train, length, seed=config.seed), []
+    sizes = {origin.source: origin.tokens for origin in shards.manifest.train.sources}
+    windows = Windows(shards.train, length, seed=config.seed, sources=sizes, weights=weights)
+    laps = windows.mixture.laps(train.steps * train.batch_size)
+    found = [
+        {"source": source, "tokens": sizes[source], "share": round(share, 6), "epochs": round(lap, 4)}
+        for source, share, lap in zip(sizes, windows.mixture.shares().tolist(), laps.tolist(), strict=True)
+    ]
+    for row in found:
+        say(
+            f"{row['source']}: {row['share']:.1%} of training, {row['tokens']:,} tokens, {row['epochs']:.2f} times in all"
+        )
+    return windows, found
+
+
+def _kept_tokenizer(config: PretrainConfig, folder: Path, call: Call) -> Path | None:
     """A run that goes on with changed data keeps its tokenizer: where it is to be found; None where nothing has changed.
 
     The data are made anew where their sources have changed, so this is asked before that.
@@ -89,7 +111,7 @@ def _kept_tokenizer(config: PretrainConfig, folder: Path, sources: str, call: Ca
     if not (call.resume and there and earlier.get("data")) or folder.name == FAST_DEV_RUN:
         return None
     then = earlier["data"][0]
-    if then.get("sources") == sources:
+    if then.get("sources") == data.fingerprint(config):
         return Path(then["tokenizer"]) if then.get("tokenizer") else None
     if not call.allow_data_change:
         raise data_changed(folder, [then.get("shards")])
@@ -115,11 +137,7 @@ def keep_unseen(model: CausalLM, ids: Sequence[int]) -> None:
 
 
 def _evaluate(shards: Shards, tokenizer: Tokenizer, config: PretrainConfig) -> Callable[[Engine], dict[str, float]]:
-    starts = shards.document_starts("val")
-    ends = np.append(
-        starts[1:], len(shards.val)
-    )  # a document ends with the end-of-text token before the next one's first
-    documents = [shards.val[start:end] for start, end in zip(starts, ends, strict=True)][: config.train.eval_rows]
+    documents = shards.documents("val", config.train.eval_rows)
     rows = config.train.micro_batch_size
     return lambda engine: text_figures(engine, documents, tokenizer, config.data.max_length, rows)
 

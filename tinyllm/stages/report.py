@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["page", "passed", "terminal", "verdict"]
 
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 
 _SECTIONS: tuple[tuple[str, str, Callable[[Scorecard], str]], ...] = (
@@ -58,7 +58,7 @@ def page(card: Scorecard) -> str:
     style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n<meta name="color-scheme" content="light dark">\n'
         f"<title>tinyllm lifecycle: {'passed' if passed(card) else 'failed'}</title>\n<style>\n{style}</style>\n</head>\n"
         f'<body>\n{tables.header(card)}\n<nav aria-label="Sections">{links}</nav>\n<main>\n{body}\n</main>\n</body>\n</html>\n'

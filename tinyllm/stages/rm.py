@@ -8,11 +8,12 @@ from typing import Any
 from tinyllm.algorithms import bradley_terry
 from tinyllm.errors import UserError
 from tinyllm.model import hub
+from tinyllm.stages import preflight
 from tinyllm.stages.common import Call, Files, begin, facts_of, held_out, load_policy, result, source_of
 from tinyllm.stages.config import RmConfig
 from tinyllm.stages.fit import Fit, Job
 from tinyllm.stages.parents import REWARD, RUNS
-from tinyllm.stages.reading import preferences_from, read_split
+from tinyllm.stages.reading import preferences_from, read_split, room_of
 
 
 def run(config: RmConfig, call: Call) -> dict[str, Any]:
@@ -21,8 +22,10 @@ def run(config: RmConfig, call: Call) -> dict[str, Any]:
     device = begin(config)
     policy, tokenizer, parent = load_policy("rm", config, call, device)
     train, val, sources = read_split(config.data, "pairs", config.seed, noise=config.noise)
-    dataset = preferences_from(train, tokenizer, config.data.max_length, "train")
-    held = preferences_from(val, tokenizer, config.data.max_length, "val")
+    room = room_of(config, policy.config.max_position_embeddings)
+    dataset = preferences_from(train, tokenizer, room, "train")
+    held = preferences_from(val, tokenizer, room, "val")
+    preflight.settle(preflight.batch(len(dataset), config.train.batch_size, "pairs"))
     model = hub.scorer_from(policy, config.seed)
     folder = RUNS / REWARD / config.name
     run = call.open(folder, facts_of(model, tokenizer, sources, config.seed, parent))

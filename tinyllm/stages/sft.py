@@ -6,12 +6,13 @@ from functools import partial
 from typing import Any
 
 from tinyllm.algorithms import next_token
+from tinyllm.stages import preflight
 from tinyllm.stages.common import Call, Files, base_of, begin, facts_of, held_out, load_policy, result, source_of
 from tinyllm.stages.config import SftConfig
 from tinyllm.stages.fit import Fit, Job
 from tinyllm.stages.judging import answer_figures, gold_judge
 from tinyllm.stages.parents import RUNS, SFT_FULL, SFT_LORA
-from tinyllm.stages.reading import answers_from, is_world, prompts_from, read_split
+from tinyllm.stages.reading import answers_from, is_world, prompts_from, read_split, room_of
 from tinyllm.train.engine import Engine
 
 
@@ -21,8 +22,10 @@ def run(config: SftConfig, call: Call) -> dict[str, Any]:
     train, val, sources = read_split(
         config.data, "conversations", config.seed, wrong=config.wrong, flawed=config.flawed
     )
-    dataset = answers_from(train, tokenizer, config.data.max_length, "train", packing=config.packing)
-    loss_on_val = held_out(source_of(answers_from(val, tokenizer, config.data.max_length, "val"), config), config)
+    room = room_of(config, model.config.max_position_embeddings)
+    dataset = answers_from(train, tokenizer, room, "train", packing=config.packing)
+    loss_on_val = held_out(source_of(answers_from(val, tokenizer, room, "val"), config), config)
+    preflight.settle(preflight.batch(len(dataset), config.train.batch_size, "rows" if config.packing else "records"))
     evaluate = loss_on_val
     if all(map(is_world, config.data.train)):  # the world knows what a right answer is
         _, asked, _ = read_split(

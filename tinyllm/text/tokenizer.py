@@ -24,8 +24,9 @@ import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from tinyllm.errors import UserError
-from tinyllm.text import vocabulary
+from tinyllm.text import importing, vocabulary
 from tinyllm.text.chat import CHAT_TEMPLATE
+from tinyllm.text.words import Words
 
 ENDOFTEXT = "<|endoftext|>"  # ends a document; trained on
 IM_START = "<|im_start|>"
@@ -33,10 +34,6 @@ IM_END = "<|im_end|>"
 PAD = "<|pad|>"  # never equal to an end token: whoever finds padding by id would lose the end of every text
 CONTROL_TOKENS = (ENDOFTEXT, IM_START, IM_END, PAD)  # ids 0, 1, 2, 3 of a trained vocabulary
 
-# Qwen2's split, character for character: GGUF readers know this vocabulary as `pre = qwen2` then, whatever its merges.
-SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 MIN_FREQUENCY = 2  # a pair seen once is not worth a row of the embedding
 OTHER_END_TOKENS = ("</s>", "<|end_of_text|>", "<eos>")  # for a tokenizer.json that came without its config
 
@@ -83,7 +80,7 @@ class Tokenizer:
                 fix=f"set vocab_size to {least} or more",
             )
         whole = tokenizers.Tokenizer(models.BPE())
-        split = pre_tokenizers.Split(Regex(SPLIT), behavior="isolated", invert=False)
+        split = pre_tokenizers.Split(Regex(vocabulary.SPLIT), behavior="isolated", invert=False)
         to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
         whole.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
         whole.decoder = decoders.ByteLevel()
@@ -102,26 +99,26 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
-        """Read tokenizer.json, or the folder it is in; tokenizer_config.json beside it names end, start and padding.
+        """Read a vocabulary: tokenizer.json, the folder it is in, or any other kind that `importing` knows.
+
+        A tokenizer_config.json beside it names end, start and padding.
 
         Raises:
             UserError: nothing there, or not a BPE vocabulary over all bytes (USAGE); damaged (INTEGRITY).
         """
-        path = Path(path)
-        file = path / "tokenizer.json" if path.is_dir() else path
-        if not file.is_file():
-            raise UserError("no tokenizer here", where=str(file), fix="train one with: tinyllm data prepare")
-        spec = vocabulary.read_json(file)
-        beside = file.with_name("tokenizer_config.json")
-        config = vocabulary.read_json(beside) if beside.is_file() else {}
+        found = importing.read(Path(path))
+        beside = found.file.with_name("tokenizer_config.json")
+        config = found.config | (vocabulary.read_json(beside) if beside.is_file() else {})
         # Both would change ids silently: a text cut short, or filled up.
-        spec |= {"truncation": None, "padding": None}
+        spec = found.spec | {"truncation": None, "padding": None}
         try:
             whole = tokenizers.Tokenizer.from_str(json.dumps(spec))
         except Exception as error:  # the library raises nothing narrower
-            raise vocabulary.broken(f"not a tokenizer: {error}", str(file)) from error
-        vocabulary.check_ids(spec, whole, str(file))
-        return _build(whole, vocabulary.named_tokens(config, whole, str(beside)), str(file))
+            raise vocabulary.broken(f"not a tokenizer: {error}", str(found.file)) from error
+        vocabulary.check_ids(spec, whole, str(found.file))
+        tokenizer = _build(whole, vocabulary.named_tokens(config, whole, str(beside)), str(found.file))
+        vocabulary.probe(tokenizer._text, spec, str(found.file))
+        return tokenizer
 
     def with_chat_tokens(self) -> Tokenizer:
         """The same vocabulary with `<|im_start|>`, `<|im_end|>` and a padding token; missing ones get the next ids.
@@ -134,6 +131,19 @@ class Tokenizer:
         whole = tokenizers.Tokenizer.from_str(self._whole.to_str())
         whole.add_special_tokens([vocabulary.control(token) for token in missing])
         return _build(whole, self._names(), "the extended vocabulary")
+
+    def for_new_model(self) -> Tokenizer:
+        """The same vocabulary for a model that is trained from the start here: with chat tokens, and without BOS.
+
+        What opens a document here is the end of the one before. A BOS that training never shows must not open texts elsewhere, and a
+        post-processor would put one there.
+        """
+        chat = self.with_chat_tokens()
+        if chat.bos is None and chat._whole.post_processor is None:
+            return chat
+        spec = json.loads(chat._whole.to_str()) | {"post_processor": None}
+        names = {key: name for key, name in chat._names().items() if key != "bos_token"}
+        return _build(tokenizers.Tokenizer.from_str(json.dumps(spec)), names, "the vocabulary for a new model")
 
     def save(self, directory: str | Path, *, model_max_length: int) -> None:
         """Write what `AutoTokenizer` reads: tokenizer.json, its config and, with chat tokens, chat_template.jinja."""
@@ -178,6 +188,12 @@ class Tokenizer:
                 except UnicodeEncodeError as error:
                     raise _lone_surrogate(error) from error
             raise
+        except BaseException as error:
+            raise vocabulary.given_up(error, "the tokenizer") from None
+
+    def words(self, dtype: np.dtype) -> Words | None:
+        """An encoder of much text, to the same ids; None where the vocabulary cuts text in a way that it does not know."""
+        return Words.of(self._text, dtype)
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """The text of `ids`; bytes that are not UTF-8 become U+FFFD, ids the vocabulary does not have become nothing.

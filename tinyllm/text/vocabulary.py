@@ -6,14 +6,28 @@ Left out: everything but BPE that can spell all 256 bytes; a vocabulary that can
 from __future__ import annotations
 
 import json
+import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 from tokenizers import AddedToken
 
-from tinyllm.errors import INTEGRITY, RESOURCES, UserError
+from tinyllm import foreign
+from tinyllm.errors import INTEGRITY, UserError
+
+MOST_BYTES = 48 << 20  # of a tokenizer.json: Gemma's has 34 MB
+_MOST_GAPS = 8  # ids for each token
+_MOST_LETTERS = 32  # of a pattern, that it is tried on
+_COPY = "copy the tokenizer files again from where they came"
+# Qwen2's split, character for character: GGUF readers know this vocabulary as `pre = qwen2` then, whatever its merges.
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 def text_encoder(spec: dict[str, Any]) -> tokenizers.Tokenizer:
@@ -36,7 +50,7 @@ def bytes_of(spec: dict[str, Any], where: str) -> dict[int, bytes]:
     """Id -> the bytes it decodes to, in byte-level and in sentencepiece-style vocabularies; control tokens by name."""
     model = spec["model"]
     if model["type"] != "BPE" or model["continuing_subword_prefix"] or model["end_of_word_suffix"]:
-        raise _unsupported(f"a {model['type']} vocabulary of this kind is not supported, only BPE over bytes", where)
+        raise unsupported(f"a {model['type']} vocabulary of this kind is not supported, only BPE over bytes", where)
     byte_level = bool(parts(spec["pre_tokenizer"], "ByteLevel"))
     if byte_level:
         alphabet = _byte_alphabet()
@@ -55,7 +69,7 @@ def bytes_of(spec: dict[str, Any], where: str) -> dict[int, bytes]:
     control = {token["content"]: token["id"] for token in spec["added_tokens"]}
     spelled = all(token in model["vocab"] and token not in control for token in single)
     if not spelled or not (byte_level or model["byte_fallback"]):
-        raise _unsupported("the vocabulary cannot spell every byte, so text would be lost", where)
+        raise unsupported("the vocabulary cannot spell every byte, so text would be lost", where)
     table = {i: piece(token) for token, i in model["vocab"].items()}
     return table | {i: token.encode() for token, i in control.items()}
 
@@ -76,13 +90,17 @@ def parts(component: dict[str, Any] | None, kind: str) -> list[dict[str, Any]]:
 
 
 def check_ids(spec: dict[str, Any], whole: tokenizers.Tokenizer, where: str) -> None:
-    """Refuse ids the library would quietly change: two tokens on one id, added tokens that leave a gap."""
+    """Refuse ids the library would quietly change: two tokens on one id, added tokens that leave a gap; and ids far beyond their number,
+    since a table of all of them is made."""
     vocab = spec["model"]["vocab"]
-    if isinstance(vocab, dict) and len(set(vocab.values())) < len(vocab):
-        raise broken("two tokens share one id", where)
+    if isinstance(vocab, dict):
+        if len(set(vocab.values())) < len(vocab):
+            raise broken("two tokens share one id", where)
+        if vocab and max(vocab.values()) > _MOST_GAPS * len(vocab):
+            raise broken(f"{len(vocab):,} tokens, and one of them has id {max(vocab.values()):,}", where)
     for added in spec.get("added_tokens", []):
         if whole.token_to_id(added["content"]) != added["id"]:
-            raise broken(f"added token {added['content']!r} cannot have id {added['id']}", where)
+            raise broken(f"added token {foreign.short(added['content'])} cannot have id {added['id']}", where)
 
 
 def named_tokens(config: dict[str, Any], whole: tokenizers.Tokenizer, where: str) -> dict[str, str]:
@@ -93,10 +111,63 @@ def named_tokens(config: dict[str, Any], whole: tokenizers.Tokenizer, where: str
         token = value.get("content") if isinstance(value, dict) else value
         if token is None:
             continue
-        if not isinstance(token, str) or whole.token_to_id(token) is None:
-            raise broken(f"{key} {token!r} is not in the vocabulary", where)
+        if not isinstance(token, str) or not _knows(whole, token):
+            raise broken(f"{key} {foreign.short(token)} is not in the vocabulary", where)
         named[key] = token
     return named
+
+
+def _knows(whole: tokenizers.Tokenizer, token: str) -> bool:
+    try:
+        return whole.token_to_id(token) is not None
+    except UnicodeEncodeError:  # half a character
+        return False
+
+
+def probe(encoder: tokenizers.Tokenizer, spec: dict[str, Any], where: str) -> None:
+    """Refuse regular expressions that can match one text in too many ways: on repetitions of their own letters, the engine gives up."""
+    patterns = [p for p in _patterns([spec.get("normalizer"), spec.get("pre_tokenizer")]) if p != SPLIT]
+    if not patterns:
+        return
+    letters = list(dict.fromkeys([*"a1 \n", *"".join(patterns)]))[:_MOST_LETTERS]
+    try:
+        with _silent():
+            for pair in combinations_with_replacement(letters, 2):
+                encoder.encode("".join(pair) * 32 + "\0", add_special_tokens=False)
+    except BaseException as error:
+        raise given_up(error, where) from None
+
+
+def _patterns(component: Any) -> Iterator[str]:
+    """Every regular expression in a normalizer or pre-tokenizer."""
+    if isinstance(component, dict):
+        if isinstance(component.get("Regex"), str):
+            yield component["Regex"]
+        component = list(component.values())
+    if isinstance(component, list):
+        for part in component:
+            yield from _patterns(part)
+
+
+def given_up(error: BaseException, where: str) -> BaseException:
+    """What to raise for an error of the library: its panics are no `Exception`, and mean that a regular expression was given up."""
+    if type(error).__name__ != "PanicException":
+        return error
+    what = f"its pattern is given up by the regex engine ({foreign.short(str(error))})"
+    return UserError(what, where=where, fix="use another tokenizer", code=INTEGRITY)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without the lines that Rust writes to the standard error stream by itself before it panics."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def control(token: str) -> AddedToken:
@@ -116,22 +187,13 @@ def flags(token: AddedToken) -> dict[str, Any]:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_bytes())
-    except OSError as error:
-        raise UserError(
-            f"cannot be read: {error.strerror}", where=str(file), fix="give yourself read permission", code=RESOURCES
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise broken(f"not JSON: {error}", str(file)) from error
-    if not isinstance(found, dict):
-        raise broken("not a JSON object", str(file))
-    return found
+    return foreign.read_json(file, most=MOST_BYTES, fix=_COPY)
 
 
 def broken(what: str, where: str) -> UserError:
-    return UserError(what, where=where, fix="copy the tokenizer files again from where they came", code=INTEGRITY)
+    return UserError(what, where=where, fix=_COPY, code=INTEGRITY)
 
 
-def _unsupported(what: str, where: str) -> UserError:
-    return UserError(what, where=where, fix="train a tokenizer with: tinyllm data prepare")
+def unsupported(what: str, where: str) -> UserError:
+    fix = "give the tokenizer.json of the same model, or train one with: tinyllm data tokenizer"
+    return UserError(what, where=where, fix=fix)

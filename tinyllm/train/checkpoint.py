@@ -14,7 +14,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from safetensors import SafetensorError
@@ -74,7 +74,7 @@ def _write_manifest(folder: Path) -> None:
         _sync(path)
     entries = {p.relative_to(folder).as_posix(): {"size": p.stat().st_size, "sha256": sha256(p)} for p in files}
     path = folder / MANIFEST
-    path.write_text(json.dumps({"version": VERSION, "files": entries}, indent=2) + "\n", encoding="utf-8")
+    path.write_text(_written({"version": VERSION, "files": entries}), encoding="utf-8", newline="\n")
     _sync(path)
     _sync(folder)
 
@@ -107,12 +107,18 @@ def faults(folder: Path, *, contents: bool = True) -> Iterator[tuple[Path, str]]
     """Every file that is missing, extra, cut or altered, and what is wrong with it. Without `contents`, none is read, only measured."""
     manifest = _manifest(folder)
     if _is_newer(manifest):
-        yield folder / MANIFEST, f"written by a newer tinyllm: format {manifest['version']}, this one reads {VERSION}"
+        yield (
+            folder / MANIFEST,
+            f"written by a newer tinyllm: format {foreign.short(manifest['version'])}, this one reads {VERSION}",
+        )
         return
     try:
         entries = {name: (entry["size"], entry["sha256"]) for name, entry in manifest["files"].items()}
     except (KeyError, TypeError, AttributeError):
         yield folder / MANIFEST, "the checkpoint has no readable manifest"
+        return
+    for name in (name for name in entries if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts):
+        yield folder / MANIFEST, f"it lists {foreign.short(name)}, which is not in this folder"
         return
     there = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_symlink() or not p.is_dir()}
     there.discard(MANIFEST)
@@ -124,12 +130,21 @@ def faults(folder: Path, *, contents: bool = True) -> Iterator[tuple[Path, str]]
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    """Empty where it is missing, or is nobody's manifest."""
+    """Empty where it is missing, or is nobody's manifest. What a newer tinyllm has written is returned as it is."""
+    path = folder / MANIFEST
     try:
-        found = foreign.read_json(folder / MANIFEST)
-    except UserError:
+        found = foreign.read_json(path)
+        same = path.read_text(encoding="utf-8") == _written(
+            found
+        )  # every byte counts: the whole checkpoint is known by its hash
+    except (UserError, OSError, ValueError):
         return {}
-    return found if type(found.get("version")) is int and found["version"] >= VERSION else {}
+    version = found.get("version")
+    return found if type(version) is int and (version > VERSION or (version == VERSION and same)) else {}
+
+
+def _written(manifest: dict[str, Any]) -> str:
+    return json.dumps(manifest, indent=2) + "\n"
 
 
 def _is_newer(manifest: dict[str, Any]) -> bool:

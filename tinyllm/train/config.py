@@ -57,8 +57,10 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _micro_batches_fill_the_step(self) -> TrainConfig:
-        if self.batch_size % min(self.micro_batch_size, self.batch_size):
+        micro = min(self.micro_batch_size, self.batch_size)
+        if self.batch_size % micro:
+            fits = next(n for n in range(micro, 0, -1) if self.batch_size % n == 0)
             raise ValueError(
-                f"batch_size {self.batch_size} must be a multiple of micro_batch_size {self.micro_batch_size}"
+                f"batch_size {self.batch_size} must be a multiple of micro_batch_size {self.micro_batch_size}; that may be {fits}"
             )
         return self

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tinyllm import dist
-from tinyllm.errors import FAILED, RESOURCES, UserError
+from tinyllm.errors import FAILED, INTEGRITY, RESOURCES, UserError
 from tinyllm.mean import Mean
 from tinyllm.train import optim
 
@@ -142,7 +142,7 @@ class Engine:
         }
 
     def restore(self, tensors: dict[str, Tensor], updates: int) -> None:
-        """Take up where `state` was taken, after `updates` steps."""
+        """Take up where `state` was taken, after `updates` steps. UserError (INTEGRITY) where that was another model's or optimiser's."""
         self.updates = updates
         homes = {
             id(p): optimizer
@@ -152,10 +152,17 @@ class Engine:
         }
         for key, value in tensors.items():
             kind, _, name = key.partition(".")
-            parameter = self.trained[name]
+            parameter = self.trained.get(name)
+            if parameter is None or (value.ndim and value.shape != parameter.shape):
+                raise UserError(f"{key!r:.200} belongs to no parameter of this run", code=INTEGRITY)
             # fused Adam keeps its step count beside the weights, so that it need not be fetched
             place = self.device if kind != "step" or self.device.type == "cuda" else "cpu"
             homes[id(parameter)].state[parameter][kind] = value.to(place)
+        for optimizer in self.optimizers:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            kinds = {frozenset(optimizer.state.get(p, ())) for p in parameters}
+            if len(kinds) > 1 or (updates and kinds == {frozenset()}):
+                raise UserError("the optimiser's state is not complete", code=INTEGRITY)
 
 
 def replicated(model: nn.Module, device: torch.device) -> None:

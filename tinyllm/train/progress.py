@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 
 from tinyllm import dist
+from tinyllm.dist import watch
 
 _SECONDS_BETWEEN_LINES = 10.0
 _HIDDEN = ("lr", "grad_norm", "tokens", "tokens_per_second", "loss")
@@ -47,6 +48,7 @@ class Progress:
         self.bar = None
 
     def __enter__(self) -> Progress:
+        watch.beat(self.start)
         if dist.is_main() and not Quiet.on and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -66,6 +68,7 @@ class Progress:
 
     def update(self, step: int, metrics: dict[str, float]) -> None:
         """Show that `step` steps are done."""
+        watch.beat(step)
         if self.bar is not None:
             self.bar.update(self.task, completed=step, numbers=_numbers(metrics, 3))
             return

@@ -7,6 +7,7 @@ keeps silent. A directory with checkpoints is continued by the same configuratio
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -21,13 +22,15 @@ from typing import Any
 
 import yaml
 
-from tinyllm import __version__, dist
+from tinyllm import __version__, dist, foreign
 from tinyllm.errors import RESOURCES, UserError
 from tinyllm.train import checkpoint, lock, progress
 
 COMPLETED, RUNNING, FAILED_STATUS, STOPPED = "completed", "running", "failed", "stopped"
 FAST_DEV_RUN = "fast-dev-run"
 _SHOWN = 5  # of changed keys
+_MOST_FACTS = 16 << 20  # bytes of run.json, which names every source
+_LONGEST = 1e10  # seconds: three hundred years
 _APART = "choose another --name, or add --no-resume to move the old run aside"
 
 
@@ -66,11 +69,15 @@ class Run:
                 os.replace(self.folder, _free_name(self.folder))
             lock.claim(self.folder)
         earlier = read_facts(self.folder)
+        data_before: list[Any] = []
         if checkpoint.steps(self.checkpoints):  # where nothing has been computed, nothing needs protection
             self._refuse_other_config(config)
             self._refuse_other_parent(facts, earlier)
-            self._refuse_other_data(facts, earlier, allow_data_change)
-        self.spent = float(earlier.get("seconds") or 0.0)  # by the sittings before this one
+            data_before = self._data_before(facts, earlier, allow_data_change)
+        spent = earlier.get("seconds")
+        self.spent = (
+            float(spent) if isinstance(spent, int | float) and 0 <= spent < _LONGEST else 0.0
+        )  # in earlier sittings
         with writing(self.folder):
             (self.folder / "logs").mkdir(parents=True, exist_ok=True)
             checkpoint.clear_leftovers(self.checkpoints)
@@ -79,6 +86,8 @@ class Run:
         self.facts = {
             "status": RUNNING,
             **facts,
+            **({"data_before": data_before} if data_before else {}),
+            "config_sha256": hashlib.sha256(config.encode()).hexdigest(),
             "command": ["tinyllm", *sys.argv[1:]],
             "world_size": dist.world_size(),
             "versions": {name: version(name) for name in ("torch", "tokenizers", "safetensors")}
@@ -89,10 +98,11 @@ class Run:
 
     def _refuse_other_config(self, config: str) -> None:
         path = self.folder / "config.yaml"
-        if not path.is_file() or path.read_text(encoding="utf-8") == config:
+        if not path.is_file() or path.read_text(encoding="utf-8", errors="replace") == config:
             return
+        different = _differences(foreign.read_yaml(path), yaml.safe_load(config))
         raise UserError(
-            f"{self.folder} holds a run with another configuration: {'; '.join(_differences(path.read_text(encoding='utf-8'), config))}",
+            f"{self.folder} holds a run with another configuration: {'; '.join(different)}",
             where=str(path),
             fix=_APART,
         )
@@ -103,21 +113,23 @@ class Run:
             now, then = facts.get(role), earlier.get(role)
             if now and then and now != then:
                 raise UserError(
-                    f"{self.folder} began from {then['checkpoint']} ({str(then['manifest_sha256'])[:12]}), "
-                    f"its {role.replace('_', ' ')} is now {now['checkpoint']} ({str(now['manifest_sha256'])[:12]})",
+                    f"{self.folder} began from {_parent(then)}, its {role.replace('_', ' ')} is now {_parent(now)}",
                     where=str(self.folder / "run.json"),
                     fix=_APART,
                 )
 
-    def _refuse_other_data(self, facts: dict[str, Any], earlier: dict[str, Any], allowed: bool) -> None:
+    def _data_before(self, facts: dict[str, Any], earlier: dict[str, Any], allowed: bool) -> list[Any]:
+        """The data of sittings before the present data, oldest first; UserError where they have changed and that was not allowed."""
         now, then = (_identities(found.get("data")) for found in (facts, earlier))
+        before = earlier["data_before"] if isinstance(earlier.get("data_before"), list) else []
         if not then or now == then:
-            return
+            return before
         changed = [name for name in {**then, **now} if now.get(name) != then.get(name)]
         error = data_changed(self.folder, changed)
         if not allowed:
             raise error
         progress.say(f"{error.what}; going on with what is there now, as asked")
+        return [*before, earlier["data"]]
 
     def log(self, row: dict[str, Any]) -> None:
         """Append one object to metrics.jsonl. Numbers keep full precision; what is not a number in JSON becomes null."""
@@ -129,7 +141,7 @@ class Run:
     def forget_after(self, step: int) -> None:
         """Drop the metrics of steps that are about to be done again."""
         if dist.is_main() and self.metrics.is_file():
-            lines = self.metrics.read_text(encoding="utf-8").splitlines()
+            lines = self.metrics.read_text(encoding="utf-8", errors="replace").splitlines()
             kept = [line for line in lines if _step_of(line) <= step]
             _replace(self.metrics, "".join(line + "\n" for line in kept))
 
@@ -173,11 +185,13 @@ def _replace(path: Path, text: str) -> None:
         os.replace(draft, path)
 
 
-def _differences(old: str, new: str) -> list[str]:
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """`train.steps: 100 -> 200`, the first few keys that differ."""
-    before, now = (dict(_flat(yaml.safe_load(text) or {})) for text in (old, new))
+    before, now = dict(_flat(old)), dict(_flat(new))
     keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-    found = [f"{key}: {before.get(key, '(none)')} -> {now.get(key, '(none)')}" for key in keys[:_SHOWN]]
+    found = [
+        f"{key!s:.80}: {before.get(key, '(none)')!s:.80} -> {now.get(key, '(none)')!s:.80}" for key in keys[:_SHOWN]
+    ]
     return found + [f"and {len(keys) - _SHOWN} more"] * (len(keys) > _SHOWN)
 
 
@@ -189,9 +203,14 @@ def _flat(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield f"{prefix}{key}", value
 
 
+def _parent(facts: Any) -> str:
+    known = facts if isinstance(facts, dict) else {}
+    return f"{known.get('checkpoint')!s:.200} ({known.get('manifest_sha256')!s:.12})"
+
+
 def _identities(data: Any) -> dict[str, Any]:
     """Of every source, by its name: what stands for its content. Standard input has no content to come back to."""
-    entries = [entry for entry in data or [] if isinstance(entry, dict)]
+    entries = [entry for entry in (data if isinstance(data, list) else []) if isinstance(entry, dict)]
     named = {
         str(e.get("source", e.get("shards"))): e.get("sha256", e.get("fingerprint", e.get("seed"))) for e in entries
     }
@@ -201,9 +220,10 @@ def _identities(data: Any) -> dict[str, Any]:
 def _step_of(line: str) -> float:
     """The step of a line of metrics.jsonl; infinite for one that a killed writer left half done."""
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
+        step = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError, RecursionError):
         return float("inf")
+    return step if isinstance(step, int) else float("inf")
 
 
 def data_changed(folder: Path, names: Sequence[Any]) -> UserError:
@@ -215,10 +235,10 @@ def data_changed(folder: Path, names: Sequence[Any]) -> UserError:
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """run.json of a run directory; empty where there is none."""
+    """run.json of a run directory; empty where there is none that can be read."""
     try:
-        return json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return foreign.read_json(folder / "run.json", most=_MOST_FACTS, nan=True)
+    except UserError:
         return {}
 
 

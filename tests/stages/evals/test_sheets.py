@@ -67,7 +67,7 @@ def test_questions_keep_their_columns(tmp_path: Path) -> None:
     item = only(written(tmp_path / "g.jsonl", MATHS), "questions")
     assert item.text == "Question: How many?\nAnswer:"
     assert item.turns == ({"role": "user", "content": "How many?"},)
-    assert item.columns == {"answer": MATHS["answer"], "meta": {"source": "x"}}
+    assert item.columns == {"answer": "5", "solution": MATHS["answer"], "meta": {"source": "x"}}
     item = only(written(tmp_path / "p.jsonl", {"prompt": "2 + 3 =", "answer": 5}), "questions")
     assert (item.text, item.columns["answer"]) == ("2 + 3 =", "5")
 

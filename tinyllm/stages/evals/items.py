@@ -14,6 +14,7 @@ from string import ascii_uppercase
 from typing import Any, Literal
 
 from tinyllm.data import formats
+from tinyllm.data.convert import choices_of, lettered, right_choice
 from tinyllm.data.files import BadRow, shown
 from tinyllm.data.records import Pair, Prompt
 from tinyllm.data.turns import listed, text_of
@@ -92,28 +93,12 @@ def _sentences(row: dict[str, Any], style: Style) -> list[Item]:
 def _multiple_choice(row: dict[str, Any], style: Style) -> list[Item]:
     """MMLU (arXiv 2009.03300). `text` compares the choices themselves (lm-eval's mmlu_continuation), `letters` lists them in the
     question and compares A, B, C … (lm-eval's mmlu)."""
-    question, choices = _said(row, "question").strip(), row["choices"]
-    if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) and c.strip() for c in choices):
-        raise BadRow("wrong type", f"choices: a list of two or more texts was expected, found {shown(choices)}")
-    right = _index(row["answer"], len(choices))
-    letters = ascii_uppercase[: len(choices)]
+    question, choices, right = _said(row, "question").strip(), choices_of(row), right_choice(row)
     if style == "letters":
-        listing = "\n".join(f"{letter}. {choice}" for letter, choice in zip(letters, choices, strict=True))
-        return [Choice(f"{question}\n{listing}\nAnswer:", tuple(letters), right, _user(f"{question}\n{listing}"))]
+        letters = tuple(ascii_uppercase[: len(choices)])
+        asked = f"{question}\n{lettered(choices)}"
+        return [Choice(f"{asked}\nAnswer:", letters, right, _user(asked))]
     return [Choice(f"Question: {question}\nAnswer:", tuple(choices), right, _user(question))]
-
-
-def _index(answer: Any, count: int) -> int:
-    """The right choice's number, which the row gives as a number from 0 or as a letter."""
-    letters = ascii_uppercase[:count]
-    if count > len(ascii_uppercase):
-        raise BadRow("too many choices", f"{count} choices; there are letters for {len(ascii_uppercase)}")
-    if isinstance(answer, str) and len(answer.strip()) == 1 and answer.strip().upper() in letters:
-        return letters.index(answer.strip().upper())
-    if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < count:
-        return answer
-    what = f"answer: a number from 0 to {count - 1} or a letter from A to {letters[-1]} was expected, found {shown(answer)}"
-    raise BadRow("wrong answer", what, f"write one of 0 to {count - 1}")
 
 
 _OPTIONS = "Options:"

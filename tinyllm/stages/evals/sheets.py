@@ -125,7 +125,14 @@ def _from_world(source: str, name: str, kind: str, config: EvalConfig) -> Sheet:
 
 def _texts(source: str, name: str, config: EvalConfig) -> Sheet:
     data = config.data
-    reader = records.read([source], "documents", format=data.format, field=data.field, on_bad_line=data.on_bad_line)
+    reader = records.read(
+        [source],
+        "documents",
+        format=data.format,
+        field=data.field,
+        on_bad_line=data.on_bad_line,
+        encoding=data.encoding,
+    )
     found = [record.text for record in reader if isinstance(record, records.Document)]
     file = reader.report.files[0]
     dropped = {reason: tally.count for reason, tally in reader.report.dropped.items()}
@@ -134,7 +141,7 @@ def _texts(source: str, name: str, config: EvalConfig) -> Sheet:
 
 def _detect(source: str, kinds: Sequence[str], config: EvalConfig) -> dict[str, str]:
     """kind -> format, for every kind the file's first row can be read as."""
-    for place, row in _rows(source):
+    for place, row in _rows(source, config.data.encoding):
         if isinstance(row, BadRow):
             if config.data.on_bad_line == "skip":
                 continue
@@ -168,7 +175,7 @@ def _no_kind(kinds: Sequence[str], row: dict[str, Any] | str, place: str) -> dic
 def _items(source: str, name: str, kind: str, format: str, config: EvalConfig) -> Sheet:
     known = FORMATS[kind][format]
     sheet = Sheet(name, source, kind, format, talk=known.talk)
-    file = Source(Path(source))
+    file = Source(Path(source), config.data.encoding)
     try:
         for place, row in rows(file):
             sheet.original += 1
@@ -203,8 +210,8 @@ def _converted(row: dict[str, Any] | str | BadRow, known: Format, place: str, co
     return [replace(item, place=place) for item in known.convert(row, config.options)]
 
 
-def _rows(source: str) -> Iterator[tuple[str, dict[str, Any] | str | BadRow]]:
-    file = Source(Path(source))
+def _rows(source: str, encoding: str) -> Iterator[tuple[str, dict[str, Any] | str | BadRow]]:
+    file = Source(Path(source), encoding)
     try:
         yield from rows(file)
     finally:

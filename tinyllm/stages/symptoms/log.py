@@ -7,7 +7,6 @@ half written is counted and passed over. Left out: TensorBoard, checkpoints, com
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,12 +14,12 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any, Literal
 
-import yaml
-
+from tinyllm import foreign
 from tinyllm.errors import UserError
 from tinyllm.train.run import read_facts
 
 METRICS, FACTS, CONFIG = "metrics.jsonl", "run.json", "config.yaml"
+_LARGEST = 1e300  # of a figure that is still one
 Split = Literal["train", "eval"]
 Severity = Literal["broken", "warning", "note"]
 Causes = tuple[str, ...]
@@ -136,11 +135,14 @@ class Log:
     silence: float  # seconds since anything was written
 
     def setting(self, key: str, default: Any = None) -> Any:
-        """A value of the configuration by its dotted key."""
+        """A value of the configuration by its dotted key; `default` also where it is of another kind than that."""
         found: Any = self.config
         for part in key.split("."):
             found = found.get(part) if isinstance(found, dict) else None
-        return default if found is None else found
+        if default is None:
+            return found
+        fits = is_number(found) if is_number(default) else isinstance(found, type(default))
+        return found if fits else default
 
     @property
     def stage(self) -> str:
@@ -184,7 +186,7 @@ class Log:
     def scale(self) -> float:
         """How much a perfect answer earns: built-in rewards end at 1, and are weighted and added."""
         weights = self.setting("rewards", {})
-        return sum(abs(float(w)) for w in weights.values()) or 1.0
+        return sum(abs(weight) for weight in weights.values() if is_number(weight)) or 1.0
 
     @property
     def best(self) -> tuple[str, Literal["min", "max"]]:
@@ -224,7 +226,9 @@ class Log:
 
 
 def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) < _LARGEST  # false for NaN and infinity, too
 
 
 def is_run(folder: Path) -> bool:
@@ -236,11 +240,8 @@ def read(folder: Path) -> Log:
     facts = read_facts(folder)
     if not facts:
         raise UserError("run.json cannot be read", where=str(folder / FACTS), fix="name another run directory")
-    try:  # written by ourselves in a form that YAML 1.1 and 1.2 agree on; the strict reader would cost a tenth of a second
-        config = yaml.load((folder / CONFIG).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except (OSError, ValueError, yaml.YAMLError):
-        config = None
-    if not isinstance(config, dict) or "train" not in config:
+    config = foreign.read_yaml(folder / CONFIG)  # the strict reader would cost a tenth of a second
+    if not isinstance(config.get("train"), dict):
         raise UserError("config.yaml cannot be read", where=str(folder / CONFIG), fix="name another run directory")
     metrics = folder / METRICS
     text = metrics.read_text(encoding="utf-8", errors="replace") if metrics.is_file() else ""
@@ -253,10 +254,11 @@ def read(folder: Path) -> Log:
 def _row(line: str) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    good = isinstance(row, dict) and isinstance(row.get("step"), int) and row.get("split") in ("train", "eval")
-    return row if good else None
+    if not isinstance(row, dict) or row.get("split") not in ("train", "eval"):
+        return None
+    return row if type(row.get("step")) is int and 0 <= row["step"] < _LARGEST else None
 
 
 # --- things to try -----------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,242 @@
+"""Every real file against an independent reading of it: plain json, and the few lines that its format's description takes.
+
+All records are compared, not a sample. Skipped where the files are not beside the checkout.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tinyllm.data.records import Conversation, Document, Judgement, Pair, Prompt, kind_of, read
+from tinyllm.rollout.rewards import exact_answer
+from tinyllm.stages.evals.items import FORMATS, Choice
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def raw(path: Path) -> Any:
+    """The text of a plain text file, the rows of any other."""
+    data = path.read_bytes()
+    text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
+    if ".jsonl" in path.name:
+        return [json.loads(line) for line in text.split("\n") if line]
+    if ".json" in path.name:
+        found = json.loads(text)
+        return found if isinstance(found, list) else found["examples"]
+    return text
+
+
+def turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+NAMES = {"human": "user", "gpt": "assistant", "function_call": "assistant", "observation": "tool", "system": "system"}
+
+
+def sharegpt(turns: list[dict[str, str]]) -> tuple:
+    return tuple(turn(NAMES[t["from"]], t["value"]) for t in turns)
+
+
+def alpaca(row: dict[str, str]) -> Conversation:
+    asked = row["instruction"] + (f"\n\n{row['input']}" if row["input"] else "")
+    return Conversation((turn("user", asked), turn("assistant", row["output"])))
+
+
+def seed_task(row: dict[str, Any]) -> Iterator[Conversation]:
+    return (alpaca({"instruction": row["instruction"], **instance}) for instance in row["instances"])
+
+
+def dpo(row: dict[str, Any]) -> Pair:
+    return Pair(sharegpt(row["conversations"]), sharegpt([row["chosen"]]), sharegpt([row["rejected"]]))
+
+
+def kto(row: dict[str, Any]) -> Judgement:
+    *before, last = [turn(t["role"], t["content"]) for t in row["messages"]]
+    return Judgement(tuple(before), (last,), row["label"])
+
+
+def persona(row: dict[str, Any]) -> Pair:
+    sides = [(turn("assistant", row[f"answer_{side}_behavior"].strip()),) for side in ("matching", "not_matching")]
+    return Pair((turn("user", row["question"]),), *sides)
+
+
+def gsm8k(row: dict[str, str]) -> Prompt:
+    final = row["answer"].split("\n#### ")[1]
+    return Prompt((turn("user", row["question"]),), {"answer": final, "solution": row["answer"]})
+
+
+def question(row: dict[str, Any]) -> Prompt:
+    return Prompt((turn("user", row["question"]),), {k: v for k, v in row.items() if k != "question"})
+
+
+def mmlu(row: dict[str, Any]) -> Prompt:
+    asked = "\n".join(
+        [row["question"].strip(), *(f"{c}. {text}" for c, text in zip("ABCD", row["choices"], strict=True))]
+    )
+    columns = {"subject": row["subject"], "choices": row["choices"], "answer": "ABCD"[row["answer"]]}
+    return Prompt((turn("user", asked),), columns)
+
+
+def bbh(row: dict[str, str]) -> Prompt:
+    return Prompt((turn("user", row["input"]),), {"answer": row["target"], "target": row["target"]})
+
+
+def toolcall(row: dict[str, Any]) -> Conversation:
+    return Conversation((turn("system", "Tools:\n" + row["tools"]), *sharegpt(row["conversations"])))
+
+
+def answered(row: dict[str, str]) -> Conversation:
+    return Conversation((turn("user", row["question"]), turn("assistant", row["answer"])))
+
+
+# (files, kind, format, independent reading of a row, records of all files, columns that are left out)
+READINGS: list[tuple[str, str, str, Callable[[Any], Any], int, list[str]]] = [
+    ("pretrain/tinystories_train.jsonl.gz", "documents", "text", lambda row: Document(row["text"]), 2016, []),
+    ("pretrain/zh_*.jsonl.gz", "documents", "text", lambda row: Document(row["text"]), 14_400, ["author", "title"]),
+    ("sft/lf_alpaca_*.json.gz", "conversations", "alpaca", alpaca, 1599, []),
+    ("sft/lf_identity.json.gz", "conversations", "alpaca", alpaca, 91, []),
+    ("sft/lf_glaive_toolcall_*.json.gz", "conversations", "sharegpt", toolcall, 480, []),
+    (
+        "sft/fastchat_dummy_multiturn.json",
+        "conversations",
+        "sharegpt",
+        lambda row: Conversation(sharegpt(row["conversations"])),
+        500,
+        ["id"],
+    ),
+    (
+        "sft/self_instruct_seed_tasks.jsonl",
+        "conversations",
+        "seed-tasks",
+        seed_task,
+        175,
+        ["id", "name", "is_classification"],
+    ),
+    ("preference/lf_dpo_*.json.gz", "pairs", "sharegpt-preference", dpo, 480, []),
+    ("preference/lf_kto_en_demo.json.gz", "judgements", "messages-label", kto, 240, []),
+    ("preference/persona_*.jsonl.gz", "pairs", "persona", persona, 12_000, ["statement", "label_confidence"]),
+    ("rl/gsm8k_train.jsonl.gz", "prompts", "question", gsm8k, 7473, []),
+    ("rl/gsm8k_train.jsonl.gz", "conversations", "question-answer", answered, 7473, []),
+    ("rl/mawps_train.jsonl.gz", "prompts", "question", question, 1537, []),
+    ("rl/rg_*.jsonl.gz", "prompts", "question", question, 1200, []),
+    ("eval/mmlu_*.jsonl.gz", "prompts", "multiple-choice", mmlu, 1816, []),
+    ("eval/bbh/*.json", "prompts", "input-target", bbh, 4261, []),
+]
+PLAIN = {  # documents, and how plain text was split
+    "names.txt": (32_033, "every line end"),
+    "sotu_train.txt.gz": (517, "blank lines, into documents of at least 2,000 characters"),
+    "tinyshakespeare.txt": (498, "blank lines, into documents of at least 2,000 characters"),
+    "wikitext2_valid.txt.gz": (313, "blank lines, into documents of at least 2,000 characters"),
+    "zh_classics.txt.gz": (43, "blank lines, into documents of at least 2,000 characters"),
+}
+
+
+@pytest.mark.parametrize(
+    ("files", "kind", "format", "convert", "count", "left_out"), READINGS, ids=[f"{r[0]}-{r[1]}" for r in READINGS]
+)
+def test_records(
+    shared: Path,
+    files: str,
+    kind: str,
+    format: str,
+    convert: Callable[[Any], Any],
+    count: int,
+    left_out: list[str],
+) -> None:
+    found = 0
+    for path in sorted((shared / "data").glob(files)):
+        expected = [convert(row) for row in raw(path)]
+        if isinstance(expected[0], Iterator):
+            expected = [record for several in expected for record in several]
+        reader = read([path], kind)
+        records = list(reader)
+        assert records == expected
+        (file,) = reader.report.files
+        assert (file.format, file.rows, file.left_out) == (format, len(raw(path)), left_out)
+        assert not reader.report.dropped
+        found += len(records)
+        if kind != "conversations" or format != "question-answer":
+            assert kind_of(path) == kind
+    assert found == count
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_plain_texts(shared: Path, name: str) -> None:
+    count, how = PLAIN[name]
+    path = shared / "data" / "pretrain" / name
+    text = raw(path)
+    reader = read([path], "documents")
+    texts = [record.text for record in reader]
+    assert len(texts) == count
+    assert reader.report.files[0].notes[-1] == f"plain text split at {how}"
+    assert "".join("".join(texts).split()) == "".join(text.split())  # no character is lost, but for spaces at the seams
+    assert text.lstrip().startswith(texts[0].lstrip())
+    assert text.rstrip().endswith(texts[-1])
+    if name == "names.txt":
+        assert texts == text.splitlines()
+        return
+    assert sum(map(len, texts)) > 0.995 * len(text)
+    # 2,000 with the line ends and spaces behind it
+    assert all(len(one) > 1980 for one in texts[:-1])
+
+
+def test_plain_text_can_be_split_otherwise(shared: Path) -> None:
+    path = shared / "data" / "pretrain" / "zh_classics.txt.gz"
+    text = raw(path)
+    ways = {name: [d.text for d in read([path], "documents", format=name)] for name in ("lines", "paragraphs", "whole")}
+    assert ways["lines"] == [line.rstrip() for line in text.split("\n") if line.strip()]
+    assert ways["paragraphs"] == [block.strip("\n").rstrip() for block in text.split("\n\n") if block.strip()]
+    assert ways["whole"] == [text.strip("\n").rstrip()]
+
+
+def test_minimal_pairs(shared: Path) -> None:
+    files = sorted((shared / "data" / "eval" / "blimp").glob("*.jsonl.gz"))
+    assert len(files) == 47
+    for path in files:
+        rows = raw(path)
+        expected = [Choice("", (row["sentence_good"], row["sentence_bad"]), 0) for row in rows]
+        fitting = [name for name, known in FORMATS["choices"].items() if known.fits(rows[0])]
+        assert fitting == ["blimp"]
+        assert [item for row in rows for item in FORMATS["choices"]["blimp"].convert(row, "text")] == expected
+        assert len(rows) == 300
+
+
+def test_every_file_has_a_reading(shared: Path) -> None:
+    """So that a file that is added is not forgotten."""
+    names = [str(p.relative_to(shared / "data")) for p in (shared / "data").rglob("*") if p.is_file()]
+    patterns = [
+        *(reading[0] for reading in READINGS),
+        *(f"pretrain/{name}" for name in PLAIN),
+        "eval/blimp/*",
+        "README.md",
+    ]
+    assert [name for name in names if not any(fnmatch(name, pattern) for pattern in patterns)] == []
+    assert len(names) == 106
+
+
+def test_final_answers_are_what_the_reward_wants(shared: Path) -> None:
+    prompts = list(read([shared / "data" / "rl" / "gsm8k_train.jsonl.gz"], "prompts"))
+    assert [p.columns["answer"] for p in (prompts[0], prompts[1], prompts[-1])] == ["72", "10", "50"]
+    assert all(p.columns["answer"].replace(",", "").lstrip("-").replace(".", "", 1).isdigit() for p in prompts)
+    for prompt in prompts:
+        assert exact_answer(prompt.columns, f"The answer is {prompt.columns['answer']}.", True) == 1.0
+        assert exact_answer(prompt.columns, prompt.columns["solution"], True) == 1.0
+
+
+def test_the_table_of_all_files(shared: Path) -> None:
+    command = [sys.executable, ROOT / "benchmarks" / "formats.py", shared / "data" / "rl", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    table = json.loads(done.stdout)
+    assert len(table) == 8
+    assert table["gsm8k_train.jsonl.gz"]["records"] == 7473
+    assert table["gsm8k_train.jsonl.gz"]["why"].startswith("7,473 mended: the answer is what stands behind ####")

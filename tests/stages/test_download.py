@@ -1,0 +1,519 @@
+"""Downloading from a hub, against one on 127.0.0.1: whole commands, resumed, checked, and what is refused.
+
+The server imitates what a hub answers: a data set's files with sizes and checksums, their bytes with ETag, X-Repo-Commit,
+X-Linked-Size and ranges, redirects to another host for large files.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+
+from tinyllm import cli
+from tinyllm.data import fetching, hub
+from tinyllm.data.catalogue import SETS, DataSet
+
+pytest.importorskip("httpx2", reason="the extra hub is not installed")
+pytest.importorskip("huggingface_hub", minversion="2")
+
+REPOSITORY, COMMIT = "some-one/tales.v1", "0123456789abcdef0123456789abcdef01234567"
+WAITS = fetching._WAITS
+STORY = "".join(f'{{"text": "story {i}"}}\n' for i in range(20_000)).encode()  # 400 kB
+NOTES = b"a note\nand another\n"
+FILES = {
+    "data/train.jsonl": STORY,
+    "notes.txt": NOTES,
+    "README.md": b"# card",
+    "loader.py": b"print('never')",
+    ".gitattributes": b"*",
+    "dataset_infos.json": b"{}",
+}
+
+
+@dataclass
+class Fake:
+    """What the server has, how it misbehaves, and what it was asked."""
+
+    files: dict[str, bytes] = field(default_factory=lambda: dict(FILES))
+    large: set[str] = field(default_factory=lambda: {"data/train.jsonl"})  # in LFS: known by sha256
+    cuts: list[int] = field(default_factory=list)  # bytes after which each answer in turn breaks off
+    sent: dict[str, bytes] = field(default_factory=dict)  # other bytes than the listed ones
+    status: dict[str, int] = field(default_factory=dict)  # path or "api" -> answer
+    code: str = ""  # X-Error-Code of such an answer
+    delay: float = 0.0  # before a file's bytes
+    thinking: float = 0.0  # before the listing
+    ranges: bool = True
+    elsewhere: str = ""  # where large files are redirected to
+    checksums: bool = True
+    asked: list[tuple[str, str | None, str | None]] = field(default_factory=list)  # (path, range, authorization)
+    address: str = ""
+
+    def of(self, word: str) -> list[tuple[str, str | None, str | None]]:
+        return [request for request in self.asked if word in request[0]]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        fake: Fake = self.server.fake  # type: ignore[attr-defined]
+        path = unquote(self.path.partition("?")[0])
+        fake.asked.append((path, self.headers.get("Range"), self.headers.get("Authorization")))
+        if path.startswith("/api/"):
+            self._api(fake, path)
+        else:
+            self._file(fake, re.sub(r"^/datasets/.*/resolve/\w+/|^/store/", "", path))
+
+    def _api(self, fake: Fake, path: str) -> None:
+        time.sleep(fake.thinking)
+        if status := fake.status.get("api"):
+            self._say(status, b"no", {"X-Error-Code": fake.code} if fake.code else {})
+            return
+        siblings = []
+        for name, data in fake.files.items():
+            git = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+            row: dict[str, Any] = {"rfilename": name, "size": len(data), "blobId": git if fake.checksums else None}
+            if name in fake.large:
+                row["lfs"] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
+            siblings.append(row)
+        facts = {"id": REPOSITORY, "sha": COMMIT, "siblings": siblings, "cardData": {"license": "mit"}}
+        self._say(200, json.dumps(facts).encode(), {"Content-Type": "application/json"})
+
+    def _file(self, fake: Fake, name: str) -> None:
+        if status := fake.status.get(name):
+            self._say(status, b"no", {})
+            return
+        if name in fake.large and fake.elsewhere and not self.path.startswith("/store/"):
+            self._say(302, b"", {"Location": f"{fake.elsewhere}/store/{name}"})
+            return
+        time.sleep(fake.delay)
+        data = fake.sent.get(name, fake.files[name])
+        start = int((self.headers.get("Range") or "bytes=0-")[6:-1]) if fake.ranges else 0
+        if start >= len(data):
+            self._say(416, b"", {})
+            return
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(data) - start))
+        self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("X-Linked-Size", str(len(data)))
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+        self.end_headers()
+        cut = fake.cuts.pop(0) if fake.cuts else len(data)
+        self.wfile.write(data[start : start + cut])
+        self.close_connection = True
+
+    def _say(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for key, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Fake]]:
+    servers = []
+
+    def start(**settings: Any) -> Fake:
+        server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+        fake = Fake(**settings, address=f"http://127.0.0.1:{server.server_port}")
+        server.fake = fake  # type: ignore[attr-defined]
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        servers.append(server)
+        return fake
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@dataclass
+class Ran:
+    code: int
+    out: str
+    err: str
+    seconds: float
+
+    @property
+    def result(self) -> dict[str, Any]:
+        assert self.code == 0, self.err
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    """`tinyllm data download …` in an empty folder, with no settings and no token of the person who runs the tests."""
+    import huggingface_hub.constants
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setattr(fetching, "_WAITS", (0.01, 0.01, 0.01))
+    for name in ("ENDPOINT", "TOKEN", "HUB_OFFLINE", "HUB_DOWNLOAD_TIMEOUT", "HUB_ETAG_TIMEOUT"):
+        monkeypatch.delenv(f"HF_{name}", raising=False)
+    monkeypatch.delenv("TRANSFORMERS_OFFLINE", raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+    def run(*arguments: str, fake: Fake | None = None, **environment: str) -> Ran:
+        if fake:
+            environment["HF_ENDPOINT"] = fake.address
+        began = time.monotonic()
+        with monkeypatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            code = cli.run(["data", "download", *arguments])
+        said = capsys.readouterr()
+        return Ran(code, said.out, said.err, time.monotonic() - began)
+
+    return run
+
+
+def in_a_process(*arguments: str, cwd: Path, **environment: str) -> Ran:
+    """The same as a command of its own."""
+    env = {**os.environ, "HF_HOME": str(cwd / "hf"), "NO_PROXY": "127.0.0.1", **environment}
+    began = time.monotonic()
+    command = [sys.executable, "-m", "tinyllm", "data", "download", *arguments]
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=60)
+    assert "Traceback" not in done.stderr
+    return Ran(done.returncode, done.stdout, done.stderr, time.monotonic() - began)
+
+
+PLACE = "runs/data/downloads/some-one--tales.v1"
+
+
+def test_a_whole_download_with_its_record(serve: Callable, download: Callable, tmp_path: Path) -> None:
+    fake = serve()
+    ran = in_a_process(REPOSITORY, "--json", cwd=tmp_path, HF_ENDPOINT=fake.address)
+    found = ran.result
+    folder = tmp_path / PLACE
+    assert f"using the network: {fake.address}, data set {REPOSITORY} at main" in ran.err
+    assert f"unpinned: main is {COMMIT} today" in ran.err
+    assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == {
+        "data/train.jsonl",
+        "notes.txt",
+        ".source.json",
+    }
+    assert (folder / "data/train.jsonl").read_bytes() == STORY
+    assert (folder / "notes.txt").read_bytes() == NOTES
+    assert (found["folder"], found["bytes"], found["pinned"]) == (PLACE, len(STORY) + len(NOTES), False)
+    source = json.loads((folder / ".source.json").read_text())
+    assert (source["repository"], source["revision"], source["licence"]) == (REPOSITORY, COMMIT, "mit")
+    assert {file["path"]: file["sha256"] for file in source["files"]} == {
+        "data/train.jsonl": hashlib.sha256(STORY).hexdigest(),
+        "notes.txt": hashlib.sha256(NOTES).hexdigest(),
+    }
+    assert all(f"/resolve/{COMMIT}/" in path for path, _, _ in fake.of("/datasets/some-one/tales.v1/resolve"))
+    assert len(fake.asked) == 3  # the listing and two files, and nothing else
+
+    again = download(REPOSITORY, "--revision", COMMIT, "--json", fake=fake)
+    assert [file["state"] for file in again.result["files"]] == ["there", "there"]
+    assert again.result["pinned"] is True
+    assert len(fake.asked) == 4  # the listing alone
+
+    (folder / "notes.txt").write_bytes(NOTES[:-1] + b"?")  # same size
+    mended = download(REPOSITORY, "--json", fake=fake)
+    assert [file["state"] for file in mended.result["files"]] == ["there", "downloaded"]
+    assert (folder / "notes.txt").read_bytes() == NOTES
+
+
+def test_only_the_files_asked_for(serve: Callable, download: Callable, tmp_path: Path) -> None:
+    fake = serve()
+    found = download(REPOSITORY, "--file", "*.txt", "--out", "here", "--json", fake=fake).result
+    assert [file["path"] for file in found["files"]] == ["notes.txt"]
+    assert sorted(path.name for path in (tmp_path / "here").iterdir()) == [".source.json", "notes.txt"]
+
+
+def test_a_cut_connection_is_gone_on_with_where_it_broke(serve: Callable, download: Callable, tmp_path: Path) -> None:
+    fake = serve(cuts=[100_000, 50_000])
+    found = download(REPOSITORY, "--file", "data/*", "--json", fake=fake).result
+    assert (tmp_path / PLACE / "data/train.jsonl").read_bytes() == STORY
+    assert [asked[1] for asked in fake.of("train.jsonl")] == [None, "bytes=100000-", "bytes=150000-"]
+    assert found["files"][0]["state"] == "downloaded"
+
+
+def test_a_later_command_goes_on_where_an_earlier_one_gave_up(
+    serve: Callable, download: Callable, tmp_path: Path
+) -> None:
+    fake = serve(cuts=[100_000, 0, 0, 0, 0])
+    ran = download(REPOSITORY, "--file", "data/*", fake=fake)
+    assert ran.code == 4
+    assert f"100,000 of {len(STORY):,} bytes came" in ran.err
+    assert "fix: run the same command again" in ran.err
+    folder = tmp_path / PLACE / "data"
+    (part,) = folder.glob("*.part")
+    assert part.read_bytes() == STORY[:100_000]
+    assert not (folder / "train.jsonl").exists()
+    assert not (folder.parent / ".source.json").exists()
+    found = download(REPOSITORY, "--file", "data/*", "--json", fake=fake).result
+    assert found["files"][0]["state"] == "resumed"
+    assert fake.of("train.jsonl")[-1][1] == "bytes=100000-"
+    assert (folder / "train.jsonl").read_bytes() == STORY
+    assert not list(folder.glob("*.part"))
+
+
+@pytest.mark.parametrize("beginning", [STORY[:70_000], STORY + b"more"], ids=["no ranges", "too long a part"])
+def test_a_part_that_cannot_be_gone_on_with(
+    beginning: bytes, serve: Callable, download: Callable, tmp_path: Path
+) -> None:
+    """A server without ranges sends all of it again; a part that is too long is no part of it."""
+    fake = serve(ranges=False)
+    part = tmp_path / PLACE / "data" / f"train.jsonl.{hashlib.sha256(STORY).hexdigest()[:12]}.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(beginning)
+    ran = download(REPOSITORY, "--file", "data/*", fake=fake)
+    if len(beginning) < len(STORY):
+        assert ran.code == 0, ran.err
+        assert (part.parent / "train.jsonl").read_bytes() == STORY
+    else:
+        assert ran.code == 3
+    assert not part.exists()
+
+
+@pytest.mark.parametrize("name", ["data/train.jsonl", "notes.txt"])  # known by sha256, and by git's sha1
+def test_other_bytes_than_the_listed_ones_are_refused(
+    name: str, serve: Callable, download: Callable, tmp_path: Path
+) -> None:
+    wrong = b"X" + FILES[name][1:]
+    fake = serve(sent={name: wrong})
+    ran = download(REPOSITORY, "--file", name, fake=fake)
+    assert ran.code == 3
+    assert "checksum" in ran.err
+    assert [path.name for path in (tmp_path / PLACE).rglob("*") if path.is_file()] == ["lock"]
+    fake.sent.clear()
+    assert download(REPOSITORY, "--file", name, fake=fake).code == 0
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "word", "where"),
+    [
+        (404, 2, "does not have it", "api"),
+        (401, 2, "set HF_TOKEN", "api"),
+        (403, 2, "accept them at", "api"),
+        (429, 4, "too many requests", "api"),
+        (503, 4, "answer 503", "api"),
+        (404, 2, "does not have it", "notes.txt"),
+        (401, 2, "set HF_TOKEN", "notes.txt"),
+        (500, 4, "answer 500", "notes.txt"),
+    ],
+)
+def test_what_the_hub_refuses(
+    status: int, code: int, word: str, where: str, serve: Callable, download: Callable, tmp_path: Path
+) -> None:
+    ran = download(REPOSITORY, fake=serve(status={where: status}))
+    assert ran.code == code, ran.err
+    assert word in ran.err
+    assert [line.split(":")[0] for line in ran.err.splitlines()][-2:] == ["error", "fix"]
+    assert ran.seconds < 10
+    assert not (tmp_path / PLACE / ".source.json").exists()
+
+
+def test_a_wrong_token_and_a_wrong_revision(serve: Callable, download: Callable) -> None:
+    assert "valid token" in download(REPOSITORY, fake=serve(status={"api": 401}), HF_TOKEN="hf_wrong").err
+    ran = download(REPOSITORY, "--revision", "v9", fake=serve(status={"api": 404}, code="RevisionNotFound"))
+    assert (ran.code, "no such revision" in ran.err) == (2, True)
+    ran = download(REPOSITORY, fake=serve(status={"api": 401}, code="GatedRepo"))
+    assert (ran.code, "accept them at" in ran.err) == (2, True)
+
+
+def test_the_token_goes_to_the_hub_and_nowhere_else(serve: Callable, download: Callable, tmp_path: Path) -> None:
+    store = serve()
+    fake = serve(elsewhere=store.address)
+    assert download(REPOSITORY, fake=fake, HF_TOKEN="hf_secret").code == 0
+    assert (tmp_path / PLACE / "data/train.jsonl").read_bytes() == STORY
+    assert {asked[2] for asked in fake.asked} == {"Bearer hf_secret"}
+    assert [(path, sent) for path, _, sent in store.asked] == [("/store/data/train.jsonl", None)]
+
+
+def test_a_silent_server_is_given_up_on_and_a_slow_one_is_not(serve: Callable, download: Callable) -> None:
+    assert download(REPOSITORY, fake=serve(delay=0.7), HF_HUB_DOWNLOAD_TIMEOUT="3").code == 0
+    slower = serve(delay=1.6)
+    ran = download(REPOSITORY, "--file", "notes.txt", "--out", "other", fake=slower, HF_HUB_DOWNLOAD_TIMEOUT="1")
+    assert ran.code == 4
+    assert "0 of 19 bytes came" in ran.err
+    assert ran.seconds < 12
+    ran = download(REPOSITORY, fake=serve(thinking=1.6), HF_HUB_ETAG_TIMEOUT="1")
+    assert (ran.code, "cannot be reached" in ran.err) == (4, True)
+    assert sum(WAITS) < 5
+    assert "no number of seconds" in download(REPOSITORY, HF_HUB_ETAG_TIMEOUT="soon", fake=slower).err
+
+
+def test_without_a_network(download: Callable, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{free.getsockname()[1]}"  # nobody listens
+        ran = in_a_process("gsm8k", cwd=tmp_path, HF_ENDPOINT=address)
+    assert (ran.code, "cannot be reached" in ran.err, ran.seconds < 10) == (4, True, True)
+    ran = download("gsm8k", HF_ENDPOINT="http://no-such-host.invalid")
+    assert (ran.code, "cannot be reached" in ran.err, ran.seconds < 10) == (4, True, True)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_somebody_who_does_not_answer_is_not_waited_for(download: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 5 < hub._REACH_SECONDS < 10
+    monkeypatch.setattr(hub, "_REACH_SECONDS", 1.0)
+    with socket.socket() as full:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        crowd = []
+        for _ in range(4):  # fills the queue: further connections are neither taken nor refused
+            crowd.append(socket.socket())
+            crowd[-1].setblocking(False)
+            crowd[-1].connect_ex(full.getsockname())
+        ran = download("gsm8k", HF_ENDPOINT=f"http://127.0.0.1:{full.getsockname()[1]}")
+        for one in crowd:
+            one.close()
+    assert (ran.code, ran.seconds < 3) == (4, True), ran.err
+
+
+def test_offline_mode(serve: Callable, download: Callable, tmp_path: Path) -> None:
+    fake = serve()
+    ran = download(REPOSITORY, fake=fake, HF_HUB_OFFLINE="1")
+    assert (ran.code, "HF_HUB_OFFLINE" in ran.err, "using the network" in ran.err) == (4, True, False)
+    assert fake.asked == []
+    download(REPOSITORY, fake=fake)
+    asked = len(fake.asked)
+    found = download(REPOSITORY, "--json", fake=fake, HF_HUB_OFFLINE="1").result
+    assert [file["state"] for file in found["files"]] == ["there", "there"]
+    (tmp_path / PLACE / "notes.txt").write_bytes(b"changed")
+    assert download(REPOSITORY, fake=fake, HF_HUB_OFFLINE="1").code == 4
+    assert len(fake.asked) == asked
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../../escaped.txt", "/etc/escaped.txt", "a/../../escaped.txt", "a\\..\\escaped.txt", "C:escaped.txt", "a//b.txt"],
+)
+def test_names_that_leave_the_folder_are_refused(
+    name: str, serve: Callable, download: Callable, tmp_path: Path
+) -> None:
+    fake = serve(files={name: b"x", "good.txt": b"y"}, large=set())
+    ran = download(REPOSITORY, fake=fake)
+    assert (ran.code, "would not stay in its folder" in ran.err) == (3, True)
+    assert list(tmp_path.rglob("*escaped*")) == []
+    assert not fake.of("resolve")
+    assert download(REPOSITORY, "--file", "good.txt", fake=fake).code == 0
+
+
+def test_scripts_are_never_fetched(serve: Callable, download: Callable, tmp_path: Path) -> None:
+    fake = serve()
+    ran = download(REPOSITORY, "--file", "loader.py", fake=fake)
+    assert (ran.code, "only data files are downloaded" in ran.err) == (2, True)
+    assert not fake.of("resolve")
+    assert download(REPOSITORY, fake=serve(files={"a.py": b"x", "README.md": b"x", ".hidden.txt": b"x"})).code == 2
+    assert [hub.is_data(f"x/{name}") for name in ("a.jsonl.gz", "a.parquet", "a.TXT", "a.py", "a.pkl", "a.gz")] == [
+        True,
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
+
+
+def test_a_file_without_a_checksum_is_not_believed(serve: Callable, download: Callable) -> None:
+    ran = download(REPOSITORY, "--file", "notes.txt", fake=serve(checksums=False))
+    assert (ran.code, "no checksum" in ran.err) == (3, True)
+
+
+def test_what_the_table_pins_is_what_must_come(serve: Callable, download: Callable) -> None:
+    """A hub that offers something else under the pinned name is caught before a byte is fetched."""
+    name = "tinystories-small"
+    path = SETS[name].files[0].path
+    fake = serve(files={path: STORY}, large={path})
+    ran = download(name, fake=fake)
+    assert (ran.code, "should be" in ran.err) == (3, True)
+    assert not fake.of("resolve")
+    assert fake.of("/api/")[0][0].endswith(f"roneneldan/TinyStories/revision/{SETS[name].revision}")
+    # alpaca-cleaned has no pinned checksum: the hub's own decides
+    path = SETS["alpaca-cleaned"].files[0].path
+    found = download("alpaca-cleaned", "--json", fake=serve(files={path: STORY}, large={path})).result
+    assert found["use"].endswith("data.train=[runs/data/downloads/alpaca-cleaned/alpaca_data_cleaned.json]'")
+
+
+def test_an_answer_that_is_no_hub(serve: Callable, download: Callable) -> None:
+    assert "not a hub" in download(REPOSITORY, fake=serve(status={"api": 200})).err
+    ran = download(REPOSITORY, HF_ENDPOINT="nonsense")
+    assert (ran.code, "HF_ENDPOINT" in ran.err) == (2, True)
+
+
+def test_mistakes_in_the_name_and_a_missing_library(download: Callable, tmp_path: Path) -> None:
+    assert "did you mean gsm8k?" in download("gsm8").err
+    assert download("../x").code == 2
+    assert download("--file", "x").code == 2
+    (tmp_path / "httpx2.py").write_text("raise ImportError('gone', name='httpx2')\n")
+    ran = in_a_process("gsm8k", cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert (ran.code, "pip install 'tinyllm-lifecycle[hub]'" in ran.err) == (4, True)
+
+
+def test_the_table_needs_neither_network_nor_library(download: Callable, tmp_path: Path) -> None:
+    (tmp_path / "huggingface_hub.py").write_text("raise ImportError\n")
+    found = in_a_process("--json", cwd=tmp_path, PYTHONPATH=str(tmp_path), HF_ENDPOINT="http://127.0.0.1:9").result
+    assert {row["name"] for row in found["sets"]} == set(SETS)
+    shown = download().out
+    assert all(name in shown for name in SETS)
+    assert shown.count("unpinned") == sum(known.revision is None for known in SETS.values())
+
+
+@pytest.mark.parametrize("known", SETS.values(), ids=SETS)
+def test_every_set_of_the_table(known: DataSet, capsys: pytest.CaptureFixture[str]) -> None:
+    assert known.revision is None or re.fullmatch(r"[0-9a-f]{40}", known.revision)
+    for file in known.files:
+        assert hub.is_data(file.path)
+        assert hub.stays_inside(file.path.replace("*", "x"))
+        assert file.sha256 is None or re.fullmatch(r"[0-9a-f]{64}", file.sha256)
+        assert file.size is None or file.size > 0
+    used = known.use.format(folder="F")
+    program, verb, *options = shlex.split(used)
+    assert program == "tinyllm"
+    assert cli.run([verb, *options, "--dry-run", "--json"]) == 0  # a command that is understood
+    values = json.loads(capsys.readouterr().out)["values"]
+    assert "F/" in str(values["data.val" if verb == "eval" else "data.train"]["value"])
+    for name in re.findall(r"\[F/([^\]]+)\]", used):
+        prefix = name.partition("*")[0]
+        assert any(
+            file.path.partition("*")[0].startswith(prefix) or prefix.startswith(file.path.partition("*")[0])
+            for file in known.files
+        )
+
+
+def test_what_comes_can_be_read(serve: Callable, download: Callable, tmp_path: Path) -> None:
+    from tinyllm.data import records
+
+    fake = serve(files={"part.jsonl.gz": gzip.compress(STORY)}, large={"part.jsonl.gz"})
+    found = download(REPOSITORY, "--json", fake=fake).result
+    reader = records.read([str(tmp_path / found["folder"])], "documents")
+    assert sum(1 for _ in reader) == 20_000
+
+
+def test_the_documented_table_is_this_one() -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "data.md"
+    rows = {
+        line.split("|")[1].strip(): line
+        for line in page.read_text(encoding="utf-8").splitlines()
+        if line.startswith("|")
+    }
+    for name, known in SETS.items():
+        version = known.revision[:7] if known.revision else "(unpinned)"
+        size = f"{known.size / 1e6:,.1f} MB" if known.size else ""
+        facts = [name, known.stage, size, known.licence, f"{known.repository} {version}"]
+        assert [cell.strip() for cell in rows[name].strip("|").split("|")] == facts

@@ -1,0 +1,461 @@
+"""The launcher with ranks that are small scripts, the verdict on who is to blame, and ranks that cannot find or contradict each other."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tinyllm import dist
+from tinyllm.dist.blame import Seen, judge
+from tinyllm.dist.launcher import launch
+from tinyllm.errors import UserError
+
+# --- who is to blame -------------------------------------------------------------------------------------------------------------
+
+
+def said(time: float, text: str = "ValueError: x", code: int = 1, **more: Any) -> dict[str, Any]:
+    """What a rank has recorded: an exception, or with `mistake` a UserError."""
+    found = {"time": time, "text": f"error: {text}\nfix: y", "code": code, "kind": text.partition(":")[0]}
+    return {**found, "mistake": False, "lost": False, "waited": False, **more}
+
+
+def lost(time: float, *, waited: bool = False) -> dict[str, Any]:
+    return said(time, "RuntimeError: [gloo] gone", lost=True, waited=waited)
+
+
+AGAIN = "the same command goes on from its last checkpoint"
+VERDICTS = [
+    # (ranks, first line of the verdict, exit code, started again)
+    ([Seen(0, 0, done=True), Seen(1)], None, 0, False),
+    ([Seen(0), Seen(1)], None, 0, False),
+    ([Seen(0, 1, 5.0, error=lost(4.0)), Seen(1, -9, 4.5, step=7)],
+     "rank 1 was ended after step 7 by signal 9 (SIGKILL, often: out of memory)", 1, True),
+    ([Seen(0, 1, error=lost(1.0)), Seen(1, 1, error=said(2.0), step=0)],
+     "rank 1 before the first step: ValueError: x", 1, True),
+    ([Seen(0, 1, error=said(3.0), step=4), Seen(1, 1, error=said(2.0, "KeyError: k"), step=4)],
+     "rank 1 after step 4: KeyError: k", 1, True),
+    ([Seen(0), Seen(1, 0, step=3)], "rank 1 left after step 3 with exit code 0 before the run was done", 1, True),
+    ([Seen(0), Seen(1, 2)], "rank 1 left with exit code 2 before the run was done", 2, False),
+    # mistakes: rank 0's are everyone's; another's own carries its number, and none is tried again
+    ([Seen(0, 2, error=said(2.0, "no file", 2, mistake=True)), Seen(1, 2, error=said(1.0, "no file", 2, mistake=True))],
+     "no file", 2, False),
+    ([Seen(0, 1, error=lost(1.0)), Seen(1, 3, error=said(2.0, "damaged", 3, mistake=True))], "rank 1: damaged", 3, False),
+    ([Seen(0, 1, error=said(1.0, "loss nan", 1, mistake=True)), Seen(1)], "loss nan", 1, False),
+    ([Seen(0, 4, error=said(1.0, "out of memory", 4)), Seen(1)], "rank 0: out of memory", 4, False),
+    # whoever neither failed nor waits hangs
+    ([Seen(0, 1, error=lost(1.0, waited=True), step=5), Seen(1, step=5)],
+     "rank 1 hung after step 5: the others waited for it for 9 s", 1, True),
+    ([Seen(0, 1, error=lost(1.0, waited=True)), Seen(1, step=5), Seen(2, step=4), Seen(3, 1, error=lost(1.1))],
+     "rank 2 hung after step 4: the others waited for it for 9 s", 1, True),
+    ([Seen(0, step=5), Seen(1, step=5, silent=9.5, stopped=True)],
+     "rank 1 hung after step 5: no sign of life for 9 s; the process is stopped", 1, True),
+    ([Seen(0, -6, 3.0, backend="nccl", step=5), Seen(1, step=5)],
+     "rank 1 hung after step 5: the others waited for it for 9 s", 1, True),
+    ([Seen(0, -6, 3.0, backend="gloo", step=5, last_words="munmap_chunk(): invalid pointer"), Seen(1, step=5)],
+     "rank 0 was ended after step 5 by signal 6 (SIGABRT, native code gave up): munmap_chunk(): invalid pointer", 1, True),
+    ([Seen(0, 1, error=lost(2.0), step=1), Seen(1, 1, error=lost(1.0), step=1)],
+     "rank 1 lost its connection to the other ranks after step 1: RuntimeError: [gloo] gone", 1, True),
+    # stops: whichever rank heard the signal knows its name
+    ([Seen(0, 130, error=said(1.0, "stopped", 130, mistake=True)), Seen(1, 143, error=said(2.0, "stopped", 143, mistake=True))],
+     "stopped", 143, False),
+    ([Seen(0, -15, 1.0)], "the process was ended by signal 15 (SIGTERM)", 143, False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("ranks", "line", "code", "again"), VERDICTS)
+def test_the_culprit_and_not_its_victims(ranks: list[Seen], line: str | None, code: int, again: bool) -> None:
+    verdict = judge(ranks, patience=9.0)
+    if line is None:
+        assert verdict is None
+        return
+    assert (verdict.line, verdict.code, verdict.restart) == (line, code, again)
+    assert verdict.text.startswith("error: ")
+
+
+def test_a_victim_alone_is_not_believed_at_once() -> None:
+    assert not judge([Seen(0, 1, error=lost(1.0)), Seen(1)], 9.0).certain
+    assert judge([Seen(0, 1, error=said(1.0)), Seen(1)], 9.0).certain
+
+
+# --- the launcher ----------------------------------------------------------------------------------------------------------------
+
+RANK = """
+import json, os, signal, sys, time
+from pathlib import Path
+from tinyllm import dist
+from tinyllm.dist import watch
+from tinyllm.errors import UserError
+watch.begin()
+rank, attempt = dist.rank(), len(list(Path(os.environ["TINYLLM_RANKS"]).parent.glob("tmp*"))) - 1
+begun = watch.has_begun()
+watch.beat(0)
+def fall(how):
+    time.sleep(0.2)
+    Path("fallen").write_text(str(attempt))
+    how()
+def work():  # until another rank has fallen; then fail as torch does
+    while not (Path("fallen").exists() and Path("fallen").read_text() == str(attempt)): time.sleep(0.01)
+    watch.record("error: RuntimeError: gone", 1, RuntimeError("[gloo] Connection closed by peer"))
+    sys.exit(1)
+def kill(): os.kill(os.getpid(), signal.SIGKILL)
+def raised(text, code, error):
+    watch.record(text, code, error)
+    sys.exit(code)
+"""
+
+
+@pytest.fixture
+def ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """Run two ranks of a script under the launcher: (exit code, stderr, seconds)."""
+
+    def run(script: str, restarts: int = 0, *, ranks: int = 2, debug: bool = False) -> tuple[int, str, float]:
+        path = tmp_path / "rank.py"
+        path.write_text(RANK + script)
+        monkeypatch.chdir(tmp_path)
+        began = time.monotonic()
+        code = launch(ranks, [sys.executable, str(path)], restarts, debug=debug)
+        return code, capfd.readouterr().err, time.monotonic() - began
+
+    return run
+
+
+def test_ranks_that_come_to_their_end(ranks: Callable[..., Any]) -> None:
+    code, err, _ = ranks("if rank: time.sleep(0.5)\nwatch.done()")
+    assert (code, err) == (0, "")
+
+
+FAULTS = {
+    "killed": ("kill()", 1, "rank 1 was ended after step 3 by signal 9 (SIGKILL, often: out of memory)"),
+    "left": ("os._exit(5)", 5, "rank 1 left after step 3 with exit code 5 before the run was done"),
+    "stopped": (
+        "os.kill(os.getpid(), signal.SIGSTOP)",
+        1,
+        "rank 1 hung after step 3: no sign of life for 1 s; the process is stopped",
+    ),
+    "aborted": (
+        "print('bad\\nmunmap_chunk()', file=sys.stderr, flush=True); os.abort()",
+        1,
+        "rank 1 was ended after step 3 by signal 6 (SIGABRT, native code gave up): munmap_chunk()",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_one_rank_fails_and_all_end(fault: str, ranks: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also a rank that would not end by itself."""
+    monkeypatch.setenv("TINYLLM_DIST_TIMEOUT", "1" if fault == "stopped" else "60")
+    others = "work()" if fault in ("left", "aborted") else "time.sleep(60)"
+    harm, wanted, line = FAULTS[fault]
+    note = "open(f'pid-{rank}', 'w').write(str(os.getpid()))\n"
+    harm = f"Path('fallen').write_text('0'); {harm}"
+    code, err, seconds = ranks(f"{note}if rank:\n  watch.beat(3); time.sleep(0.2)\n  {harm}\n{others}")
+    assert code == wanted
+    assert err.splitlines()[0] == f"error: {line}"
+    assert len(err.splitlines()) == 2  # and a fix
+    assert seconds < 8
+    for number in (0, 1):
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(Path(f"pid-{number}").read_text()), 0)
+
+
+def test_a_rank_that_lives_and_does_not_take_part(ranks: Callable[..., Any]) -> None:
+    """The victim's own error, by which it is found out, is not printed."""
+    waited = "RuntimeError('[gloo] Timed out waiting 2000ms for recv operation to complete')"
+    code, err, _ = ranks(
+        f"watch.beat(4)\nif rank == 0:\n  watch.record('error: mine', 1, {waited}); sys.exit(1)\nwork()"
+    )
+    assert code == 1
+    assert err.startswith("error: rank 1 hung after step 4: the others waited for it for 600 s\n")
+
+
+def test_the_first_error_is_the_one_that_counts_and_noise_is_kept_for_debug(ranks: Callable[..., Any]) -> None:
+    victim = "time.sleep(0.3); watch.record('error: RuntimeError: gone', 1, RuntimeError('gloo')); sys.exit(1)"
+    culprit = "print('noise', file=sys.stderr); watch.record('error: torn\\nfix: mend', 3, UserError('')); time.sleep(0.6); sys.exit(3)"
+    script = f"if rank == 0:\n  {victim}\n{culprit}"
+    code, err, _ = ranks(script)
+    assert (code, err) == (3, "error: rank 1: torn\nfix: mend\n")
+    code, err, _ = ranks(script, debug=True)
+    assert (code, err) == (3, "noise\nerror: rank 1: torn\nfix: mend\n")
+
+
+def test_restarts_go_on_and_are_counted(ranks: Callable[..., Any]) -> None:
+    """Each start knows that training has begun."""
+    count = "open(f'begun-{rank}-{attempt}', 'w').write(str(begun))\n"
+    code, err, _ = ranks(
+        f"{count}if attempt == 2: watch.done(); sys.exit()\nif rank: watch.beat(attempt); fall(kill)\nwork()", 3
+    )
+    assert code == 0
+    assert err.splitlines() == [
+        "restarting (1 of 3): rank 1 was ended before the first step by signal 9 (SIGKILL, often: out of memory)",
+        "restarting (2 of 3): rank 1 was ended after step 1 by signal 9 (SIGKILL, often: out of memory)",
+    ]
+    assert [Path(f"begun-0-{n}").read_text() for n in range(3)] == ["False", "True", "True"]
+
+
+def test_what_is_not_started_again(ranks: Callable[..., Any]) -> None:
+    """More often than asked; after a mistake; when the same exception comes back at the same step."""
+    code, err, _ = ranks("if rank == 0: fall(kill)\nwork()", 1)
+    assert code == 1
+    assert [line.partition(":")[0] for line in err.splitlines()] == ["restarting (1 of 1)", "error", "fix"]
+
+    code, err, _ = ranks("if rank: fall(lambda: raised('error: bad', 2, UserError('')))\nwork()", 3)
+    assert (code, err) == (2, "error: rank 1: bad\n")
+
+    same = "if rank:\n  watch.beat({step}); fall(lambda: raised('error: E: same', 1, ValueError()))\nwork()"
+    code, err, _ = ranks(same.format(step=6), 3)
+    assert (code, err.count("restarting")) == (1, 1)
+    assert err.endswith("error: rank 1 after step 6: E: same; the same as before, so it was not started again\n")
+    code, err, _ = ranks(same.format(step="attempt"), 2)
+    assert (code, err.count("restarting")) == (1, 2)
+
+
+def test_one_process_can_be_restarted_too(ranks: Callable[..., Any]) -> None:
+    script = "assert 'RANK' not in os.environ\nif attempt == 0: os.abort()\nwatch.done()"
+    code, err, _ = ranks(script, 1, ranks=1)
+    assert code == 0
+    assert err.endswith(
+        "restarting (1 of 1): the process was ended before the first step by signal 6 (SIGABRT, native code gave up)\n"
+    )
+
+
+def test_a_port_that_somebody_else_took_meanwhile(ranks: Callable[..., Any]) -> None:
+    """Not a restart: nothing has happened yet."""
+    taken = "class PortTakenError(UserError): pass\nopen('ports', 'a').write(os.environ['MASTER_PORT'] + '\\n')\n"
+    end = "if attempt == 0:\n  watch.record('error: port', 4, PortTakenError('')); sys.exit(4)\nwatch.done()"
+    code, err, _ = ranks(f"if rank: time.sleep(0.5); watch.done(); sys.exit()\n{taken}{end}")
+    assert (code, err) == (0, "")
+    assert len(set(Path("ports").read_text().split())) == 2
+
+
+def launched(tmp_path: Path, script: str, **environment: str) -> subprocess.Popen[str]:
+    """The same launcher, in a process of its own."""
+    (tmp_path / "rank.py").write_text(RANK + script)
+    code = "import sys; from tinyllm.dist.launcher import launch; sys.exit(launch(2, [sys.executable, 'rank.py']))"
+    env = {**os.environ, **environment}
+    return subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True)
+
+
+def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+ORDERLY = """
+def stop(number, frame):
+    time.sleep(0.3)
+    open(f"heard-{rank}", "a").write(f"{number} ")
+    watch.record("error: stopped after step 7", 128 + number, UserError(""))
+    sys.exit(128 + number)
+for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, stop)
+open(f"pid-{rank}", "w").write(str(os.getpid()))
+while True: time.sleep(0.01)
+"""
+
+
+def ready(folder: Path) -> Callable[[], bool]:
+    return lambda: all((folder / f"pid-{n}").exists() and (folder / f"pid-{n}").read_text() for n in (0, 1))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_goes_on_to_the_ranks_once(number: int, code: int, tmp_path: Path) -> None:
+    process = launched(tmp_path, ORDERLY)
+    until(ready(tmp_path))
+    process.send_signal(number)
+    _, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (code, "error: stopped after step 7\n")
+    assert [(tmp_path / f"heard-{n}").read_text() for n in (0, 1)] == [f"{int(number)} "] * 2
+
+
+def test_the_second_signal_ends_at_once(tmp_path: Path) -> None:
+    process = launched(tmp_path, ORDERLY.replace("time.sleep(0.3)", "open('deaf', 'w'); time.sleep(60)"))
+    until(ready(tmp_path))
+    process.send_signal(signal.SIGTERM)
+    until((tmp_path / "deaf").exists)
+    process.send_signal(signal.SIGTERM)  # `timeout` sends it to the process and to its group
+    time.sleep(1.2)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=5)
+    assert (process.returncode, err) == (143, "error: stopped by SIGTERM; what was not saved is lost\n")
+
+
+def test_ranks_rest_while_the_launcher_does_and_that_is_no_hang(tmp_path: Path) -> None:
+    process = launched(tmp_path, ORDERLY, TINYLLM_DIST_TIMEOUT="1")
+    until(ready(tmp_path))
+    pids = [int((tmp_path / f"pid-{n}").read_text()) for n in (0, 1)]
+
+    def states() -> set[str]:
+        return {Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] for pid in (*pids, process.pid)}
+
+    process.send_signal(signal.SIGTSTP)
+    until(lambda: states() == {"T"})
+    time.sleep(1.5)
+    process.send_signal(signal.SIGCONT)
+    until(lambda: "T" not in states())
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 143
+
+
+def test_ranks_whose_launcher_is_killed_end_in_order(tmp_path: Path) -> None:
+    process = launched(tmp_path, ORDERLY)
+    until(ready(tmp_path))
+    process.kill()
+    process.communicate()
+    until(lambda: all((tmp_path / f"heard-{n}").exists() for n in (0, 1)))
+    assert (tmp_path / "heard-1").read_text().startswith(f"{int(signal.SIGTERM)} ")
+
+
+# --- ranks that cannot find each other --------------------------------------------------------------------------------------------
+
+FAULTY = [
+    ({"RANK": "one", "WORLD_SIZE": "2"}, "RANK is 'one', which is no number"),
+    ({"WORLD_SIZE": "-2"}, "WORLD_SIZE is '-2', which is no number"),
+    ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK is 2 of 2: ranks count from 0 to 1"),
+    ({"RANK": "1"}, "RANK is 1 of 1: ranks count from 0 to 0"),
+    ({"WORLD_SIZE": "2", "MASTER_ADDR": "x", "MASTER_PORT": "1"}, "WORLD_SIZE is 2 and RANK is not set"),
+    ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "1"}, "WORLD_SIZE is 2 and MASTER_ADDR is not set"),
+    ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "x"}, "WORLD_SIZE is 2 and MASTER_PORT is not set"),
+    (
+        {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "x", "MASTER_PORT": "70000"},
+        "MASTER_PORT is 70000: ports end at 65535",
+    ),
+    ({"LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "2"}, "LOCAL_RANK is 3 of 2: ranks count from 0 to 1"),
+    ({"TINYLLM_DIST_TIMEOUT": "soon"}, "'soon' is no number of seconds"),
+]
+
+
+@pytest.mark.parametrize(("variables", "what"), FAULTY)
+def test_variables_that_cannot_be_right(variables: dict[str, str], what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError) as caught:
+        dist.check_environment()
+    assert (caught.value.what, caught.value.code) == (what, 2)
+    assert caught.value.fix
+
+
+def test_the_command_refuses_them_before_it_waits(tmp_path: Path) -> None:
+    env = {**os.environ, "RANK": "x", "WORLD_SIZE": "2"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tinyllm", "pretrain"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=15
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: RANK is 'x', which is no number (env RANK)\nfix: ")
+    assert done.stdout == ""
+
+
+RANKS = """
+import json, os, sys, torch
+from tinyllm import dist
+from tinyllm.cli import run
+from tinyllm.errors import UserError
+code = 0
+try:
+    dist.start(torch.device("cpu"))
+    {then}
+except UserError as error:
+    code = error.code
+    print(error, file=sys.stderr)
+dist.stop(well=code == 0)
+os._exit(code)
+"""
+
+
+def by_hand(cases: dict[str, list[dict[str, str]]], then: str = "pass") -> dict[str, list[tuple[int, str]]]:
+    """All cases at once: of each, its processes with their variables, to (exit code, first line of stderr)."""
+    common = {
+        "MASTER_ADDR": "127.0.0.1",
+        "WORLD_SIZE": "2",
+        "TINYLLM_DIST_TIMEOUT": "10",
+        "TORCH_CPP_LOG_LEVEL": "FATAL",
+    }
+    script = RANKS.format(then=then)
+    started = {
+        name: [
+            subprocess.Popen(
+                [sys.executable, "-c", script], env={**os.environ, **common, **own}, stderr=subprocess.PIPE, text=True
+            )
+            for own in processes
+        ]
+        for name, processes in cases.items()
+    }
+    found = {}
+    for name, processes in started.items():
+        errors = [process.communicate(timeout=60)[1] for process in processes]
+        found[name] = [(p.returncode, e.partition("\n")[0]) for p, e in zip(processes, errors, strict=True)]
+    return found
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def test_ranks_that_do_not_find_each_other_say_so() -> None:
+    """Instead of waiting for ten minutes."""
+    with socket.socket() as mute:  # accepts, and never answers
+        mute.bind(("0.0.0.0", 0))
+        mute.listen()
+        taken, port = str(mute.getsockname()[1]), free_port()
+        found = by_hand(
+            {
+                "taken": [{"RANK": n, "MASTER_PORT": taken, "TINYLLM_DIST_TIMEOUT": "4"} for n in "01"],
+                "sizes": [{"RANK": n, "MASTER_PORT": port, "WORLD_SIZE": size} for n, size in ("02", "13")],
+            }
+        )
+    assert found["taken"] == [
+        (4, f"error: rank 0 cannot listen on port {taken}: it is taken (env MASTER_PORT)"),
+        (4, f"error: rank 1 found no rank 0: another program listens at 127.0.0.1:{taken} (env MASTER_PORT)"),
+    ]
+    differ = (2, "error: the ranks disagree: WORLD_SIZE: rank 0 has 2, rank 1 has 3")
+    assert found["sizes"] == [differ, differ]
+
+
+@pytest.mark.slow  # half a minute: they wait for those who do not come
+def test_ranks_that_are_missing_or_there_twice() -> None:
+    ports = [free_port() for _ in range(4)]
+    found = by_hand(
+        {
+            "twins": [{"RANK": n, "MASTER_PORT": ports[1], "WORLD_SIZE": "3"} for n in "011"],
+            "alone": [{"RANK": "0", "MASTER_PORT": ports[2]}],
+            "no master": [{"RANK": "1", "MASTER_PORT": ports[3]}],
+            "no address": [{"RANK": "1", "MASTER_PORT": "1", "MASTER_ADDR": "nosuchhost.invalid"}],
+        }
+    )
+    missing = (4, "error: rank 2 of 3 did not come within 10 s")
+    assert found["twins"][0] == missing
+    assert sorted(found["twins"][1:]) == [(2, "error: two processes say they are rank 1 (env RANK)"), missing]
+    assert found["alone"] == [(4, "error: rank 1 of 2 did not come within 10 s")]
+    assert found["no master"][0][0] == 4
+    assert "nothing listens at 127.0.0.1" in found["no master"][0][1]
+    assert found["no address"][0][0] == 4
+    assert "'nosuchhost.invalid' is no address" in found["no address"][0][1]
+
+
+def test_ranks_compare_what_they_are_about_to_do() -> None:
+    port = free_port()
+    facts = '{"same": [1, {"a": 2.5}], "train": {"steps": 5, "lr": [1, int(os.environ["LR"])]}}'
+    then = f"dist.barrier(); dist.agree({facts}); print('after', file=sys.stderr)"
+    found = by_hand({"x": [{"RANK": n, "LR": n, "MASTER_PORT": port} for n in "01"]}, then)["x"]
+    assert found == [(2, "error: the ranks disagree: train.lr.1: rank 0 has 0, rank 1 has 1")] * 2
+
+
+def test_alone_there_is_nobody_to_disagree_with() -> None:
+    dist.agree({"x": 1})
+    dist.barrier()
+    assert dist.broadcast_text("x") == "x"
+    assert not dist.stop()

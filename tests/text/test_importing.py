@@ -1,0 +1,348 @@
+"""Vocabularies from elsewhere give the ids of the programs they come from, keep all text, and are refused by name where they cannot."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import random
+import shutil
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tinyllm.errors import INTEGRITY, USAGE, UserError
+from tinyllm.text import importing, sentencepiece
+from tinyllm.text.sentencepiece import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Piece
+from tinyllm.text.tokenizer import Tokenizer
+
+SPACE = "\u2581"
+ALPHABET = "ab cde  \t\n\r\u00a0\u3000\u2028éñ猫狗😀👍🏽\u200d\u0301\x00\x07<>s/|0123456789 ﬁÅ①\ufeff\U0010ffff"
+
+
+@pytest.fixture(scope="session")
+def corpus(shared: Path) -> list[str]:
+    """Real text in several scripts, every length of a run of spaces, and all of Unicode at random."""
+    draw = random.Random(0)
+    texts = (shared / "data/pretrain/tinyshakespeare.txt").read_text(encoding="utf-8").split("\n\n")[:800]
+    with gzip.open(shared / "data/pretrain/zh_tang9k.jsonl.gz", "rt", encoding="utf-8") as file:
+        texts += [json.loads(line)["text"] for line, _ in zip(file, range(300), strict=False)]
+    texts += (
+        [" " * n for n in range(1, 70)] + ["a" + " " * n + "the" for n in range(70)] + ["aba" * n for n in range(9)]
+    )
+    texts += ["".join(draw.choices(ALPHABET, k=draw.randint(0, 60))) for _ in range(1000)]
+    points = [p for p in draw.sample(range(0x110000), 15_000) if not 0xD800 <= p < 0xE000 and chr(p) != SPACE]
+    texts += ["".join(map(chr, points[i : i + 20])) for i in range(0, len(points), 20)]
+    return [*texts, "<s>", "</s> <unk>", "<0x0A>", "a<0x41>b", "<|endoftext|>", "\r\n\r\n", ""]
+
+
+# --- what they are compared with -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("file", ["tokenizers/mistral_v1/tokenizer.model", "models/stories260k/tok512.model"])
+def test_sentencepiece_gives_the_same_ids(file: str, shared: Path, corpus: list[str]) -> None:
+    theirs = pytest.importorskip("sentencepiece").SentencePieceProcessor(str(shared / file))
+    tokenizer = Tokenizer.load(shared / file)
+    ids = tokenizer.encode_batch(corpus)
+    assert [t for t, ours in zip(corpus, ids, strict=True) if ours != theirs.encode(t)] == []
+    assert [t for t, ours in zip(corpus, ids, strict=True) if tokenizer.decode(ours) != t] == []
+    ends = (theirs.bos_id(), theirs.eos_id(), theirs.vocab_size())
+    assert (tokenizer.bos, tokenizer.endoftext, tokenizer.vocab_size) == ends
+
+
+@pytest.mark.parity
+def test_gpt2_gives_the_same_ids(shared: Path, corpus: list[str], tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    folder = shared / "tokenizers/gpt2"
+    shutil.copyfile(folder / "encoder.json", tmp_path / "vocab.json")
+    shutil.copyfile(folder / "vocab.bpe", tmp_path / "merges.txt")
+    theirs = transformers.GPT2Tokenizer(vocab=str(tmp_path / "vocab.json"), merges=str(tmp_path / "merges.txt"))
+    tokenizer = Tokenizer.load(folder)
+    texts = [text for text in corpus if "<|" not in text]  # theirs reads control tokens in texts
+    ids = tokenizer.encode_batch(texts)
+    assert ids == theirs(texts, add_special_tokens=False)["input_ids"]
+    assert [tokenizer.decode(i) for i in ids] == texts
+    assert (tokenizer.vocab_size, tokenizer.endoftext, tokenizer.bos, tokenizer.pad) == (50257, 50256, None, None)
+    assert Tokenizer.load(tmp_path).sha256 == tokenizer.sha256  # both names of the files
+    assert Tokenizer.load(tmp_path / "merges.txt").sha256 == tokenizer.sha256  # either of the two
+
+
+@pytest.mark.parity
+def test_qwen2_gives_the_same_ids(trained: Tokenizer, tmp_path: Path, corpus: list[str]) -> None:
+    transformers = pytest.importorskip("transformers")
+    folder = pair(trained, tmp_path, {"tokenizer_class": "Qwen2Tokenizer"})
+    theirs = transformers.Qwen2Tokenizer(vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"))
+    texts = [text for text in corpus if "<|" not in text]
+    assert Tokenizer.load(folder).encode_batch(texts) == theirs(texts, add_special_tokens=False)["input_ids"]
+
+
+def test_every_shared_vocabulary_imports_and_keeps_all_text(shared: Path, corpus: list[str], tmp_path: Path) -> None:
+    folders = sorted(path for path in (shared / "tokenizers").iterdir() if path.is_dir())
+    assert folders
+    for folder in folders:
+        tokenizer = Tokenizer.load(folder).for_new_model()
+        assert [text for text in corpus if tokenizer.decode(tokenizer.encode(text)) != text] == []
+        tokenizer.save(tmp_path / folder.name, model_max_length=128)
+        again = Tokenizer.load(tmp_path / folder.name)
+        assert again.sha256 == tokenizer.sha256
+        assert again.encode_batch(corpus) == tokenizer.encode_batch(corpus)
+
+
+def test_the_three_forms_of_one_vocabulary_agree(shared: Path, corpus: list[str]) -> None:
+    folder = shared / "models/stories260k"
+    whole, from_bin, from_model = (Tokenizer.load(folder / n) for n in ("hf", "tok512.bin", "tok512.model"))
+    assert from_bin.sha256 == from_model.sha256
+    assert from_model.encode_batch(corpus) == whole.encode_batch(corpus)
+    assert (from_bin.bos, from_bin.endoftext) == (whole.bos, whole.endoftext) == (1, 2)
+
+
+# --- without anybody to compare with ---------------------------------------------------------------------------------------------
+
+
+def message(fields: dict[int, int | bytes | float]) -> bytes:
+    """A protobuf message; a float is written as fixed32."""
+    found = b""
+    for number, value in fields.items():
+        if isinstance(value, float):
+            found += varint(number << 3 | 5) + struct.pack("<f", value)
+        elif isinstance(value, int):
+            found += varint(number << 3) + varint(value % (1 << 64))
+        else:
+            found += varint(number << 3 | 2) + varint(len(value)) + value
+    return found
+
+
+def varint(value: int) -> bytes:
+    low, rest = value & 127, value >> 7
+    return bytes([low | 128]) + varint(rest) if rest else bytes([low])
+
+
+def model(
+    pieces: Sequence[tuple[str, float, int]] = (), trainer: dict | None = None, normalizer: dict | None = None
+) -> bytes:
+    """A sentencepiece model: unknown, start, end, 256 bytes, and the given pieces."""
+    rows = [("<unk>", 0.0, UNKNOWN), ("<s>", 0.0, CONTROL), ("</s>", 0.0, CONTROL)]
+    rows += [(f"<0x{byte:02X}>", 0.0, BYTE) for byte in range(256)]
+    data = b"".join(message({1: message({1: t.encode(), 2: s, 3: k})}) for t, s, k in [*rows, *pieces])
+    return data + message({2: message({3: 2, 35: 1, **(trainer or {})}), 3: message({4: 0, **(normalizer or {})})})
+
+
+PIECES = [(SPACE, -9.0, NORMAL), ("a", -9.0, NORMAL), ("b", -9.0, NORMAL), ("ab", -1.0, NORMAL), ("ba", -2.0, NORMAL)]
+PIECES += [(SPACE * 2, -1e9, NORMAL), (SPACE * 3, -1e9, NORMAL), (SPACE + "a", -3.0, NORMAL)]
+
+
+def written(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
+def test_a_better_score_is_merged_first(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.load(written(tmp_path / "tokenizer.model", model(PIECES)))
+    names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *(piece for piece, _, _ in PIECES)]
+
+    def pieces(text: str) -> list[str]:
+        return [names[i] for i in tokenizer.encode(text)]
+
+    assert pieces("aba") == [SPACE, "ab", "a"]  # ab before ba, and before the space with a
+    assert pieces("ba") == [SPACE, "ba"]
+    assert pieces("a") == [SPACE + "a"]
+    assert pieces(" " * 6) == [SPACE * 3, SPACE * 3, SPACE]  # one more in front; runs are eaten from the left
+    assert pieces("é") == [SPACE, "<0xC3>", "<0xA9>"]
+    assert pieces("<0x41>") == [SPACE, *(f"<0x{ord(c):02X}>" for c in "<0x41>")]
+    assert pieces("</s>") == [SPACE, *(f"<0x{ord(c):02X}>" for c in "</s>")]
+    assert (tokenizer.bos, tokenizer.endoftext, tokenizer.pad, tokenizer.leading_space) == (1, 2, None, True)
+    spec = sentencepiece.to_spec(
+        [Piece("a", 0, NORMAL), Piece("b", 0, NORMAL), Piece("ab", 0, CONTROL)], "", leading_space=False
+    )
+    assert spec["model"]["merges"] == []  # no text becomes a control token, in other programs either
+    plain = Tokenizer.load(written(tmp_path / "plain.model", model(PIECES, normalizer={3: 0})))
+    assert [names[i] for i in plain.encode("a b")] == ["a", SPACE, "b"]
+    assert plain.decode(plain.encode(" a")) == " a"
+
+
+def test_names_and_ids_of_the_ends(tmp_path: Path) -> None:
+    pieces = [("<end>", 0.0, CONTROL), ("<fill>", 0.0, CONTROL), ("<table>", 0.0, USER_DEFINED), *PIECES]
+    data = model(pieces, {41: -1, 42: 259, 43: 260})
+    tokenizer = Tokenizer.load(written(tmp_path / "tokenizer.model", data))
+    assert (tokenizer.bos, tokenizer.endoftext, tokenizer.pad) == (None, 259, 260)
+    assert 261 in tokenizer.special_ids  # whoever defined it, a text cannot spell it
+    assert tokenizer.decode(tokenizer.encode("<table>")) == "<table>"
+    assert Tokenizer.load(written(tmp_path / "tokenizer.model", model(pieces, {47: b"<end>"}))).endoftext == 259
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<fill>", "bos_token": null}')
+    assert Tokenizer.load(tmp_path).endoftext == 260  # what lies beside it decides
+
+
+@pytest.mark.parametrize(
+    ("data", "word", "code"),
+    [
+        (model(PIECES, {3: 1}), "Unigram", USAGE),
+        (model(PIECES, {3: 4}), "character", USAGE),
+        (model(PIECES, {24: 1}), "behind the words", USAGE),
+        (model(PIECES, None, {4: 1}), "repeated spaces", USAGE),
+        (model(PIECES, None, {5: 0}), "leaves spaces", USAGE),
+        (model(PIECES, None, {2: b"\1\2"}), "changes the text", USAGE),
+        (model([*PIECES, ("c", 0.0, UNUSED)]), "unused", USAGE),
+        (model([*PIECES, ("a", 0.0, NORMAL)]), "two pieces are the same", INTEGRITY),
+        (model(PIECES).replace(b"<0x41>", b"<0xzz>"), "every byte", USAGE),
+        (model(PIECES)[:4000], "ends too early", INTEGRITY),
+        (b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", "64 bits", INTEGRITY),
+        (b"\x0a\x03\x0a\x01\xff" + model(PIECES), "not a sentencepiece model", INTEGRITY),
+    ],
+)
+def test_models_that_are_refused(data: bytes, word: str, code: int, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=word) as caught:
+        Tokenizer.load(written(tmp_path / "tokenizer.model", data))
+    assert caught.value.code == code
+    assert "tokenizer.model" in caught.value.where
+    assert caught.value.fix
+
+
+def test_no_damage_ends_in_anything_but_an_error(tmp_path: Path) -> None:
+    whole, draw = model(PIECES), random.Random(1)
+    outcomes = set()
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for _ in range(draw.randint(1, 4)):
+            damaged[draw.randrange(len(damaged))] = draw.randrange(256)
+        try:
+            sentencepiece.read(bytes(damaged[: draw.randint(1, len(damaged))]), "x")
+            outcomes.add("read")
+        except UserError as error:
+            outcomes.add(error.code)
+    assert INTEGRITY in outcomes
+    assert outcomes <= {"read", USAGE, INTEGRITY}
+
+
+def bin_of(pieces: Sequence[tuple[str, float, int]], *, order: int = 1) -> bytes:
+    """llama2.c's form: spaces for U+2581, line breaks around the ends of a text."""
+    rows = [("<unk>", 0.0), ("\n<s>\n", 0.0), ("\n</s>\n", 0.0)][::order]
+    rows += [(f"<0x{byte:02X}>", 0.0) for byte in range(256)]
+    rows += [(text.replace(SPACE, " "), score) for text, score, _ in pieces]
+    body = b"".join(struct.pack("<fi", s, len(t.encode())) + t.encode() for t, s in rows)
+    return struct.pack("<i", 7) + body
+
+
+def test_llama2c(tmp_path: Path) -> None:
+    from_bin = Tokenizer.load(written(tmp_path / "tokenizer.bin", bin_of(PIECES)))
+    from_model = Tokenizer.load(written(tmp_path / "tokenizer.model", model(PIECES)))
+    assert from_bin.sha256 == from_model.sha256
+    with pytest.raises(UserError, match="ends too early") as caught:
+        Tokenizer.load(written(tmp_path / "tokenizer.bin", bin_of(PIECES)[:-1]))
+    assert caught.value.code == INTEGRITY
+    with pytest.raises(UserError, match="another order"):
+        Tokenizer.load(written(tmp_path / "tokenizer.bin", bin_of(PIECES).replace(b"</s>", b"<s/>")))
+
+
+def pair(tokenizer: Tokenizer, folder: Path, config: dict | None = None) -> Path:
+    """vocab.json and merges.txt of a byte-level vocabulary."""
+    spec = json.loads(tokenizer._whole.to_str())["model"]
+    (folder / "vocab.json").write_text(json.dumps(spec["vocab"]))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in spec["merges"]))
+    (folder / "tokenizer_config.json").unlink(missing_ok=True)
+    if config is not None:
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_vocab_and_merges(trained: Tokenizer, tmp_path: Path) -> None:
+    tokens = {
+        str(i): {"content": name} for i, name in enumerate(("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"))
+    }
+    folder = pair(trained, tmp_path, {"tokenizer_class": "Qwen2TokenizerFast", "added_tokens_decoder": tokens})
+    found = Tokenizer.load(folder)
+    assert (found.endoftext, found.im_start, found.im_end, found.pad) == (0, 1, 2, 3)
+    text = "Once upon a time, she didn't like 2024.\n\n你好 <|im_end|>"
+    assert found.encode(text) == trained.encode(text)
+    plain = Tokenizer.load(pair(trained, tmp_path))  # GPT-2's split; its control tokens are known by their names
+    assert (plain.endoftext, plain.special_ids, plain.decode(plain.encode(text))) == (0, {0, 1, 2, 3}, text)
+    assert importing.read(tmp_path).spec["pre_tokenizer"]["use_regex"] is True
+    assert importing.read(tmp_path).kind == "vocab.json and merges.txt (GPT2)"
+
+
+def test_pairs_that_are_refused(trained: Tokenizer, tmp_path: Path) -> None:
+    def refused(word: str, code: int) -> None:
+        with pytest.raises(UserError, match=word) as caught:
+            Tokenizer.load(tmp_path)
+        assert (caught.value.code, bool(caught.value.fix)) == (code, True)
+
+    pair(trained, tmp_path, {"tokenizer_class": "RobertaTokenizer"})
+    refused("RobertaTokenizer cannot be read", USAGE)
+    pair(trained, tmp_path, {"add_prefix_space": True})
+    refused("cannot be read on their own", USAGE)
+    pair(trained, tmp_path, {"added_tokens_decoder": {"x": 3}})
+    refused("added_tokens_decoder", INTEGRITY)
+    pair(trained, tmp_path)
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na b c\n")
+    refused("not two tokens", INTEGRITY)
+    (tmp_path / "merges.txt").write_text("#version: 0.2\nq nowhere\n")
+    refused("not a tokenizer", INTEGRITY)
+    (tmp_path / "merges.txt").unlink()
+    refused("without its merges", USAGE)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "word"),
+    [
+        ("tokenizer.model", base64.b64encode(b"the") + b" 0\n" + base64.b64encode(b" a") + b" 1\n", "tiktoken"),
+        ("o200k.tiktoken", base64.b64encode(b"the") + b" 0\n", "tiktoken"),
+        ("model.gguf", b"GGUF\3\0\0\0", "GGUF"),
+        ("vocab.txt", b"[PAD]\n[UNK]\nthe\n##ing\n", "WordPiece"),
+        ("merges.txt", b"#version: 0.2\na b\n", "without the vocabulary"),
+        ("weights.bin", bytes(range(7, 90)), "known kind"),
+    ],
+)
+def test_kinds_that_are_known_by_name_only(name: str, data: bytes, word: str, tmp_path: Path) -> None:
+    for place in (written(tmp_path / name, data), tmp_path):
+        if name in ("merges.txt", "weights.bin") and place.is_dir():
+            continue  # a folder is not searched for those
+        with pytest.raises(UserError, match=word) as caught:
+            Tokenizer.load(place)
+        assert (caught.value.code, name in caught.value.where) == (USAGE, True)
+        assert caught.value.fix
+
+
+def test_blank_lines_before_json_are_json(trained: Tokenizer, tmp_path: Path) -> None:
+    trained.save(tmp_path, model_max_length=8)
+    file = tmp_path / "tokenizer.json"
+    file.write_text("\n\n " + file.read_text(encoding="utf-8"), encoding="utf-8")
+    assert Tokenizer.load(tmp_path).sha256 == trained.sha256
+
+
+def test_a_vocabulary_for_a_new_model_opens_texts_without_bos(tmp_path: Path, trained: Tokenizer) -> None:
+    """Here a document begins behind the end of the one before; a BOS that training never shows must not open one elsewhere."""
+    plain = Tokenizer.load(written(tmp_path / "tokenizer.model", model(PIECES)))
+    spec = json.loads(plain._whole.to_str())
+    template = [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    special = {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}
+    spec["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": template,
+        "pair": template,
+        "special_tokens": special,
+    }
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "<s>", "eos_token": "</s>"}')
+    found = Tokenizer.load(tmp_path)
+    assert (found.bos, found._whole.encode("a").ids[0]) == (1, 1)
+    new = found.for_new_model()
+    assert (new.bos, new.endoftext, new.im_start, new.pad) == (None, 2, 267, 269)
+    assert new.for_new_model() is new
+    new.save(tmp_path / "new", model_max_length=8)
+    again = Tokenizer.load(tmp_path / "new")
+    assert (again.bos, again.sha256) == (None, new.sha256)
+    assert again._whole.encode("a").ids == again.encode("a") == found.encode("a")
+    assert trained.for_new_model() is trained
+
+
+def test_byte_lengths_of_an_imported_vocabulary(shared: Path, corpus: list[str]) -> None:
+    for name, extra in (("gpt2", 0), ("mistral_v1", 1)):
+        tokenizer = Tokenizer.load(shared / "tokenizers" / name)
+        lengths = tokenizer.byte_lengths()
+        for text in corpus[:500]:
+            if text:
+                assert lengths[tokenizer.encode(text)].sum() == len(text.encode()) + extra
+        assert lengths.dtype == np.int64
