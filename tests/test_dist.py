@@ -8,7 +8,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -236,12 +237,33 @@ def test_a_port_that_somebody_else_took_meanwhile(ranks: Callable[..., Any]) -> 
     assert len(set(Path("ports").read_text().split())) == 2
 
 
-def launched(tmp_path: Path, script: str, **environment: str) -> subprocess.Popen[str]:
-    """The same launcher, in a process of its own."""
-    (tmp_path / "rank.py").write_text(RANK + script)
-    code = "import sys; from tinyllm.dist.launcher import launch; sys.exit(launch(2, [sys.executable, 'rank.py']))"
-    env = {**os.environ, **environment}
-    return subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True)
+@pytest.fixture
+def launched(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start the same launcher in a process of its own; nothing of it is left when the test ends, however that ends."""
+    processes = []
+
+    def start(script: str, **environment: str) -> subprocess.Popen[str]:
+        (tmp_path / "rank.py").write_text(RANK + script)
+        code = "import sys; from tinyllm.dist.launcher import launch; sys.exit(launch(2, [sys.executable, 'rank.py']))"
+        env = {**os.environ, **environment}
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, "-c", code],
+                cwd=tmp_path,
+                env=env,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+        )
+        return processes[-1]
+
+    yield start
+    for pid in [p.pid for p in processes if p.poll() is None] + [int(f.read_text()) for f in tmp_path.glob("pid-*")]:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    for process in processes:
+        process.communicate()
 
 
 def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
@@ -268,17 +290,22 @@ def ready(folder: Path) -> Callable[[], bool]:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_goes_on_to_the_ranks_once(number: int, code: int, tmp_path: Path) -> None:
-    process = launched(tmp_path, ORDERLY)
+def test_a_signal_goes_on_to_the_ranks_once(
+    number: int, code: int, tmp_path: Path, launched: Callable[..., Any]
+) -> None:
+    """A terminal sends Ctrl-C to the whole process group of the command; the ranks are in none of it."""
+    process = launched(ORDERLY)
     until(ready(tmp_path))
-    process.send_signal(number)
+    groups = {os.getpgid(int((tmp_path / f"pid-{n}").read_text())) for n in (0, 1)}
+    assert process.pid not in groups
+    os.killpg(process.pid, number)
     _, err = process.communicate(timeout=20)
     assert (process.returncode, err) == (code, "error: stopped after step 7\n")
     assert [(tmp_path / f"heard-{n}").read_text() for n in (0, 1)] == [f"{int(number)} "] * 2
 
 
-def test_the_second_signal_ends_at_once(tmp_path: Path) -> None:
-    process = launched(tmp_path, ORDERLY.replace("time.sleep(0.3)", "open('deaf', 'w'); time.sleep(60)"))
+def test_the_second_signal_ends_at_once(tmp_path: Path, launched: Callable[..., Any]) -> None:
+    process = launched(ORDERLY.replace("time.sleep(0.3)", "open('deaf', 'w'); time.sleep(60)"))
     until(ready(tmp_path))
     process.send_signal(signal.SIGTERM)
     until((tmp_path / "deaf").exists)
@@ -290,8 +317,8 @@ def test_the_second_signal_ends_at_once(tmp_path: Path) -> None:
     assert (process.returncode, err) == (143, "error: stopped by SIGTERM; what was not saved is lost\n")
 
 
-def test_ranks_rest_while_the_launcher_does_and_that_is_no_hang(tmp_path: Path) -> None:
-    process = launched(tmp_path, ORDERLY, TINYLLM_DIST_TIMEOUT="1")
+def test_ranks_rest_while_the_launcher_does_and_that_is_no_hang(tmp_path: Path, launched: Callable[..., Any]) -> None:
+    process = launched(ORDERLY, TINYLLM_DIST_TIMEOUT="1")
     until(ready(tmp_path))
     pids = [int((tmp_path / f"pid-{n}").read_text()) for n in (0, 1)]
 
@@ -309,11 +336,10 @@ def test_ranks_rest_while_the_launcher_does_and_that_is_no_hang(tmp_path: Path) 
     assert process.wait(10) == 143
 
 
-def test_ranks_whose_launcher_is_killed_end_in_order(tmp_path: Path) -> None:
-    process = launched(tmp_path, ORDERLY)
+def test_ranks_whose_launcher_is_killed_end_in_order(tmp_path: Path, launched: Callable[..., Any]) -> None:
+    process = launched(ORDERLY)
     until(ready(tmp_path))
     process.kill()
-    process.communicate()
     until(lambda: all((tmp_path / f"heard-{n}").exists() for n in (0, 1)))
     assert (tmp_path / "heard-1").read_text().startswith(f"{int(signal.SIGTERM)} ")
 

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).parent))
 import zoo
 
-from tinyllm.data.datasets import Answers, Packed
+from tinyllm.data.datasets import Answers
+from tinyllm.data.packing import Packed
 from tinyllm.model.heads import TokenScores
 from tinyllm.model.transformer import CausalLM
 

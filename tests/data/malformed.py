@@ -8,12 +8,14 @@ import gzip
 import json
 import os
 import socket
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tinyllm.data.records import Judgement, Pair, Record
+from tinyllm.data.records import Judgement, Pair, Record, Report, read
+from tinyllm.errors import UserError
 from tinyllm.text.chat import validate_messages
 
 USER, GPT = {"role": "user", "content": "What is red?"}, {"role": "assistant", "content": "A colour."}
@@ -282,3 +284,34 @@ def _exchange(prompt: tuple, answer: tuple) -> None:
     assert answer[0]["content"].strip()
     assert prompt[-1]["role"] != "assistant"
     validate_messages([*prompt, *answer], "", require_assistant=True)
+
+
+SECONDS = 5.0  # that one input may take
+
+
+def attempt(path: Path | str, kind: str, mode: str = "error", **options: Any) -> tuple[list, UserError | None, Report]:
+    """Read everything, and hold what comes out to what every reading must keep."""
+    started, records, error = time.monotonic(), [], None
+    try:
+        reader = read([path], kind, on_bad_line=mode, **options)
+        records = list(reader)
+        report = reader.report
+    except UserError as raised:
+        error, report = raised, Report(kind)
+    assert time.monotonic() - started < SECONDS
+    if error is not None:
+        said = str(error)
+        assert error.code == 2
+        assert error.fix
+        assert len(said) < 20_000
+        assert said.isprintable() or all(c.isprintable() or c == "\n" for c in said)
+        said.encode()
+    else:
+        assert records
+        assert report.complete
+        assert report.records == len(records) == sum(file.records for file in report.files)
+        for record in records:
+            check(record)
+        for line in report.lines():
+            assert line.isprintable()
+    return records, error, report

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -11,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinyllm.data.batches import Source, right_padded
-from tinyllm.data.datasets import Answers, Packed, Preferences, TokenPair, Windows, best_fit, scored_documents
+from tinyllm.data.datasets import Answers, Preferences, TokenPair, Windows, scored_documents
+from tinyllm.data.packing import Packed, PackedDocuments, best_fit
 from tinyllm.errors import UserError
 
 
@@ -108,3 +110,50 @@ def test_packed_rows_number_their_documents_and_never_score_a_first_token() -> N
     assert batch.documents[0, :9].tolist() == [1, 1, 1, 1, 1, 2, 2, 2, 0]
     assert batch.mask[0, :9].tolist() == [False, True, True, True, True, False, True, True, False]
     assert batch.documents[1, :3].tolist() == [1, 1, 0]
+
+
+def stream(sizes: list[int], end: int = 0) -> np.ndarray:
+    """Documents of unlike tokens, each followed by `end`, and one in front."""
+    found, next_token = [end], 1
+    for size in sizes:
+        found += [*range(next_token, next_token + size), end]
+        next_token += size
+    return np.array(found, dtype=np.uint16)
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(4, 12))
+def test_packed_documents_score_every_token_once_and_only_after_its_own(sizes: list[int], length: int) -> None:
+    """Every token of the stream but the first is scored exactly once, behind the token that precedes it there, in no strange company."""
+    tokens = stream(sizes)
+    rows = PackedDocuments(tokens, length, end=0, pad=9999)
+    follows = {}  # every token but the ends is there once
+    for before, token in itertools.pairwise(tokens.tolist()):
+        follows[token] = before
+    scored: list[int] = []
+    for index in range(len(rows)):
+        batch = rows.collate([index], 0, [])
+        ids, mask, numbers = (x[0].tolist() for x in (batch.ids, batch.mask, batch.documents))
+        assert rows.length(index) == sum(n > 0 for n in numbers) <= length + 1
+        for i, (token, told, number) in enumerate(zip(ids, mask, numbers, strict=True)):
+            assert (token == 9999) == (number == 0)
+            if told:
+                assert numbers[i - 1] == number
+                scored.append(token)
+                if token:
+                    assert ids[i - 1] == follows[token]
+    assert sorted(scored) == sorted(tokens[1:].tolist())
+
+
+def test_packing_tells_the_padding_it_saved() -> None:
+    rows = PackedDocuments(stream([5, 5, 2, 2, 8]), 9, end=0, pad=0)  # with their ends and their first: 7, 7, 4, 4, 10 of 10
+    assert len(rows) == 4
+    packed, alone = rows.padding()
+    assert packed == pytest.approx(1 - 32 / 40)
+    assert alone == pytest.approx(1 - 32 / 50)
+
+
+def test_very_many_documents_are_packed_almost_full() -> None:
+    sizes = (np.random.default_rng(0).pareto(1.5, 200_000) * 60 + 4).astype(int).clip(4, 513)
+    bins = best_fit(sizes.tolist(), 513)
+    assert sum(map(len, bins)) == len(sizes)
+    assert len(bins) < 1.01 * math.ceil(sizes.sum() / 513)

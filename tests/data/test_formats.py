@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent))
+import malformed
+
+from tinyllm.data.formats import ALIASES, FORMATS
 from tinyllm.data.records import Pair, Prompt, Reader, read
 from tinyllm.errors import UserError
 from tinyllm.text.chat import validate_messages
@@ -57,6 +62,63 @@ CONVERSATIONS = [
         },
         ["u:q", 'a:{"name": "f"}'],
     ),
+    (  # OpenAI's: arguments are JSON inside a text; the older form; a text beside the call; what is no JSON stays
+        {
+            "messages": [
+                *turns("u:q"),
+                {
+                    "role": "assistant",
+                    "content": "wait",
+                    "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": '{"a":1}'}}],
+                },
+                {"role": "tool", "tool_call_id": "1", "content": "4"},
+                {"role": "assistant", "content": None, "function_call": {"name": "g", "arguments": "a=1"}},
+                {"role": "function", "name": "g", "content": ""},
+                *turns("a:x"),
+            ]
+        },
+        [
+            "u:q",
+            'a:wait\n{"name": "f", "arguments": {"a": 1}}',
+            "t:4",
+            'a:{"name": "g", "arguments": "a=1"}',
+            "t:",
+            "a:x",
+        ],
+    ),
+    (  # two calls at once
+        {
+            "messages": [
+                *turns("u:q"),
+                {"role": "assistant", "tool_calls": [{"name": "f", "arguments": None}, {"name": "g"}]},
+            ]
+        },
+        ["u:q", 'a:{"name": "f"}\n{"name": "g"}'],
+    ),
+    (
+        {"messages": [*turns("u:q"), {"role": "assistant", "content": "x", "reasoning_content": "so\n"}]},
+        ["u:q", "a:<think>\nso\n</think>\n\nx"],
+    ),
+    (  # what parquet writes where a key is not there
+        {
+            "messages": [{"role": "user", "content": "q", "tool_calls": None, "weight": None}, *turns("a:x")],
+            "images": None,
+        },
+        ["u:q", "a:x"],
+    ),
+    ({"messages": [*turns("u:q"), {"role": "assistant", "content": "x", "weight": 1, "train": True}]}, ["u:q", "a:x"]),
+    ({"question": "q?", "choices": ["x", "y"], "answer": 1}, ["u:q?\nA. x\nB. y", "a:B"]),
+    ({"question": "q?", "choices": ["x", "y"], "answer": "a"}, ["u:q?\nA. x\nB. y", "a:A"]),
+    ({"input": "not True is", "target": "False"}, ["u:not True is", "a:False"]),
+    *(
+        ({"messages": [{"role": "user", "content": "q"}, {"role": role, "content": "x"}]}, ["u:q", "a:x"])
+        for role in ("gpt", "bot", "model", "chatgpt", "ai", "function_call", "tool_call")
+    ),
+    *(
+        ({"messages": [*turns("u:q"), {"role": role, "content": "4"}, *turns("a:x")]}, ["u:q", "t:4", "a:x"])
+        for role in ("tool", "observation", "function", "function_response", "tool_response", "ipython")
+    ),
+    ({"messages": [{"role": "developer", "content": "s"}, *turns("u:q", "a:x")]}, ["s:s", "u:q", "a:x"]),
 ]
 
 
@@ -106,7 +168,42 @@ PAIRS = [
     ),
     ({"instruction": "q", "input": "", "chosen": "good", "rejected": "bad"}, ["u:q"], None),
     ({"question": "q", "answer_matching_behavior": " good", "answer_not_matching_behavior": " bad"}, ["u:q"], None),
+    (  # the prompt again in front of both, behind a system turn
+        {"prompt": "q", "chosen": turns("s:s", "u:q", "a:good"), "rejected": turns("s:s", "u:q", "a:bad")},
+        ["s:s", "u:q"],
+        None,
+    ),
+    (
+        {"prompt": "q", "system": "s", "tools": [1], "chosen": "good", "rejected": "bad"},
+        ["s:s\n\nTools:\n[1]", "u:q"],
+        None,
+    ),
+    ({"instruction": "q", "history": [["a", "b"]], "chosen": "good", "rejected": "bad"}, ["u:a", "a:b", "u:q"], None),
 ]
+
+
+def test_a_list_of_rejected_answers_is_a_pair_for_each(tmp_path: Path) -> None:
+    row = {"prompt": "q", "chosen": "good", "rejected": ["bad", " ", "good", "worse"], "margin": 1}
+    data = reader(tmp_path, "pairs", row)
+    assert [(p.chosen[0]["content"], p.rejected[0]["content"], p.margin) for p in data] == [
+        ("good", "bad", 1.0),
+        ("good", "worse", 1.0),
+    ]
+    assert {what: tally.count for what, tally in data.report.mended.items()} == {
+        "a rejected answer left out: empty answer": 1,
+        "a rejected answer left out: chosen equals rejected": 1,
+    }
+    judged = list(reader(tmp_path, "judgements", row))
+    assert [j.good for j in judged] == [True, False, True, False]
+
+
+def test_of_longer_answers_the_first_turn_is_kept_aloud(tmp_path: Path) -> None:
+    data = reader(
+        tmp_path, "pairs", {"chosen": turns("u:q", "a:1", "u:r", "a:2"), "rejected": turns("u:q", "a:3", "u:r", "a:4")}
+    )
+    (pair,) = data
+    assert (list(pair.chosen), list(pair.rejected)) == (turns("a:1"), turns("a:3"))
+    assert list(data.report.mended) == ["turns after the first answer left out"]
 
 
 @pytest.mark.parametrize(("row", "prompt", "margin"), PAIRS)
@@ -125,6 +222,27 @@ PROMPTS = [
     ({"instruction": "q", "input": "i", "output": "4"}, ["u:q\n\ni"], {"answer": "4"}),
     ({"prompt": "q", "chosen": "c", "rejected": "r"}, ["u:q"], {"chosen": "c", "rejected": "r"}),
     ({"conversations": sharegpt("u:q"), "chosen": 1, "rejected": 2}, ["u:q"], {"chosen": 1, "rejected": 2}),
+    (
+        {"question": "q", "answer": "4", "solution": "so", "system": "s"},
+        ["s:s", "u:q"],
+        {"answer": "4", "solution": "so"},
+    ),
+    ({"question": "q", "answer": "a\n#### 1,234\n"}, ["u:q"], {"answer": "1,234", "solution": "a\n#### 1,234\n"}),
+    ({"question": "q", "answer": "a #### 4"}, ["u:q"], {"answer": "a #### 4"}),  # not on a line of its own
+    ({"question": "q", "answer": "#### a\nb"}, ["u:q"], {"answer": "#### a\nb"}),  # a headline
+    ({"question": "q", "answer": None}, ["u:q"], {}),  # null is none
+    (
+        {"prompt": "q", "completion": turns("a:so\n#### 4")},
+        ["u:q"],
+        {"answer": "4", "solution": "so\n#### 4", "completion": turns("a:so\n#### 4")},
+    ),
+    (
+        {"question": "q?", "choices": ["x", "y"], "answer": 1},
+        ["u:q?\nA. x\nB. y"],
+        {"choices": ["x", "y"], "answer": "B"},
+    ),
+    ({"input": "q", "target": "4"}, ["u:q"], {"target": "4", "answer": "4"}),
+    ({"instruction": "q", "input": "i", "history": [["a", "b"]]}, ["u:a", "a:b", "u:q\n\ni"], {}),
 ]
 
 
@@ -220,6 +338,56 @@ BAD = [
     ),
     ("pairs", {"prompt": "q", "chosen": "a", "rejected": "b", "margin": True}, "margin: a finite number was expected"),
     ("pairs", {"prompt": "q", "chosen": "a", "rejected": "b", "margin": "1"}, "margin: a finite number was expected"),
+    (
+        "pairs",
+        {"prompt": "q", "chosen": "a", "rejected": "b", "margin": 10**400},
+        "margin: a finite number was expected",
+    ),
+    (
+        "pairs",
+        {"prompt": "q", "chosen": turns("u:r", "a:x"), "rejected": turns("u:r", "a:y")},
+        "chosen and rejected are conv",
+    ),
+    ("conversations", {"messages": turns("u:q", "a:x"), "images": ["x.png"]}, "images: ['x.png']; only text can be"),
+    (
+        "pairs",
+        {"prompt": "q", "chosen": "a", "rejected": "b", "image": "x"},
+        "image: 'x'; only text can be learned from",
+    ),
+    ("prompts", {"prompt": "q", "video": "x"}, "video: 'x'; only text can be learned from"),
+    (
+        "conversations",
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, *turns("a:x")]},
+        "messages[0].content[0]: a part with type 'text' was expected, found 'image_url'",
+    ),
+    (
+        "conversations",
+        {"messages": [*turns("u:q"), {"role": "assistant", "content": [{"type": "text"}]}]},
+        "messages[1].content[0]: no 'text'; found: type",
+    ),
+    (
+        "conversations",
+        {"messages": [*turns("u:q"), {"role": "assistant", "content": "x", "weight": 0}, *turns("u:r", "a:y")]},
+        "messages[1].weight: 0; a turn that is not learned from, or less, is not supported",
+    ),
+    (
+        "conversations",
+        {"messages": [*turns("u:q"), {"role": "assistant", "tool_calls": [{"function": {"arguments": "{}"}}]}]},
+        "messages[1].tool_calls[0]: an object with name and arguments was expected, found {'arguments': '{}'}",
+    ),
+    (
+        "conversations",
+        {"messages": [*turns("u:q"), {"role": "assistant", "content": "", "tool_calls": "f"}]},
+        "messages[1].tool_calls: a list of calls was expected, found 'f'",
+    ),
+    ("conversations", {"messages": turns("u:q", "a:x"), "tools": 7}, "tools: a list of tools or a text was expected"),
+    ("conversations", {"question": "q", "choices": ["a"], "answer": 0}, "choices: a list of two or more texts"),
+    (
+        "prompts",
+        {"question": "q", "choices": ["a", "b"], "answer": 2},
+        "answer: a number from 0 to 1 or a letter from A",
+    ),
+    ("prompts", {"question": "q", "choices": ["a"] * 27, "answer": 2}, "27 choices; there are letters for 26"),
     ("pairs", {"chosen": "a", "rejected": "b"}, "no 'prompt', and chosen is a text alone; found: chosen, rejected"),
     ("prompts", {"prompt": {"role": "user"}}, "prompt: no 'content'; found: role"),
     ("prompts", {"question": 7}, "question: a list of messages was expected, found 7"),
@@ -283,6 +451,12 @@ REFUSED = [
         "tinyllm align-offline --algorithm kto",
     ),
     ("judgements", {"prompt": "q", "completion": "x", "label": "yes"}, "label: true or false was expected", "skip"),
+    (
+        "conversations",
+        {"instruction": "q", "output": "x", "kto_tag": False},
+        "these are judgements (format alpaca-label)",
+        "tinyllm align-offline --algorithm kto",
+    ),
 ]
 
 
@@ -293,6 +467,10 @@ REFUSED = [
         ({"prompt": turns("u:q"), "completion": turns("a:x"), "label": False}, [("q", "x", False)]),
         ({"messages": turns("u:q", "a:x"), "label": False}, [("q", "x", False)]),
         ({"conversations": sharegpt("u:q", "a:x"), "label": True}, [("q", "x", True)]),
+        ({"conversations": sharegpt("u:q", "a:x"), "kto_tag": False}, [("q", "x", False)]),
+        ({"instruction": "q", "input": "", "output": "x", "label": True}, [("q", "x", True)]),
+        ({"question": "q", "answer": "x", "label": False}, [("q", "x", False)]),
+        ({"messages": turns("u:p", "a:y", "u:q", "a:x"), "label": False, "system": "s"}, [("q", "x", False)]),
         ({"prompt": "q", "chosen": "x", "rejected": "y"}, [("q", "x", True), ("q", "y", False)]),
     ],
 )
@@ -345,3 +523,84 @@ def test_field_and_format_options(tmp_path: Path) -> None:
     assert error.value.fix == "did you mean 'text'?"
     with pytest.raises(UserError, match="'documnets' is no kind of data"):
         read(["x"], "documnets")
+
+
+def test_what_is_left_out_is_said(tmp_path: Path) -> None:
+    row = {
+        "messages": [*turns("u:q"), {"role": "assistant", "content": "x", "name": "Bo", "id": 1}],
+        "id": 7,
+        "score": 0.5,
+        "nil": None,
+    }
+    data = reader(tmp_path, "conversations", row, row | {"weight": 2})
+    assert len(list(data)) == 2
+    assert data.report.files[0].left_out == ["id", "score", "weight"]
+    assert data.report.mended["keys of turns left out: id, name"].count == 2
+    assert data.report.lines() == [
+        f"{tmp_path / 'x.jsonl'}: 2 conversations, format messages (without the columns id, score, weight)",
+        f"mended 2: keys of turns left out: id, name ({tmp_path / 'x.jsonl'}:1, {tmp_path / 'x.jsonl'}:2)",
+    ]
+    prompts = reader(tmp_path, "prompts", {"prompt": "q", "id": 7})
+    assert next(iter(prompts)).columns == {"id": 7}  # all columns are for the rewards
+    assert prompts.report.files[0].left_out == []
+
+
+VALUES = {"system": "S", "tools": "T", "input": "I", "history": [["h", "i"]], "margin": 3}
+
+
+@pytest.mark.parametrize("kind", ["documents", "conversations", "pairs", "judgements"])
+def test_formats_read_the_columns_that_they_say_and_no_others(kind: str) -> None:
+    """So that what is told to be left out is left out, and nothing else is."""
+    rows = [
+        {ALIASES.get(name, name): v for name, v in row.items()} for of, row in malformed.CASES if of in (kind, "pairs")
+    ]
+    tried = set()
+    for row in rows:
+        for name, known in [(name, known) for name, known in FORMATS[kind].items() if known.fits(row)][:1]:
+            for column in {*VALUES, "other"} - set(known.needs):
+                without = {key: value for key, value in row.items() if key != column}
+                more = without | {column: VALUES.get(column, "x")}
+                plain, told = (known.convert(r, lambda note: None) for r in (without, more))
+                assert (plain != told) == (column in known.may), (name, column)
+                tried.add(name)
+    assert len(tried) == {"documents": 1, "conversations": 8, "pairs": 5, "judgements": 9}[kind]
+
+
+GOLDEN = [  # twenty bad rows as line 2 of a file: everything that is printed
+    ({"message": turns("u:q", "a:x"), "id": 1}, "no 'messages' in line 2; found: message, id - did you mean 'message'?",
+     "name the column: --set data.field.messages=message"),
+    ({"id": 1}, "no 'messages' in line 2; found: id", "name the column: --set data.field.messages=COLUMN"),
+    ({"messages": None}, "messages: a list of messages was expected, found None", ""),
+    ({"messages": "hi"}, "messages: a list of messages was expected, found 'hi'", ""),
+    ({"messages": 7}, "messages: a list of messages was expected, found 7", ""),
+    ({"messages": {"role": "user"}}, "messages: a list of messages was expected, found {'role': 'user'}", ""),
+    ({"messages": [None]}, "messages[0]: an object with role and content was expected, found None", ""),
+    ({"messages": [["user", "q"]]}, "messages[0]: an object with role and content was expected, found ['user', 'q']", ""),
+    ({"messages": [{"content": "q"}]}, "messages[0]: no 'role'; found: content", ""),
+    ({"messages": [{"role": "user"}]}, "messages[0]: no 'content'; found: role", ""),
+    ({"messages": [{"role": "user", "contents": "q"}]}, "messages[0]: no 'content'; found: role, contents", ""),
+    ({"messages": [{"role": "user", "content": None}]}, "messages[0].content: a text was expected, found None", ""),
+    ({"messages": [{"role": "user", "content": 3.5}]}, "messages[0].content: a text was expected, found 3.5", ""),
+    ({"messages": [*turns("u:q"), {"role": "assistant", "content": ["x"]}]},
+     "messages[1].content[0]: a part with type 'text' was expected, found 'x'", ""),
+    ({"messages": [*turns("u:q"), {"role": "assistant", "content": {"text": "x"}}]},
+     "messages[1].content: a text was expected, found {'text': 'x'}", ""),
+    ({"messages": [*turns("u:q"), {"role": "asistant", "content": "x"}]},
+     "messages[1].role: 'asistant' is none of system, user, assistant, tool; did you mean 'assistant'?", ""),
+    ({"messages": [{"role": "User", "content": "q"}]},
+     "messages[0].role: 'User' is none of system, user, assistant, tool; did you mean 'user'?", ""),
+    ({"messages": [{"role": None, "content": "q"}]}, "messages[0].role: None is none of system, user, assistant, tool", ""),
+    ({"messages": turns("u:q", "a:x"), "system": 1}, "system: a text was expected, found 1", ""),
+    ({"messages": [{"from": "human", "content": "q"}]}, "messages[0]: no 'value'; found: from, content", ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("row", "what", "fix"), GOLDEN, ids=range(len(GOLDEN)))
+def test_bad_rows_in_full(tmp_path: Path, row: dict, what: str, fix: str) -> None:
+    with pytest.raises(UserError) as error:
+        list(reader(tmp_path, "conversations", {"messages": turns("u:q", "a:x")}, row))
+    skip = "mend it, or leave bad rows out: --set data.on_bad_line=skip"
+    assert str(error.value) == f"error: {what} ({tmp_path / 'x.jsonl'}:2)\nfix: {fix or skip}"
+    skipping = reader(tmp_path, "conversations", {"messages": turns("u:q", "a:x")}, row, on_bad_line="skip")
+    assert len(list(skipping)) == 1
+    assert skipping.report.lines()[1].endswith(f" ({tmp_path / 'x.jsonl'}:2)")

@@ -54,7 +54,7 @@ MUTANTS = [
     # --- batches and packing -------------------------------------------------------------------------------------------------------
     M("packing-leaks", "extra", "packed documents see each other", "algorithms/next_token.py",
       "attend=batch.documents", "attend=None", PACKED),
-    M("packing-first-token", "extra", "a packed document's first token is predicted from the one before", "data/datasets.py",
+    M("packing-first-token", "extra", "a packed document's first token is predicted from the one before", "data/packing.py",
       "np.append(False, mask[1:])", "mask", BATCHES),
     M("mask-by-padding-only", "extra", "a mask hides padding but not other documents", "model/transformer.py",
       "same = attend[:, start:, None] == attend[:, None, :]", "same = attend[:, start:, None] > -1", PACKED),

@@ -192,7 +192,7 @@ MUTANTS = [
     M("pickled-weights-read", "12", "weights that are pickles are unpickled", "model/hub.py",
       "    files = tensors.files_of(folder)\n",
       "    files = tensors.files_of(folder)\n    try:\n        torch.load(files[0], weights_only=False)\n"
-      "    except Exception:\n        pass\n", "test_malice.py"),
+      "    except Exception:\n        pass\n", "test_no_code.py"),
     M("setting-with-default", "12", "a setting is read by getattr with a default", "train/engine.py",
       "min(1.0, self.config.clip_norm / (norm + 1e-12))", 'min(1.0, getattr(self.config, "clip_norm", 1.0) / (norm + 1e-12))', PACKAGE),
     M("typos-ignored", "12", "unknown keys of a configuration are passed over", "config/load.py",

@@ -14,7 +14,8 @@ from tiny import Sides, halves, outcome
 
 from tinyllm.algorithms import bradley_terry, dpo, kto, next_token, orpo, simpo
 from tinyllm.data.batches import Pairs
-from tinyllm.data.datasets import Answers, Judgements, Packed, Preferences
+from tinyllm.data.datasets import Answers, Judgements, Preferences
+from tinyllm.data.packing import Packed
 from tinyllm.model import hub
 from tinyllm.model.config import LoRAConfig
 

@@ -182,6 +182,26 @@ def test_a_second_process_is_told_that_the_first_is_at_work(place: Path) -> None
     assert lock.holder(Path("runs/data/default")) is None
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="named pipes")
+@pytest.mark.parametrize("name", ["-", "/dev/stdin"])
+def test_what_is_piped_in_is_read_every_time(place: Path, name: str) -> None:
+    (place / "tokenizer").mkdir()
+    small.tokenizer().save(place / "tokenizer", model_max_length=96)
+    settings = (
+        f"data.train=[{name}, a.jsonl]",
+        "tokenizer=tokenizer",
+        "model.max_position_embeddings=256",
+        "data.val_fraction=0.2",
+    )
+    options = [part for one in settings for part in ("--set", one)]
+    for text, documents in ((rows(5, "one"), 125), (rows(9, "another"), 129), (rows(9, "another"), 129)):
+        given = "".join(json.dumps(row) + "\n" for row in text)
+        command = [sys.executable, "-m", "tinyllm", "data", "prepare", "--json", *options]
+        done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        assert sum(json.loads(done.stdout)["documents"].values()) == documents
+
+
 def command(*more: str) -> list[str]:
     settings = ("data.train=[a.jsonl, b.jsonl]", "model.vocab_size=300", "model.max_position_embeddings=256", *more)
     return [sys.executable, "-m", "tinyllm", "data", "prepare", *(part for one in settings for part in ("--set", one))]
@@ -211,7 +231,8 @@ def test_the_command_killed_midway_ends_like_one_that_was_not(place: Path) -> No
     assert killed.returncode == -9, killed.stderr
     run = place / "runs" / "data" / "1.4M_pretrain_fast"
     assert sorted(p.name for p in run.iterdir() if not p.name.startswith(".")) == ["lock", "tokenizer"]
-    assert len(list((run / ".shards.work" / "parts").iterdir())) == 5  # four and a draft
+    finished = [part.name for part in (run / ".shards.work" / "parts").iterdir() if "." not in part.name]
+    assert len(finished) in (3, 4)  # the other thread may have been about to rename the fourth
     assert subprocess.run(command(), capture_output=True, timeout=60).returncode == 0
     assert subprocess.run(command("name=clean"), capture_output=True, timeout=60).returncode == 0
     for name in ("shards/train.bin", "shards/val.bin", "shards/manifest.json", "tokenizer/tokenizer.json"):

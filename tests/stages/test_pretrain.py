@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import small
 
 from tinyllm.algorithms import next_token
+from tinyllm.data.packing import PackedDocuments
 from tinyllm.data.shards import open_shards
 from tinyllm.stages import pretrain
 from tinyllm.stages.common import Call
@@ -87,3 +90,39 @@ def test_control_tokens_keep_an_embedding_of_length_one_through_pretraining() ->
     assert gradient.abs().sum(1).gt(0).sum() > len(gradient) / 2
     lengths = model.model.embed_tokens.weight.detach()[ids].norm(dim=1)
     assert ((lengths > 0.4) & (lengths < 1.8)).all()
+
+
+@torch.no_grad()
+def test_packed_documents_are_read_as_they_would_be_alone() -> None:
+    """No token's log-probability depends on the other documents of its row; without the document numbers it does."""
+    model, texts = small.rough(), small.tokenizer()
+    documents = [[*ids, texts.endoftext] for ids in texts.encode_batch(TEXTS * 3)]
+    tokens = np.array([texts.endoftext, *(i for d in documents for i in d)])
+    rows = PackedDocuments(tokens, 90, end=texts.endoftext, pad=texts.pad)
+    assert len(rows) < len(documents)
+    batch = rows.collate(range(len(rows)), 0, [])
+    scores = model.log_probs(batch.ids, batch.mask, attend=batch.documents).log_probs
+    want = torch.cat([-nats(model, document, texts.endoftext) for document in documents])
+    got = scores[batch.mask]
+    assert len(got) == len(want)
+    torch.testing.assert_close(got.sort().values, want.sort().values, atol=1e-4, rtol=0)
+    leaking = model.log_probs(batch.ids, batch.mask).log_probs[batch.mask]
+    assert (leaking - got).abs().max() > 0.1
+
+
+def test_packed_pretraining_learns_and_tells_the_padding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [{"text": f"{word} is {'very ' * (i % 4)}{i}."} for i, word in enumerate(TEXTS * 12)]
+    sections = small.common(small.written(tmp_path / "text.jsonl", rows), steps=12, batch_size=4, micro_batch_size=2)
+    shape = small.SHAPE.model_copy(update={"vocab_size": 300})
+    found = pretrain.run(PretrainConfig(model=shape, packing=True, **sections), Call("written: down\n"))
+    assert found["best"]["bits_per_byte"] < 0.9 * found["before"]["bits_per_byte"]
+    assert re.search(r"packed \d+ documents into \d+ rows: \d+\.\d% of them is padding, .* it would be \d+\.\d%", capsys.readouterr().err)
+
+
+def test_packing_and_weights_together_are_refused() -> None:
+    data = {"train": ("a.txt", "b.txt"), "weights": (1.0, 2.0)}
+    with pytest.raises(ValueError, match="sources are mixed in a stream only"):
+        PretrainConfig(packing=True, data=data)

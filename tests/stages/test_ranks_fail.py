@@ -67,7 +67,8 @@ def start(folder: Path, *arguments: str, faults: str = "", **environment: str) -
     notes = folder / "notes"
     notes.mkdir(exist_ok=True)
     env = {**os.environ, "OMP_NUM_THREADS": "1", "TINYLLM_DIST_TIMEOUT": str(TIMEOUT), "NO_COLOR": "1"}
-    env |= {"PYTHONPATH": str(HERE / "faults"), "FAULTS": faults, "FAULTS_NOTES": str(notes), **environment}
+    path = os.pathsep.join(filter(None, [str(HERE / "faults"), os.environ.get("PYTHONPATH", "")]))
+    env |= {"PYTHONPATH": path, "FAULTS": faults, "FAULTS_NOTES": str(notes), **environment}
     whole = [sys.executable, "-m", "tinyllm", *arguments]
     return subprocess.Popen(whole, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -257,3 +258,12 @@ def test_ranks_with_different_data_do_not_start(place: Path, bare: Path, tmp_pat
     said = by_hand([place, other], command(), command())
     assert len(said) == 1
     assert "data.0.records: rank 0 has 40, rank 1 has 39" in said[0]
+
+
+def test_what_ranks_cannot_do(place: Path) -> None:
+    """Share standard input, or be restarted by us where torchrun has started them."""
+    done = run(place, *command("--nproc", "2", **{"data.train": "[-]"}))
+    assert (done.code, done.errors) == (2, ["error: standard input is there for one process, and once (data.train)"])
+    under = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    done = run(place, *command("--max-restarts", "1"), **under)
+    assert (done.code, done.errors) == (2, ["error: --max-restarts is for ranks that --nproc starts (--max-restarts)"])

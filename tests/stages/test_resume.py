@@ -104,10 +104,11 @@ def common(data: str, **changes: Any) -> dict[str, Any]:
 
 
 def pretrained(**changes: Any) -> dict[str, Any]:
+    own = {key: changes.pop(key) for key in ("packing",) if key in changes}
     sections = common("texts.jsonl", **changes)
     del sections["parent"]
-    sections["data"] = sections["data"].model_copy(update={"max_length": 32})
-    return pretrain.run(settings.PretrainConfig(**sections, model=small.SHAPE, name="x"), CALL)
+    sections["data"] = {**sections["data"], "max_length": 32}
+    return pretrain.run(settings.PretrainConfig(**sections, **own, model=small.SHAPE, name="x"), CALL)
 
 
 def tuned(**changes: Any) -> dict[str, Any]:
@@ -137,6 +138,7 @@ def online(name: str, **own: Any) -> dict[str, Any]:
 LORA = LoRAConfig(r=2, dropout=0.1)
 STAGES: dict[str, tuple[Callable[[], dict[str, Any]], int]] = {
     "pretrain": (pretrained, STEPS),
+    "pretrain, packed": (lambda: pretrained(packing=True), STEPS),
     "sft": (tuned, STEPS),
     "sft, packed": (lambda: tuned(packing=True, batch_size=2, micro_batch_size=1), STEPS),
     "sft, lora": (lambda: tuned(lora=LORA), STEPS),

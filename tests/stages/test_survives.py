@@ -40,7 +40,7 @@ def texts(path: Path, count: int = 60) -> Path:
 
 def pretraining(**train) -> PretrainConfig:
     sections = small.common(texts(Path("texts.jsonl")), **train)
-    sections["data"] = sections["data"].model_copy(update={"max_length": 32})
+    sections["data"] = {**sections["data"], "max_length": 32}
     return PretrainConfig(**sections, model=small.SHAPE, name="x")
 
 

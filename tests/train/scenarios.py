@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from tinyllm import algorithms, dist
 from tinyllm.algorithms import bradley_terry, next_token
 from tinyllm.data.batches import Samples, Source
-from tinyllm.data.datasets import Answers, Judgements, Packed, Preferences, TokenJudgement, TokenPair
+from tinyllm.data.datasets import Answers, Judgements, Preferences, TokenJudgement, TokenPair
+from tinyllm.data.packing import Packed
 from tinyllm.model import hub, lora
 from tinyllm.model.config import LoRAConfig, ModelConfig
 from tinyllm.model.transformer import ActorCritic, CausalLM, initialise

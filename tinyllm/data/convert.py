@@ -12,6 +12,7 @@ from string import ascii_uppercase
 from typing import Any
 
 from tinyllm.data.files import BadRow, shown
+from tinyllm.data.messages import side_of, turns_of
 from tinyllm.data.turns import (
     Data,
     Document,
@@ -29,9 +30,7 @@ from tinyllm.data.turns import (
     opened,
     optional_text,
     refuse_media,
-    side_of,
     text_of,
-    turns_of,
     with_system,
 )
 from tinyllm.text.chat import Message

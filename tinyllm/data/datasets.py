@@ -7,7 +7,6 @@ Left out: anything that reads files or text (records, shards).
 
 from __future__ import annotations
 
-import bisect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -96,44 +95,6 @@ class Answers:
         mask = right_padded([mask for _, mask in chosen], False)
         mask[:, 0] = False
         return Rows(ids, mask)
-
-
-class Packed:
-    """The same conversations with several in a row, so that little of a batch is padding (best-fit decreasing: arXiv 2404.10830).
-
-    A record is a row: `train.batch_size` counts rows. Documents do not see each other, and none is cut.
-    """
-
-    def __init__(self, rows: Sequence[tuple[Sequence[int], Sequence[bool]]], pad: int, length: int):
-        self.answers, self.pad = Answers(rows, pad), pad
-        self.bins = best_fit([self.answers.length(i) for i in range(len(self.answers))], length)
-
-    def __len__(self) -> int:
-        return len(self.bins)
-
-    def length(self, index: int) -> int:
-        return sum(map(self.answers.length, self.bins[index]))
-
-    def collate(self, indices: Sequence[int], epoch: int, step: Sequence[int]) -> Rows:
-        packed = [[self.answers.rows[i] for i in self.bins[index]] for index in indices]
-        masks = [np.concatenate([np.append(False, mask[1:]) for _, mask in row]) for row in packed]
-        numbers = [np.repeat(np.arange(1, len(row) + 1), [len(ids) for ids, _ in row]) for row in packed]
-        ids = right_padded([np.concatenate([ids for ids, _ in row]) for row in packed], self.pad)
-        return Rows(ids, right_padded(masks, False), right_padded(numbers, 0))
-
-
-def best_fit(sizes: Sequence[int], room: int) -> list[list[int]]:
-    """Item numbers in bins of at most `room`: the largest first, each into the fullest bin that still takes it. O(n log n)."""
-    bins: list[list[int]] = []
-    open_bins: list[tuple[int, int]] = []  # (room left, bin), sorted
-    for item in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
-        at = bisect.bisect_left(open_bins, (sizes[item], -1))
-        left, number = open_bins.pop(at) if at < len(open_bins) else (room, len(bins))
-        if number == len(bins):
-            bins.append([])
-        bins[number].append(item)
-        bisect.insort(open_bins, (left - sizes[item], number))
-    return bins
 
 
 def scored_documents(

@@ -20,6 +20,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tinyllm.data.streams import HEAD, Hashing, Prefixed, Unzipped, Utf8, foreign, likely
 from tinyllm.errors import RESOURCES, UserError
@@ -203,7 +204,7 @@ class Source:
             raise
 
     def _open(self) -> None:
-        plain = self._stored
+        plain: Any = self._stored
         self.pipe = str(self.path) == "-" or stat.S_ISFIFO(
             os.fstat(self._file.fileno()).st_mode
         )  # cannot be read again

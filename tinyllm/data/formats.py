@@ -93,9 +93,9 @@ FORMATS: dict[str, dict[str, Format]] = {
     },
 }
 FORMATS["conversations"]["seed-tasks"] = Format(
-    _SEED_TASKS, partial(convert.seed_tasks, FORMATS["conversations"]["alpaca"].convert), may=_ALPACA
+    _SEED_TASKS, partial(convert.seed_tasks, FORMATS["conversations"]["alpaca"].convert), may=("history", *_CONTEXT)
 )
 FORMATS["judgements"] |= {
-    name: Format(known.needs, partial(convert.both_judged, known.convert), known.lacks, known.may)
+    name: Format(known.needs, partial(convert.both_judged, known.convert), known.lacks, known.may[:-1])  # no margin
     for name, known in FORMATS["pairs"].items()
 }

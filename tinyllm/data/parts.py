@@ -15,7 +15,7 @@ import os
 import threading
 import uuid
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,7 +92,7 @@ class Parts:
         self.dtype = token_type(tokenizer)
         self._by_words = threading.Lock()
 
-    def of(self, documents: Iterable[str]) -> Iterator[Part]:
+    def of(self, documents: Iterable[str]) -> Generator[Part, None, None]:
         """The parts of these documents, in order; empty ones are passed over.
 
         Raises: UserError, also while `documents` is read; finished parts then stay for the next run.

@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from tinyllm.data.detect import detect, kind_of, missing_column, renamed, wrong_kind
 from tinyllm.data.files import SKIP, BadRow, Source, expand, is_pipe, passed_over, shown
-from tinyllm.data.formats import ALIASES, FORMATS, KINDS
+from tinyllm.data.formats import FORMATS, KINDS
 from tinyllm.data.report import FileReport, Report
 from tinyllm.data.rows import CUTS, layout, rows
 from tinyllm.data.streams import ENCODINGS
-from tinyllm.data.turns import Conversation, Document, Dropped, Judgement, Pair, Prompt, Record, listed
+from tinyllm.data.turns import Conversation, Document, Dropped, Judgement, Pair, Prompt, Record
 from tinyllm.errors import UserError
 
 __all__ = [
@@ -32,19 +32,12 @@ __all__ = [
     "Reader",
     "Record",
     "Report",
+    "kind_of",
     "read",
     "read_rows",
 ]
 
 LOOKED_AT = 100  # files looked at before anything starts
-_JUDGED = tuple(name for name, known in FORMATS["judgements"].items() if "label" in known.needs)
-USES = {
-    "documents": "tinyllm pretrain",
-    "conversations": "tinyllm sft",
-    "pairs": "tinyllm rm` or `tinyllm align-offline",
-    "judgements": "tinyllm align-offline --algorithm kto",
-    "prompts": "tinyllm align-online",
-}
 
 
 class Reader:
@@ -117,7 +110,7 @@ class Reader:
         if not self.format and layout(source) == "text":
             file.format = "text"
             if self.kind != "documents" and source.head.strip():
-                raise _wrong_kind(self.kind, "documents", "plain text", source.name)
+                raise wrong_kind(self.kind, "documents", "plain text", source.name)
         for place, row in rows(source, cut):
             file.rows += 1
             mended: list[str] = []
@@ -146,38 +139,20 @@ class Reader:
         report.drop(bad.reason, place or bad.detail, bad.fix)
 
     def _convert(self, file: FileReport, row: dict[str, Any] | str, place: str, mended: list[str]) -> list[Record]:
-        row = {"text": row} if isinstance(row, str) else self._renamed(row)
+        row = {"text": row} if isinstance(row, str) else renamed(row, self.columns)
         if not file.format:
-            file.format = _detect(self.kind, row, place)
+            file.format = detect(self.kind, row, place)
         chosen = FORMATS[self.kind][file.format]
         if not chosen.fits(row):
             missing = next((name for name in chosen.needs if name not in row), None)
             if missing is None:
                 other = next(name for name in chosen.lacks if name in row)
                 raise BadRow("another format", f"a column {other!r}, which the format {file.format!r} does not have")
-            raise _missing_column(missing, chosen.needs, row, place)
+            raise missing_column(missing, chosen.needs, row, place)
         found = chosen.convert(row, mended.append)
         if self.kind != "prompts":  # whose other columns are for the rewards
             file.leave_out(name for name, value in row.items() if value is not None and name not in chosen.columns)
         return found
-
-    def _renamed(self, row: dict[str, Any]) -> dict[str, Any]:
-        for name, actual in self.columns.items():
-            if actual not in row:
-                close = _similar(actual, row)
-                fix = (
-                    f"name it: --set data.field.{name}={close[0]}"
-                    if close
-                    else f"name a column that is there: --set data.field.{name}=COLUMN"
-                )
-                raise BadRow("missing column", f"no {actual!r} (asked for as {name}); found: {listed(row)}", fix)
-        renamed = {name: row[actual] for name, actual in self.columns.items()}
-        taken = set(self.columns.values())
-        for name, value in row.items():
-            if name not in taken and name not in renamed:
-                known = ALIASES.get(name, name)
-                renamed[known if known not in row else name] = value
-        return renamed
 
 
 def read(
@@ -214,43 +189,6 @@ def read(
     return Reader(sources, kind, format, field or {}, on_bad_line, encoding)
 
 
-# (kind, formats that speak for it), the surest first; a question with a short answer is a prompt for its reward
-_GUESSES = (
-    ("pairs", tuple(FORMATS["pairs"])),
-    ("judgements", _JUDGED),
-    ("prompts", ("multiple-choice", "question", "input-target")),
-    ("conversations", tuple(FORMATS["conversations"])),
-    ("prompts", ("prompt",)),
-    ("documents", ("text",)),
-)
-
-
-def kind_of(source: str | Path) -> str:
-    """Which kind of record a file (or the first of a folder or pattern) seems to hold, by its first row.
-
-    Raises: UserError for a missing or empty file, and where no format fits.
-    """
-    file = Source(expand([source])[0])
-    try:
-        if layout(file) == "text":
-            return "documents"
-        for place, row in rows(file):
-            if isinstance(row, BadRow):
-                raise UserError(row.detail, where=place, fix=row.fix or "mend this row")
-            fields = {"text": row} if isinstance(row, str) else row
-            for kind, names in _GUESSES:
-                if any(FORMATS[kind][name].fits(fields) for name in names):
-                    return kind
-            raise UserError(
-                f"what these records are for cannot be told; found: {listed(fields)}",
-                where=place,
-                fix=f"say it, for example prompts={file.name}",
-            )
-    finally:
-        file.close()
-    raise UserError(f"0 rows in {file.name}", fix="put data in it or leave it out")
-
-
 def read_rows(path: str | Path) -> Iterator[dict[str, Any]]:
     """The objects of one JSON, JSON lines or parquet file as they stand, for benchmark files of their own shape.
 
@@ -278,55 +216,3 @@ def _one_of(value: str, allowed: Sequence[str], what: str) -> None:
         close = difflib.get_close_matches(value, allowed, n=1)
         fix = f"did you mean {close[0]!r}?" if close else f"use one of: {', '.join(allowed)}"
         raise UserError(f"{shown(value)} is no {what}", fix=fix)
-
-
-def _detect(kind: str, row: Mapping[str, Any], place: str) -> str:
-    """The first format of this kind that fits. Raises: BadRow when none does, UserError for another kind of data."""
-    judged = (
-        _JUDGED if kind != "prompts" else _JUDGED[:3]
-    )  # a question may have a label without an answer that it judges
-    labelled = next((name for name in judged if FORMATS["judgements"][name].fits(row)), None)
-    if labelled and kind != "judgements" and isinstance(row["label"], bool):
-        raise _wrong_kind(kind, "judgements", f"format {labelled}", place)
-    for name, known in FORMATS[kind].items():
-        if known.fits(row):
-            return name
-    for other in ("conversations", "pairs", "documents"):
-        fitting = next((name for name, known in FORMATS[other].items() if known.fits(row)), None)
-        if fitting and other != kind:
-            raise _wrong_kind(kind, other, f"format {fitting}", place)
-    likeness = {name: _likeness(known.needs, row) for name, known in FORMATS[kind].items()}
-    needs = FORMATS[kind][max(likeness, key=likeness.__getitem__)].needs
-    raise _missing_column(next(name for name in needs if name not in row), needs, row, place)
-
-
-def _similar(name: str, row: Mapping[str, Any], cutoff: float = 0.6) -> list[str]:
-    """The column with the most similar name, if one is similar; of rows with thousands of columns the first are looked at."""
-    return difflib.get_close_matches(name, list(islice(row, 200)), n=1, cutoff=cutoff)
-
-
-def _likeness(needs: Sequence[str], row: Mapping[str, Any]) -> float:
-    """How much of a format is there: 1 for a column, somewhat less for one with a similar name."""
-    scores = [1.0 if name in row else 0.9 if _similar(name, row, 0.75) else 0.0 for name in needs]
-    return sum(scores) / len(scores)
-
-
-_HOLDS = {"messages": list, "conversations": list, "instances": list, "choices": list, "text": str, "label": bool}
-
-
-def _missing_column(name: str, needs: Sequence[str], row: Mapping[str, Any], place: str) -> BadRow:
-    wanted = _HOLDS.get(name, str | list | dict)
-    free = {key: value for key, value in row.items() if key not in needs and isinstance(value, wanted)}
-    close = _similar(name, free, 0.75)
-    likely = close or sorted((key for key in free if isinstance(free[key], str | list)), key=lambda k: -len(free[k]))
-    line = place.rpartition(":")[2]
-    what = f"no {name!r} in line {line}; found: {listed(row)}" + (f" - did you mean {close[0]!r}?" if close else "")
-    return BadRow(
-        "missing column", what, f"name the column: --set data.field.{name}={likely[0] if likely else 'COLUMN'}"
-    )
-
-
-def _wrong_kind(wanted: str, found: str, how: str, place: str) -> UserError:
-    return UserError(
-        f"these are {found} ({how}), and {wanted} were asked for", where=place, fix=f"give them to `{USES[found]}`"
-    )

@@ -68,7 +68,7 @@ class Unzipped(io.RawIOBase):
     Raises: what gzip raises; UserError for a bomb.
     """
 
-    def __init__(self, packed: io.BufferedReader, counted: Hashing, name: str):
+    def __init__(self, packed: Any, counted: Hashing, name: str):
         self._zip, self._counted, self._name, self._size = gzip.GzipFile(fileobj=packed), counted, name, 0
 
     def readable(self) -> bool:

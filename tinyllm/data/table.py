@@ -6,7 +6,7 @@ Everything that is decided about documents is decided here, with the table compl
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +47,9 @@ class Table:
         for file in self._files:
             file.close()
 
-    def read(self, source: str, parts: Iterator[Part], progress: Callable[[int], None], *, given: bool) -> None:
+    def read(
+        self, source: str, parts: Generator[Part, None, None], progress: Callable[[int], None], *, given: bool
+    ) -> None:
         """Take in all documents of one source."""
         with closing(parts):  # so that its threads have ended when something fails
             for part in parts:

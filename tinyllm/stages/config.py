@@ -84,8 +84,16 @@ class PretrainConfig(StageConfig):
     tokenizer: Path | None = None
     """a folder with tokenizer.json; none: one of at most model.vocab_size tokens is trained on the data"""
     data: TextConfig = TextConfig()
+    packing: bool = False
+    """whole documents in a row of data.max_length, which do not see each other; otherwise rows are cut from one stream, where they do"""
     train: TrainConfig = TrainConfig()
     optim: OptimConfig = OptimConfig()
+
+    @model_validator(mode="after")
+    def _packed_or_mixed(self) -> PretrainConfig:
+        if self.packing and self.data.weights:
+            raise ValueError("packing and data.weights: sources are mixed in a stream only; leave one of them out")
+        return self
 
     @model_validator(mode="after")
     def _rows_fit_the_model(self) -> PretrainConfig:

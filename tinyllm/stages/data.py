@@ -39,7 +39,7 @@ def prepare(config: PretrainConfig, call: Call) -> dict[str, Any]:
     folder = RUNS / "data" / config.name
     if config.name == FAST_DEV_RUN and dist.is_main():
         shutil.rmtree(folder, ignore_errors=True)
-    if "-" in (*config.data.train, *config.data.val):
+    if any(map(prepared.read_once, (*config.data.train, *config.data.val))):
         prepared.forget(folder)  # what is piped in now need not be what was piped in then
     try:
         tokenizer, opened = ensure(config)
@@ -172,7 +172,7 @@ class Texts:
     @property
     def size(self) -> int:
         """Bytes of all files as they are stored; 0 where not all sources are files."""
-        if not self.sources or any(is_world(source) or source == "-" for source in self.sources):
+        if not self.sources or any(is_world(source) or prepared.read_once(source) for source in self.sources):
             return 0
         return sum(path.stat().st_size for path in records.expand(self.sources))
 
@@ -220,6 +220,6 @@ class Texts:
             say(line)
         self._told.add(source)
         self.facts += reader.report.sources()
-        for file in reader.report.files if source != "-" else ():
+        for file in () if prepared.read_once(source) else reader.report.files:
             stamp = before[file.source]  # not trusted if the file was written to while it was read
             self.seen.append(Seen(file.source, file.sha256, stamp if stamp == Stamp.of(file.source) else None))

@@ -10,14 +10,22 @@ from typing import Any
 from tinyllm.data import records
 from tinyllm.stages.config import AlignOfflineConfig, AlignOnlineConfig, PretrainConfig, RmConfig, SftConfig, is_world
 
-_KINDS = {PretrainConfig: "documents", SftConfig: "conversations", RmConfig: "pairs", AlignOnlineConfig: "prompts"}
+_KINDS: dict[type, str] = {
+    PretrainConfig: "documents",
+    SftConfig: "conversations",
+    RmConfig: "pairs",
+    AlignOnlineConfig: "prompts",
+    AlignOfflineConfig: "",
+}
 # An algorithm says it in its file, which needs torch; of one that is not listed here the data are looked at later.
 _OFFLINE = {"dpo": "pairs", "orpo": "pairs", "simpo": "pairs", "kto": "judgements"}
 
 
 def look(config: Any) -> None:
     """Raises: UserError for data that the stage of this configuration would refuse at once."""
-    kind = _OFFLINE.get(config.algorithm) if isinstance(config, AlignOfflineConfig) else _KINDS.get(type(config))
+    kind = _KINDS.get(type(config))
+    if kind == "":
+        kind = _OFFLINE.get(config.algorithm)
     if kind is None:
         return
     data = config.data

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
+from typing import Any
 
 from tinyllm import dist
 from tinyllm.train.progress import Quiet, say
@@ -22,7 +23,7 @@ class Meter:
     def __init__(self, title: str, total: int):
         self.title, self.total = title, total
         self.began = self.last_line = time.monotonic()
-        self.bar = None
+        self.bar: Any = None
 
     def __enter__(self) -> Meter:
         if dist.is_main() and not Quiet.on and sys.stderr.isatty():

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyllm.data import records
-from tinyllm.data.files import reading
+from tinyllm.data.files import is_pipe, reading
 from tinyllm.data.manifest import VERSION
 from tinyllm.stages.config import PretrainConfig, is_world
 from tinyllm.text.tokenizer import Tokenizer
@@ -116,9 +116,15 @@ def _digest(config: PretrainConfig, files: Sequence[Seen]) -> str:
 
 
 def _sources(side: Sequence[str]) -> Iterator[tuple[str, list[Path] | None]]:
-    """Each source with its files; None for the world and standard input, which are known by their names alone."""
+    """Each source with its files; None for the world and for pipes, which are known by their names alone."""
     for source in side:
-        yield source, None if is_world(source) or source == "-" else records.expand([source])
+        yield source, None if is_world(source) or read_once(source) else records.expand([source])
+
+
+def read_once(source: str) -> bool:
+    """Whether a source is gone when it was read: standard input, or a pipe by its path."""
+    path = Path(source).expanduser()
+    return source == "-" or (path.exists() and is_pipe(path))
 
 
 def _current(config: PretrainConfig, folder: Path) -> list[Seen]:

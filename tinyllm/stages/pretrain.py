@@ -15,6 +15,7 @@ from tinyllm import dist
 from tinyllm.algorithms import next_token
 from tinyllm.data.batches import Source
 from tinyllm.data.datasets import Answers, Windows, scored_documents
+from tinyllm.data.packing import PackedDocuments
 from tinyllm.data.shards import Shards
 from tinyllm.model.transformer import CausalLM, initialise
 from tinyllm.stages import data, preflight
@@ -44,10 +45,10 @@ def run(config: PretrainConfig, call: Call) -> dict[str, Any]:
     say(f"{shape.parameters():,} parameters, {shards.manifest.train.tokens:,} tokens, on {device}")
 
     train = config.train
-    windows, shares = _windows(shards, config)
-    preflight.settle(preflight.batch(len(windows), train.batch_size, f"rows of {config.data.max_length} tokens"))
+    rows, shares = _packed(shards, tokenizer, config) if config.packing else _windows(shards, config)
+    preflight.settle(preflight.batch(len(rows), train.batch_size, f"rows of {config.data.max_length} tokens"))
     source = Source(
-        windows,
+        rows,
         train.batch_size,
         train.micro_batch_size,
         seed=config.seed,
@@ -80,6 +81,18 @@ def run(config: PretrainConfig, call: Call) -> dict[str, Any]:
     )
     fitted = Fit(call.open(folder, facts), job).go()
     return result("pretrain", fitted, folder, "bits_per_byte", parameters=shape.parameters())
+
+
+def _packed(shards: Shards, tokenizer: Tokenizer, config: PretrainConfig) -> tuple[PackedDocuments, list[Any]]:
+    """Rows of whole documents, and what packing them has saved."""
+    pad = tokenizer.endoftext if tokenizer.pad is None else tokenizer.pad
+    rows = PackedDocuments(shards.train, config.data.max_length, end=shards.manifest.endoftext, pad=pad)
+    packed, alone = rows.padding()
+    say(
+        f"packed {rows.documents:,} documents into {len(rows):,} rows: {packed:.1%} of them is padding, "
+        f"with one document a row it would be {alone:.1%}"
+    )
+    return rows, []
 
 
 def _windows(shards: Shards, config: PretrainConfig) -> tuple[Windows, list[dict[str, Any]]]:

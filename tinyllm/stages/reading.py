@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tinyllm.data.datasets import Answers, Judgements, Packed, Preferences, TokenJudgement, TokenPair
+from tinyllm.data.datasets import Answers, Judgements, Preferences, TokenJudgement, TokenPair
+from tinyllm.data.packing import Packed
 from tinyllm.rollout.judge import TokenPrompt
 from tinyllm.stages import preflight, rows
 from tinyllm.stages.config import TunedConfig, is_world
@@ -35,7 +36,10 @@ def answers_from(
         return Answers(kept, _pad(tokenizer))
     packed = Packed(kept, _pad(tokenizer), facts.room.limit)
     tokens = sum(len(ids) for ids, _ in kept)
-    say(f"{what}: packed into {len(packed):,} rows, {tokens / len(packed) / facts.room.limit:.1%} full")
+    packed_padding, padding = (1 - tokens / rows / facts.room.limit for rows in (len(packed), len(kept)))
+    say(
+        f"{what}: packed into {len(packed):,} rows: {packed_padding:.1%} of them is padding, with one record a row it would be {padding:.1%}"
+    )
     return packed
 
 

@@ -204,7 +204,5 @@ def read_split(
     apart = not source.readers or not (data.val or by_record or sides[TRAIN])  # by the way they were made or split
     shared = 0 if apart else int(np.isin(keys(val, prompt_of), keys(train, prompt_of)).sum())
     counts = (int(held.sum()), len(held))
-    preflight.settle(
-        preflight.sides(len(train), len(val), shared, data=data, split=counts, by_record=by_record),
-    )
+    preflight.settle(preflight.sides(len(train), len(val), shared, data=data, split=counts, by_record=by_record))
     return train, val, source.facts()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tinyllm.data.batches import right_padded
-from tinyllm.data.datasets import Packed
+from tinyllm.data.packing import Packed
 from tinyllm.model import hub, lora
 from tinyllm.model.config import LoRAConfig
 from tinyllm.model.generate import Completion, Sampling, generate
