@@ -15,7 +15,6 @@ from typing import Any, NoReturn
 from tinyllm.errors import INTEGRITY, RESOURCES, UserError
 
 MOST_BYTES = 4 << 20  # of a JSON file that describes something: Gemma's tokenizer_config.json has 1.2 MB
-
 MOST_SETTINGS = 256 << 10  # of a run's config.yaml
 
 

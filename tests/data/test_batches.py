@@ -145,7 +145,9 @@ def test_packed_documents_score_every_token_once_and_only_after_its_own(sizes: l
 
 
 def test_packing_tells_the_padding_it_saved() -> None:
-    rows = PackedDocuments(stream([5, 5, 2, 2, 8]), 9, end=0, pad=0)  # with their ends and their first: 7, 7, 4, 4, 10 of 10
+    rows = PackedDocuments(
+        stream([5, 5, 2, 2, 8]), 9, end=0, pad=0
+    )  # with their ends and their first: 7, 7, 4, 4, 10 of 10
     assert len(rows) == 4
     packed, alone = rows.padding()
     assert packed == pytest.approx(1 - 32 / 40)

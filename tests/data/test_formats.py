@@ -14,6 +14,7 @@ import malformed
 
 from tinyllm.data.formats import ALIASES, FORMATS
 from tinyllm.data.records import Pair, Prompt, Reader, read
+from tinyllm.data.streams import ENCODINGS
 from tinyllm.errors import UserError
 from tinyllm.text.chat import validate_messages
 
@@ -604,3 +605,17 @@ def test_bad_rows_in_full(tmp_path: Path, row: dict, what: str, fix: str) -> Non
     skipping = reader(tmp_path, "conversations", {"messages": turns("u:q", "a:x")}, row, on_bad_line="skip")
     assert len(list(skipping)) == 1
     assert skipping.report.lines()[1].endswith(f" ({tmp_path / 'x.jsonl'}:2)")
+
+
+def test_the_documentation_has_every_format_and_encoding() -> None:
+    text = (
+        (Path(__file__).resolve().parents[2] / "docs" / "data.md")
+        .read_text(encoding="utf-8")
+        .partition("## Formats")[2]
+    )
+    for kind, formats in FORMATS.items():
+        for name, known in formats.items():
+            told = f"`{name}`" in text or (kind == "judgements" and f"`{name.removesuffix('-label')}`" in text)
+            assert told, (kind, name)
+            assert all(f"`{column}`" in text for column in known.columns), (kind, name)
+    assert all(f"`{encoding}`" in text or encoding.endswith(("-le", "-be", "-8")) for encoding in ENCODINGS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import json
 import os
@@ -15,7 +16,9 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "stages"))
 import malformed
+import small
 from malformed import FILES, GOOD, attempt
 
 from tinyllm.data.files import expand
@@ -286,6 +289,41 @@ def test_prepare_on_every_malformed_file(place: Path) -> None:
         path = next(place / file for file in FILES if file.replace(".", "_") == name)
         sound(run, path, place / "runs" / "data" / arguments[-1])
     assert {run["code"] for run in found} == {0, 2}
+
+
+def test_a_mark_and_line_ends_of_windows_change_no_byte_of_a_shard(place: Path) -> None:
+    rows = malformed.lines(*({"text": f"café {i}\n\nend"} for i in range(40)))
+    (place / "a.jsonl").write_bytes(rows)
+    (place / "b.jsonl").write_bytes(codecs.BOM_UTF8 + rows.replace(b"\n", b"\r\n"))
+    found = commands(
+        place, [["data", "prepare", "--set", f"data.train=[{n}.jsonl]", *_TINY, "--name", n] for n in "ab"]
+    )
+    assert [run["code"] for run in found] == [0, 0]
+    assert "byte order mark dropped, 40 CRLF line ends read as LF" in found[1]["err"]
+    for name in ("train.bin", "val.bin"):
+        first, second = ((place / "runs" / "data" / n / "shards" / name).read_bytes() for n in "ab")
+        assert first == second
+
+
+def test_bad_rows_behind_good_ones_stop_a_stage(place: Path) -> None:
+    """Those that the first look does not reach."""
+    small.saved(small.rough(), place / "parent")
+    good = [{"messages": [malformed.USER | {"content": f"What is {i}?"}, malformed.GPT]} for i in range(30)]
+    given, paths = [], []
+    for number, odd in enumerate(malformed.ODD_VALUES[::5]):
+        path = place / f"{number}.jsonl"
+        bad = malformed.broken(good[0], ("messages", 1, "content"), odd)
+        path.write_text(
+            malformed.lines(*good).decode() + bad + "\n" + malformed.lines(*good).decode(), encoding="utf-8"
+        )
+        given.append(["sft", "--checkpoint", "parent", "--set", f"data.train=[{path}]", "--set", "train.steps=1", "--device", "cpu",
+                      "--set", "data.max_length=64", "--set", "train.batch_size=4", "--name", f"n{number}"])  # fmt: skip
+        paths.append(path)
+    found = commands(place, given)
+    assert {run["code"] for run in found} == {0, 2}
+    for run, path in zip(found, paths, strict=True):
+        assert "Traceback" not in run["err"]
+        assert run["code"] == 0 or f"({path}:31)\nfix: " in run["err"], run["err"]
 
 
 def test_every_stage_refuses_before_torch(place: Path) -> None:

@@ -138,9 +138,19 @@ def sweep(base: Path, stride: int) -> dict[str, Any]:
         one(f"event {number}", lambda n=number: killed_at(base / "run", n), {signal.SIGKILL}, published(events, number))
     sizes = range(1, longest, max(1, longest * stride // 60))
     for size in sizes:
-        one(f"killed at byte {size}", lambda s=size: limited(s, signal.SIG_DFL), {signal.SIGXFSZ, 0x80 | signal.SIGXFSZ}, -1)
+        one(
+            f"killed at byte {size}",
+            lambda s=size: limited(s, signal.SIG_DFL),
+            {signal.SIGXFSZ, 0x80 | signal.SIGXFSZ},
+            -1,
+        )
         one(f"no room past byte {size}", lambda s=size: limited(s, signal.SIG_IGN), {RESOURCES << 8}, -1)
-    return {"events": len(events), "killed at events": len(numbers), "in the middle of a write": 2 * len(sizes), "lost": lost}
+    return {
+        "events": len(events),
+        "killed at events": len(numbers),
+        "in the middle of a write": 2 * len(sizes),
+        "lost": lost,
+    }
 
 
 if __name__ == "__main__":

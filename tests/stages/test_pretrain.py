@@ -119,7 +119,10 @@ def test_packed_pretraining_learns_and_tells_the_padding(
     shape = small.SHAPE.model_copy(update={"vocab_size": 300})
     found = pretrain.run(PretrainConfig(model=shape, packing=True, **sections), Call("written: down\n"))
     assert found["best"]["bits_per_byte"] < 0.9 * found["before"]["bits_per_byte"]
-    assert re.search(r"packed \d+ documents into \d+ rows: \d+\.\d% of them is padding, .* it would be \d+\.\d%", capsys.readouterr().err)
+    assert re.search(
+        r"packed \d+ documents into \d+ rows: \d+\.\d% of them is padding, .* it would be \d+\.\d%",
+        capsys.readouterr().err,
+    )
 
 
 def test_packing_and_weights_together_are_refused() -> None:

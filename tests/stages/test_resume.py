@@ -37,7 +37,9 @@ from tinyllm.train.engine import Engine
 
 CALL = Call("written: down\n")
 STEPS = 5  # of eight of 20 records: the third and the fifth step lie across the edge of an epoch
-ONLINE_STEPS = 6  # rollouts of four steps (two minibatches, twice): stopped in the middle, at the edge and in the next one
+ONLINE_STEPS = (
+    6  # rollouts of four steps (two minibatches, twice): stopped in the middle, at the edge and in the next one
+)
 
 
 def digest(batches: list[Any]) -> str:

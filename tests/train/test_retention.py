@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from tinyllm.errors import UserError
 from tinyllm.train import checkpoint
 
-ACTIONS = st.lists(st.tuples(st.sampled_from(["save", "save", "best", "cut", "flip", "resume"]), st.integers(0, 9)), max_size=14)
+ACTIONS = st.lists(
+    st.tuples(st.sampled_from(["save", "save", "best", "cut", "flip", "resume"]), st.integers(0, 9)), max_size=14
+)
 
 
 def good(path: Path) -> bool:

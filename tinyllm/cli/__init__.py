@@ -7,9 +7,11 @@ Results go to stdout, everything else to stderr. Every mistake a user can make e
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import NoReturn
 
 from typer import Abort, Exit
 from typer._click.exceptions import ClickException, UsageError
@@ -18,7 +20,7 @@ from tinyllm import dist
 from tinyllm.cli import mistyped
 from tinyllm.cli.app import app
 from tinyllm.dist import watch
-from tinyllm.errors import FAILED, INTERRUPTED, OK, RESOURCES, USAGE, UserError
+from tinyllm.errors import FAILED, INTERRUPTED, OK, RESOURCES, TERMINATED, USAGE, UserError
 
 _OLD_NAMES = {"--config-path": "--config", "--checkpoint-path": "--checkpoint"}
 
@@ -30,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = modern(sys.argv[1:] if arguments is None else arguments)
     if "RANK" in os.environ and "--debug" not in given:  # torch logs every lost connection, and raises it as well
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
+    signal.signal(signal.SIGTERM, _terminate)
     watch.begin()
     code = run(given)
     sys.stdout.flush()
@@ -39,6 +42,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif joined:  # torch's own way out waits for the other ranks, which may be gone
         os._exit(code)
     sys.exit(code)
+
+
+class _TerminatedError(BaseException):
+    """SIGTERM where no step is under way. Unwinds like Ctrl-C, so that drafts are cleared away, but is none to the parser."""
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    raise _TerminatedError
 
 
 def modern(arguments: Sequence[str]) -> list[str]:
@@ -68,8 +79,9 @@ def run(arguments: list[str]) -> int:
         return _say(mistyped.explained(error), USAGE)
     except ClickException as error:
         return _say(f"error: {error.format_message()}", USAGE)
-    except (KeyboardInterrupt, Abort):
-        return _say("error: interrupted", INTERRUPTED)
+    except (KeyboardInterrupt, Abort, _TerminatedError) as stop:
+        terminated = isinstance(stop, _TerminatedError)
+        return _say(*(("error: terminated", TERMINATED) if terminated else ("error: interrupted", INTERRUPTED)))
     except BrokenPipeError:
         return _unread()
     except (Exception, SystemExit) as error:  # the way out is through `main`, from nowhere else

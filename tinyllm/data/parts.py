@@ -4,7 +4,8 @@ A part is a megabyte of neighbouring documents: a row of facts for each, and all
 of the tokenizer, so a run that was killed finds again what it had finished, and after an edit only the parts that changed are made anew.
 While one thread reads, another encodes word by word (`text.words`), and what it leaves undone a third gives to the tokenizers library,
 which does without Python's lock and spreads a batch over all cores. The ids are the same, so it does not matter who makes which part.
-Several processes would be faster from about ten cores on, and take an interpreter's memory each.
+Reading and looking up words hold the lock for some 50 ms a megabyte, which bounds the speed on many cores; several processes would not, and
+take an interpreter's memory each.
 """
 
 from __future__ import annotations

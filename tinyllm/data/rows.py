@@ -90,6 +90,9 @@ def _is_list(heads: list[bytes]) -> bool:
     )
 
 
+_CUT = f"documents cut at {MAX_ROW:,} characters"
+
+
 def _documents(source: Source, cut: str = "") -> Iterator[Row]:
     """Plain text cut into documents; how is said in `source.notes`."""
     if not cut and (cut := _cut_of(source.head)) == "lines":
@@ -107,6 +110,8 @@ def _documents(source: Source, cut: str = "") -> Iterator[Row]:
             began = began if held else place
             held.append(line)
             size += len(line) + 1
+        if size > MAX_ROW and _CUT not in source.notes:
+            source.notes.append(_CUT)
         if held and (at_mark or size > after_any or (blank and size > after_blank)):
             yield began, "\n".join(held).rstrip()
             held, size = [], 0

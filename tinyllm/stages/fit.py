@@ -36,6 +36,7 @@ from tinyllm.train.run import COMPLETED, FAILED_STATUS, STOPPED, Run
 
 _WORTH_COMPILING = 180.0  # seconds of training left: compiling costs 20 to 40 and gains about a third
 _MEASURED_STEPS = 10  # after which that is known
+_ECHO_SECONDS = 1.0
 _REMEMBERED, _SPIKE = 50, 10.0  # gradient norms that make the usual one; so many times it is worth a warning
 
 
@@ -99,15 +100,22 @@ class Fitted:
 
 
 class _Stop:
-    """Remembers the first SIGINT or SIGTERM, so that the step under way is finished; a second one is not held back."""
+    """Remembers the first SIGINT or SIGTERM, so that the step under way is finished; a second one is not held back.
+
+    One within a second of the first is the same one: schedulers signal every process of a job, and a launcher passes it on as well.
+    """
 
     code = 0
 
     @contextmanager
     def listening(self) -> Iterator[_Stop]:
         def remember(number: int, frame: Any) -> None:
-            self.code = INTERRUPTED if number == signal.SIGINT else TERMINATED
-            signal.signal(number, old[number])
+            if self.code:
+                if time.monotonic() - self.at > _ECHO_SECONDS:
+                    signal.signal(number, old[number])
+                    signal.raise_signal(number)
+                return
+            self.code, self.at = INTERRUPTED if number == signal.SIGINT else TERMINATED, time.monotonic()
             if dist.is_main() and not Quiet.on:  # not `print`: a handler may have interrupted just that
                 os.write(2, b"stopping after this step; once more stops at once\n")
 
@@ -214,7 +222,8 @@ class Fit:
 
     def _tell_spike(self, norm: float) -> None:
         """A gradient far longer than usual often comes before a loss that does not recover."""
-        if len(self._norms) == _REMEMBERED and norm > _SPIKE * (middle := statistics.median(self._norms)):
+        middle = statistics.median(self._norms) if len(self._norms) == _REMEMBERED else float("inf")
+        if norm > max(_SPIKE * middle, self.job.optim.clip_norm):
             where = self.job.source.describe(self.engine.updates - 1)
             say(f"warning: step {self.engine.updates}: gradient norm {norm:.3g}, usually {middle:.3g} ({where})")
         self._norms.append(norm)

@@ -114,7 +114,7 @@ def _parts(folder: Path) -> Iterator[Path]:
 
 
 def _files(folder: Path) -> list[_File]:
-    stats = [(path, path.lstat()) for path in sorted(folder.iterdir())]
+    stats = [(path, path.lstat()) for path in sorted(folder.iterdir()) if not path.is_dir()]
     return [(path, stat.st_ino, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
 
 

@@ -36,10 +36,9 @@ def answers_from(
         return Answers(kept, _pad(tokenizer))
     packed = Packed(kept, _pad(tokenizer), facts.room.limit)
     tokens = sum(len(ids) for ids, _ in kept)
-    packed_padding, padding = (1 - tokens / rows / facts.room.limit for rows in (len(packed), len(kept)))
-    say(
-        f"{what}: packed into {len(packed):,} rows: {packed_padding:.1%} of them is padding, with one record a row it would be {padding:.1%}"
-    )
+    padding, alone = (1 - tokens / count / facts.room.limit for count in (len(packed), len(kept)))
+    told = f"{padding:.1%} of them is padding, with one record a row it would be {alone:.1%}"
+    say(f"{what}: packed into {len(packed):,} rows: {told}")
     return packed
 
 

@@ -123,8 +123,8 @@ class Engine:
         kept = sum(len(entry) for optimizer in self.optimizers for entry in optimizer.state.values())
         room = [torch.empty_like(p) for p in self.trained.values() for _ in range(0 if kept else 2)]
         self.model.train()
-        if dist.world_size() > 1:
-            self.model.set_requires_gradient_sync(False)
+        if dist.world_size() > 1:  # ranks meet here, too: the first exchange decides in which order later ones add up
+            self.model.set_requires_gradient_sync(True)
         with self.autocast():
             loss, _ = self.loss(self.model, batch)
         loss.total.backward()

@@ -32,7 +32,10 @@ def say(text: str) -> None:
     if not dist.is_main():
         return
     if Log.path is not None:
-        with suppress(OSError), Log.path.open("a", encoding="utf-8") as file:  # a full disk is found out by what matters
+        with (
+            suppress(OSError),
+            Log.path.open("a", encoding="utf-8") as file,
+        ):  # a full disk is found out by what matters
             file.write(text + "\n")
     if not Quiet.on:
         print(text, file=sys.stderr, flush=True)
