@@ -14,7 +14,23 @@ import pytest
 from tinyllm.errors import RESOURCES, UserError
 from tinyllm.train import lock
 
-OWNER = "import sys, time; from pathlib import Path; from tinyllm.train import lock; lock.claim(Path(sys.argv[1])); print(1, flush=True); time.sleep(60)"
+OWNER = """
+import sys, time
+from pathlib import Path
+from tinyllm.train import lock
+lock.claim(Path(sys.argv[1]))
+print(1, flush=True)
+time.sleep(60)
+"""
+LOOKER = """
+import sys, time
+from pathlib import Path
+from tinyllm.train import lock
+file = lock._opened(Path(sys.argv[1]))
+lock._lock(file)
+print(1, flush=True)
+time.sleep(0.1)
+"""
 
 
 @pytest.fixture
@@ -61,8 +77,7 @@ def test_a_folder_that_was_moved_aside_is_claimed_anew(tmp_path: Path) -> None:
 
 def test_a_look_at_the_lock_does_not_turn_its_owner_away(tmp_path: Path) -> None:
     """`runs list` takes the lock for a moment; a run that starts then waits for it."""
-    script = "import sys, time; from pathlib import Path; from tinyllm.train import lock\nfile = lock._opened(Path(sys.argv[1])); lock._lock(file); print(1, flush=True); time.sleep(0.1)"
-    looker = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / lock.NAME)], stdout=subprocess.PIPE)
+    looker = subprocess.Popen([sys.executable, "-c", LOOKER, str(tmp_path / lock.NAME)], stdout=subprocess.PIPE)
     looker.stdout.readline()
     began = time.monotonic()
     lock.claim(tmp_path)

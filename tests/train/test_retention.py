@@ -71,8 +71,12 @@ def _play(folder: Path, actions: list[tuple[str, int]], keep: int, keep_every: i
                 checkpoint.set_aside(path)
             step = checkpoint.step_of(found)
             assert checkpoint.steps(folder)[-1] == found
-        best = folder / checkpoint.BEST
-        if best.is_symlink():
-            assert best.exists() or action == "resume", "pruning has removed the best"
-        assert all(path.exists() for path in milestones)
-        assert not list(folder.glob(".unfinished*"))
+        _look(folder, milestones, resumed=action == "resume")
+
+
+def _look(folder: Path, milestones: set[Path], *, resumed: bool) -> None:
+    best = folder / checkpoint.BEST
+    if best.is_symlink():
+        assert best.exists() or resumed, "pruning has removed the best"
+    assert all(path.exists() for path in milestones)
+    assert not list(folder.glob(".unfinished*"))
