@@ -305,6 +305,40 @@ def test_a_mark_and_line_ends_of_windows_change_no_byte_of_a_shard(place: Path) 
         assert first == second
 
 
+def test_prepare_reads_the_encoding_that_is_named(place: Path) -> None:
+    texts = [f"第{i}章。学而时习之，不亦说乎？" for i in range(40)]
+    for encoding in ("utf-8", "gb18030"):
+        (place / f"{encoding}.txt").write_text("\n<|endoftext|>\n".join(texts), encoding=encoding)
+    (place / "west.jsonl").write_bytes(b'{"text": "\x93caf\xe9\x94"}\n{"text": "b"}\n')
+
+    def prepare(name: str, encoding: str, run: str) -> list[str]:
+        settings = ["--set", f"data.train=[{name}]", "--set", f"data.encoding={encoding}"]
+        return ["data", "prepare", *settings, *_TINY, "--name", run]
+
+    found = commands(
+        place,
+        [
+            prepare("utf-8.txt", "utf-8", "a"),
+            prepare("gb18030.txt", "gb18030", "b"),
+            prepare("gb18030.txt", "utf-8", "c"),
+            prepare("west.jsonl", "latin-1", "d"),
+        ],
+    )
+    assert [run["code"] for run in found] == [0, 0, 2, 0]
+    assert "fix: name its encoding, perhaps --set data.encoding=gb18030" in found[2]["err"]
+
+    def shards(name: str) -> bytes:
+        return b"".join(
+            (place / "runs" / "data" / name / "shards" / f"{side}.bin").read_bytes() for side in ("train", "val")
+        )
+
+    assert shards("a") == shards("b")
+    before = shards("d")
+    (again,) = commands(place, [prepare("west.jsonl", "cp1252", "d")])  # other text, so it is made anew
+    assert again["code"] == 0
+    assert shards("d") != before
+
+
 def test_bad_rows_behind_good_ones_stop_a_stage(place: Path) -> None:
     """Those that the first look does not reach."""
     small.saved(small.rough(), place / "parent")

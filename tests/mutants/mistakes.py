@@ -34,7 +34,8 @@ MUTANTS = [
     M("pairs-mask-prompt", "2", "the response mask of pairs covers the prompt", "data/datasets.py",
       "[False] * len(prompt) + [True] * len(answer)", "[False] + [True] * (len(prompt) - 1 + len(answer))", READING, count=2),
     M("equal-pairs-kept", "2", "pairs of equal answers are trained on", "stages/rows.py",
-      "facts.equal[i] = chosen == rejected", "facts.equal[i] = False", f"{READING} {OFFLINE}::test_nothing_but_equal_answers_stops_the_whole_command"),
+      "facts.equal[i] = chosen == rejected", "facts.equal[i] = False",
+      f"{READING} {OFFLINE}::test_nothing_but_equal_answers_stops_the_whole_command"),
     M("pairs-cut-to-nothing", "2", "a long prompt leaves no room for the answer", "stages/rows.py",
       "max(0, prompt - max(limit // 2, limit - longest))", "max(0, prompt - limit)", READING),
 

@@ -24,9 +24,10 @@ from tinyllm.cli.stages import STAGES, resolve
 from tinyllm.data import world
 from tinyllm.data.records import Conversation, Document
 from tinyllm.errors import OK, USAGE
-from tinyllm.stages import inspect, inspect_figures, inspect_page, inspect_rows
-from tinyllm.stages.inspect import Survey
-from tinyllm.stages.inspect_tokenizer import Vocabulary
+from tinyllm.stages import inspect
+from tinyllm.stages.inspect import Survey, figures, rendered
+from tinyllm.stages.inspect import page as inspect_page
+from tinyllm.stages.inspect.tokenizer import Vocabulary
 from tinyllm.stages.reading import answers_from, judgements_from, preferences_from, prompts_from, read_split, room_of
 from tinyllm.stages.rows import Room
 from tinyllm.text.tokenizer import Tokenizer
@@ -147,7 +148,7 @@ def test_what_is_cut_off_is_shown_cut_off(look: Look, tmp_path: Path) -> None:
 def test_a_character_of_several_tokens_is_shown_whole() -> None:
     texts = small.tokenizer()
     record = Conversation(({"role": "user", "content": "日本"}, {"role": "assistant", "content": "é😀\x1b"}))
-    (row,) = inspect_rows.shown(record, texts, Room(96))
+    (row,) = rendered.shown(record, texts, Room(96))
     assert [(p["text"], len(p["ids"])) for p in row["pieces"] if p["role"] == "trained"] == [
         ("é", 2),
         ("😀", 4),
@@ -156,7 +157,7 @@ def test_a_character_of_several_tokens_is_shown_whole() -> None:
     assert "".join(p["text"] for p in row["pieces"]) == texts.decode(
         [i for p in row["pieces"] for i in p["ids"]], skip_special=False
     )
-    (cut,) = inspect_rows.shown(Document("ab " * 5000), texts, Room(96))
+    (cut,) = rendered.shown(Document("ab " * 5000), texts, Room(96))
     assert sum(len(p["ids"]) for p in cut["pieces"]) == 800
     assert [p["text"] for p in cut["pieces"] if p["role"] == "gap"] == [f"{cut['length'] - 800:,} tokens"]
 
@@ -370,17 +371,17 @@ def test_of_a_sample_it_is_said_and_counts_are_of_all(
     "values", [[0], [7, 7, 7], [1, 2, 3, 1000], list(range(100)), [10**9, 1], [5] * 1000 + [10**6]]
 )
 def test_a_histogram_has_every_record_in_one_bin(values: list[int]) -> None:
-    bins = inspect_figures.histogram(values)
+    bins = figures.histogram(values)
     assert sum(b["records"] for b in bins) == len(values)
-    assert len(bins) <= inspect_figures.BINS + 1
+    assert len(bins) <= figures.BINS + 1
     for b in bins:
         inside = [v for v in values if b["from"] <= v and (b["to"] is None or v <= b["to"])]
         assert len(inside) == b["records"]
-    assert inspect_figures.histogram([]) == []
+    assert figures.histogram([]) == []
 
 
 def test_the_quantiles_are_lengths_that_are_there() -> None:
-    found = inspect_figures.quantiles_of(range(1, 101))
+    found = figures.quantiles_of(range(1, 101))
     assert found == {"min": 1, "p10": 10, "p50": 50, "p90": 90, "p99": 99, "max": 100, "mean": 50.5}
 
 

@@ -19,8 +19,8 @@ import small
 
 from tinyllm.cli import run as command
 from tinyllm.errors import OK, USAGE
-from tinyllm.stages.runs_hashes import config_hash, data_hash, lineage_hash
-from tinyllm.stages.runs_lineage import lineage
+from tinyllm.stages.runs.hashes import config_hash, data_hash, lineage_hash
+from tinyllm.stages.runs.lineage import lineage
 from tinyllm.train import checkpoint
 
 STEP = family.LAST

@@ -18,8 +18,8 @@ import small
 
 from tinyllm.cli import run as command
 from tinyllm.errors import INTEGRITY, OK, USAGE
-from tinyllm.stages.runs_read import read
-from tinyllm.stages.runs_verify import Check, verify
+from tinyllm.stages.runs.read import read
+from tinyllm.stages.runs.verify import Check, verify
 from tinyllm.train import checkpoint, lock
 
 STEP = family.LAST

@@ -65,7 +65,7 @@ def inspect(
     sets = [*(common.set or []), *(f"data.field.{pair}" for pair in field or [])]
     config = resolve(stage, common.config, sets, options, os.environ, fast=False).config
     from tinyllm.stages import inspect as looking
-    from tinyllm.stages.inspect_tokenizer import vocabulary
+    from tinyllm.stages.inspect.tokenizer import vocabulary
 
     reads = looking.kind_of(stage.place, config)
     if kind not in (None, reads):
@@ -74,7 +74,7 @@ def inspect(
     known = vocabulary(config, stage.place, tokenizer, common.checkpoint)
     found = looking.run(config, reads, stage.place, known, shown=records)
     if html:
-        from tinyllm.stages.inspect_page import write
+        from tinyllm.stages.inspect.page import write
 
         write(found, html)
     if common.json:
@@ -186,7 +186,7 @@ def tokens(pieces: list[dict[str, Any]], *, colour: bool) -> Text:
 def _legend(colour: bool) -> Text:
     from rich.text import Text
 
-    from tinyllm.stages.inspect_rows import MEANING
+    from tinyllm.stages.inspect.rendered import MEANING
 
     found = Text("\n")
     for role, meaning in MEANING.items():

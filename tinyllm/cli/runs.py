@@ -68,7 +68,7 @@ def verify(
 ) -> None:
     """Read every byte: checkpoints, shards, links, parents, tokenizers; a line a problem, exit code 3 where there is one."""
     progress.Quiet.on = common.quiet
-    from tinyllm.stages.runs_verify import verify as check
+    from tinyllm.stages.runs.verify import verify as check
 
     with _waiting(common):
         found = check(run or [])
@@ -88,7 +88,7 @@ def verify(
 def lineage(common: Common, run: Run) -> None:
     """From a run up to pretraining and the data: what is still there, what has changed, and one hash for all of it."""
     progress.Quiet.on = common.quiet
-    from tinyllm.stages.runs_lineage import lineage as trace
+    from tinyllm.stages.runs.lineage import lineage as trace
 
     found = trace(run)
     if common.json:

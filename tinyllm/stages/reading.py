@@ -37,7 +37,7 @@ def answers_from(
     packed = Packed(kept, _pad(tokenizer), facts.room.limit)
     tokens = sum(len(ids) for ids, _ in kept)
     padding, alone = (1 - tokens / count / facts.room.limit for count in (len(packed), len(kept)))
-    told = f"{alone:.1%} of them is padding, with one record a row it would be {alone:.1%}"
+    told = f"{padding:.1%} of them is padding, with one record a row it would be {alone:.1%}"
     say(f"{what}: packed into {len(packed):,} rows: {told}")
     return packed
 

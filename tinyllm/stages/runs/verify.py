@@ -16,10 +16,10 @@ from typing import Any
 from tinyllm.errors import UserError
 from tinyllm.model.described import ADAPTER, base_folder
 from tinyllm.stages.parents import RUNS
-from tinyllm.stages.runs_files import Fault, is_model, links_out, metrics, note, text_hash, unlisted, weights_sha256
-from tinyllm.stages.runs_find import below, chosen, located, shortened
-from tinyllm.stages.runs_lineage import CHANGED, GONE, MOVED, UNRECORDED, Archive, fingerprint
-from tinyllm.stages.runs_read import Record, is_run, read, read_json, size_of, steps_in
+from tinyllm.stages.runs.files import Fault, is_model, links_out, metrics, note, text_hash, unlisted, weights_sha256
+from tinyllm.stages.runs.find import below, chosen, located, shortened
+from tinyllm.stages.runs.lineage import CHANGED, GONE, MOVED, UNRECORDED, Archive, fingerprint
+from tinyllm.stages.runs.read import Record, is_run, read, read_json, size_of, steps_in
 from tinyllm.stages.symptoms.log import CONFIG, FACTS, METRICS
 from tinyllm.train import checkpoint
 from tinyllm.train.run import COMPLETED, FAST_DEV_RUN

@@ -1,6 +1,6 @@
 """`tinyllm runs list | show`: what ran, how far it got, what moved; read from the run directories alone, no daemon, no database.
 
-`verify` and `lineage` are in files of their own, `runs_verify` and `runs_lineage`. Left out: deleting, comparing, tagging, a web page.
+`verify` and `lineage` are in files of their own, `verify` and `lineage`. Left out: deleting, comparing, tagging, a web page.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 from tinyllm.errors import UserError
 from tinyllm.stages.explain import figure_of
 from tinyllm.stages.parents import RUNS
-from tinyllm.stages.runs_find import below, chosen
-from tinyllm.stages.runs_read import Record, read, size_of, step_at, steps_in
+from tinyllm.stages.runs.find import below, chosen
+from tinyllm.stages.runs.read import Record, read, size_of, step_at, steps_in
 from tinyllm.stages.symptoms.log import CONFIG, is_number
 from tinyllm.train import checkpoint
 from tinyllm.train.run import FAILED_STATUS, RUNNING

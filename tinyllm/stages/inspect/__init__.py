@@ -18,9 +18,10 @@ import numpy as np
 from tinyllm import algorithms
 from tinyllm.data.records import Record, Report
 from tinyllm.errors import UserError, harmless
-from tinyllm.stages import inspect_rows, preflight, rows, sides
-from tinyllm.stages.inspect_figures import fit, lengths
-from tinyllm.stages.inspect_tokenizer import Vocabulary
+from tinyllm.stages import preflight, rows, sides
+from tinyllm.stages.inspect.figures import fit, lengths
+from tinyllm.stages.inspect.rendered import shown
+from tinyllm.stages.inspect.tokenizer import Vocabulary
 from tinyllm.stages.meter import Meter
 from tinyllm.stages.preflight import Finding
 from tinyllm.stages.rows import Facts, Room
@@ -270,4 +271,4 @@ def _examples(
     chosen = list(range(min(most, len(found))))
     if chosen and facts is not None and facts.long.any() and not facts.long[chosen].any():
         chosen[-1] = int(facts.long.argmax())
-    return [{"record": i + 1, "rows": inspect_rows.shown(found[i], tokenizer, room)} for i in chosen]
+    return [{"record": i + 1, "rows": shown(found[i], tokenizer, room)} for i in chosen]

@@ -14,7 +14,7 @@ from typing import Any
 
 from tinyllm import foreign
 from tinyllm.errors import UserError
-from tinyllm.stages.runs_read import read_json, typed
+from tinyllm.stages.runs.read import read_json, typed
 from tinyllm.train import checkpoint
 
 _HEADER = 100 << 20  # bytes of description a safetensors file may have, by its specification

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tinyllm.errors import UserError
 from tinyllm.stages.parents import RUNS
-from tinyllm.stages.runs_read import Record, home, is_run, read
+from tinyllm.stages.runs.read import Record, home, is_run, read
 
 
 def below(folder: Path) -> Iterator[Path]:

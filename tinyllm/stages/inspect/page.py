@@ -11,7 +11,7 @@ from typing import Any
 
 from tinyllm.errors import RESOURCES, UserError, harmless
 from tinyllm.stages import charts
-from tinyllm.stages.inspect_rows import GAP, MEANING
+from tinyllm.stages.inspect.rendered import GAP, MEANING
 from tinyllm.stages.report import POLICY
 from tinyllm.stages.report_words import escape
 

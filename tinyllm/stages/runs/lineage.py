@@ -2,7 +2,7 @@
 
 A link is the path and manifest hash that a run wrote down about its parent. Where the path leads nowhere, or to something else, the
 checkpoint is looked for by that hash under runs/. Only manifests and source files are hashed here; whether a checkpoint's files are
-what its manifest says is for `runs verify`. What makes up the hash of a run is said in `runs_hashes`.
+what its manifest says is for `runs verify`. What makes up the hash of a run is said in `hashes`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 
 from tinyllm.errors import UserError
 from tinyllm.stages.parents import RUNS
-from tinyllm.stages.runs_find import below, chosen, located, shortened
-from tinyllm.stages.runs_hashes import config_hash, data_hash, lineage_hash, weights_hash
-from tinyllm.stages.runs_read import Record, home, is_run, read, step_at, steps_in, typed
+from tinyllm.stages.runs.find import below, chosen, located, shortened
+from tinyllm.stages.runs.hashes import config_hash, data_hash, lineage_hash, weights_hash
+from tinyllm.stages.runs.read import Record, home, is_run, read, step_at, steps_in, typed
 from tinyllm.train import checkpoint
 
 OK, CHANGED, GONE, UNRECORDED = "ok", "changed", "gone", "unrecorded"

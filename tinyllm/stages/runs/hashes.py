@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyllm import algorithms
-from tinyllm.stages.runs_read import read_json, typed
+from tinyllm.stages.runs.read import read_json, typed
 from tinyllm.train import checkpoint
 
 _NO_MATTER = {  # settings that do not shape the result, or whose value says less than the hash that stands for it
