@@ -46,9 +46,8 @@ def page(found: Found) -> str:
     made = [(anchor, title, body) for anchor, title, body in made if body]
     links = "".join(f'<a href="#{anchor}">{title}</a>' for anchor, title, _ in made)
     body = "".join(f'<section id="{anchor}"><h2>{title}</h2>{body}</section>' for anchor, title, body in made)
-    style = "".join(
-        Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("report.css", "inspect.css")
-    )
+    here = Path(__file__).parent
+    style = "".join(sheet.read_text(encoding="utf-8") for sheet in (here.parent / "report.css", here / "inspect.css"))
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
