@@ -24,12 +24,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 
-from mutants import losses, machinery, mistakes
+from mutants import losses, machinery, mistakes, survival
 from mutants.kind import MISTAKES, Mutant
 
 ROOT = Path(__file__).resolve().parents[1]
 COPIED = ("tinyllm", "tests", "configs", "pyproject.toml")
-MUTANTS = [*mistakes.MUTANTS, *losses.MUTANTS, *machinery.MUTANTS]
+MUTANTS = [*mistakes.MUTANTS, *losses.MUTANTS, *machinery.MUTANTS, *survival.MUTANTS]
 SECONDS = 240  # more than any of the tests needs
 _RUN = """
 import pathlib, sys, pytest, tinyllm

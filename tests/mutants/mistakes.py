@@ -133,7 +133,7 @@ MUTANTS = [
       "if Tokenizer.load(parent.folder).sha256 != tokenizer.sha256:", "if False:", f"{STAGE}what_is_no_reward_model_is_not_taken_for_one"),
     M("missing-tensors", "8", "tensors that are not in the file stay random", "model/tensors.py",
       'found = [f"{name} is missing" for name in wanted.keys() - there.keys()]', "found = []", "stages/test_mismatch.py"),
-    M("resume-without-weights", "8", "a resumed run goes on with fresh weights", "stages/fit.py",
+    M("resume-without-weights", "8", "a resumed run goes on with fresh weights", "stages/keeping.py",
       "        self.job.restore(folder)\n", "", FIT),
     M("resume-without-critic", "8", "a resumed PPO goes on with a fresh critic", "stages/common.py",
       "tensors.fill(self.critic, tensors.read([path]), self.critic.state_dict(), path)", "pass",
@@ -146,8 +146,8 @@ MUTANTS = [
       "if (FAST_DEV_RUN in run.name) == fast and _completed(run)]", "if _completed(run)]", PARENTS),
     M("unfinished-parent", "8", "a stage starts from a run that never got beyond its first weights", "stages/parents.py",
       "== fast and _completed(run)]", "== fast]", PARENTS),
-    M("damaged-starts-over", "8", "a run without a checkpoint that verifies starts over", "stages/fit.py",
-      "            if checkpoint.steps(self.run.checkpoints):\n", "            if False:\n", FIT),
+    M("damaged-starts-over", "8", "a run without a checkpoint that verifies starts over", "stages/keeping.py",
+      "        if dist.is_main() and damaged and newest is None:\n", "        if False:\n", FIT),
 
     # --- 9: figures ----------------------------------------------------------------------------------------------------------------
     M("mean-of-batch-means", "9", "held-out figures are means of batch means", "stages/common.py",
@@ -177,7 +177,7 @@ MUTANTS = [
     # --- 11: resume files, LoRA, warm-up -------------------------------------------------------------------------------------------
     M("half-weights", "11", "weights are saved as fp16", "model/hub.py",
       "{k: v.detach().contiguous().cpu() for", "{k: v.detach().half().contiguous().cpu() for", FIT),
-    M("half-optimizer", "11", "optimizer state is saved as bf16", "stages/fit.py",
+    M("half-optimizer", "11", "optimizer state is saved as bf16", "stages/keeping.py",
       "{k: v.contiguous() for k, v in self.engine.state().items()}",
       "{k: v.bfloat16().contiguous() for k, v in self.engine.state().items()}", FIT),
     M("lora-square-only", "11", "LoRA adapts square layers only", "model/lora.py",
@@ -187,7 +187,7 @@ MUTANTS = [
       "if step < config.warmup_steps:", "if step < 0:", f"train/test_optim.py {FIT}"),
 
     # --- 12: pickles, typos --------------------------------------------------------------------------------------------------------
-    M("pickled-optimizer", "12", "optimizer state is saved with torch.save", "stages/fit.py",
+    M("pickled-optimizer", "12", "optimizer state is saved with torch.save", "stages/keeping.py",
       'save_file({k: v.contiguous() for k, v in self.engine.state().items()}, trainer / "optimizer.safetensors")',
       'torch.save(self.engine.state(), trainer / "optimizer.pt")', f"{FIT}::test_a_run_directory_holds_no_pickle"),
     M("pickled-weights-read", "12", "weights that are pickles are unpickled", "model/hub.py",

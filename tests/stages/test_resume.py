@@ -2,7 +2,7 @@
 
 Each run is stopped by a real SIGTERM in the middle of step k (the step is finished, a checkpoint written), then started again with
 the same call. Compared with the undisturbed run's: the digest of every batch from there on, torch's random state after every step, and
-all files of the last checkpoint (weights, optimiser, counters, history), by the hashes in its manifest.
+all files of the last checkpoint (weights, optimiser, counters, history), by the hashes in its manifest, and every figure logged.
 """
 
 from __future__ import annotations
@@ -81,6 +81,13 @@ class Watched:
         last = checkpoint.steps(found)[-1]
         files = json.loads((last / checkpoint.MANIFEST).read_text(encoding="utf-8"))["files"]
         return self.seen, {"step": last.name, **{name: entry["sha256"] for name, entry in files.items()}}
+
+
+def logged(runs: Path) -> list[dict[str, Any]]:
+    """Every line of metrics.jsonl without the speed."""
+    (path,) = runs.rglob("metrics.jsonl")
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [{k: v for k, v in row.items() if k != "tokens_per_second"} for row in rows]
 
 
 @pytest.fixture
@@ -167,11 +174,13 @@ def test_stopped_after_any_step_and_resumed_it_is_the_undisturbed_run(
     seen, files = watched.run(go)
     assert sorted(seen) == list(range(1, steps + 1))
     assert len({before for before, _ in seen.values()}) == steps, "every step has its own batch"
+    figures = logged(runs)
     runs.rename(tmp_path / "undisturbed")
     for k in range(1, steps):
         resumed, again = watched.run(go, stop=k)
         assert resumed == {number: entry for number, entry in seen.items() if number > k}
         assert again == files, f"stopped after step {k}"
+        assert logged(runs) == figures, "not a line twice, missing or different"
         runs.rename(tmp_path / f"stopped-{k}")
 
 
