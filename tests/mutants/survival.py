@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from mutants.kind import Mutant as M
+from mutants.kind import Mutant
 
+M = Mutant
 RESUME, CRASH, SURVIVES = "stages/test_resume.py", "stages/test_crash.py", "stages/test_survives.py"
 RETENTION, LOCK, BATCHES = "train/test_retention.py", "train/test_lock.py", "data/test_batches.py"
 
@@ -24,7 +25,8 @@ MUTANTS = [
     M("milestones-forgotten", "extra", "pruning removes milestones", "train/checkpoint.py",
       "if path.resolve() not in linked and not milestone:", "if path.resolve() not in linked:", RETENTION),
     M("damaged-stays", "extra", "a damaged checkpoint keeps its name, and its place among the newest", "stages/keeping.py",
-      'say(f"it is now {checkpoint.set_aside(path)}")', "pass", f"{SURVIVES}::test_a_damaged_best_and_newest_checkpoint_are_set_aside_and_met_again"),
+      'say(f"it is now {checkpoint.set_aside(path)}")', "pass",
+      f"{SURVIVES}::test_a_damaged_best_and_newest_checkpoint_are_set_aside_and_met_again"),
     M("broken-weights-saved", "extra", "weights that are not finite are saved", "stages/keeping.py",
       "            self._refuse_broken_weights()\n", "", f"{SURVIVES}::test_weights_that_are_not_finite_are_never_saved"),
     M("no-room-asked", "extra", "the disk is not asked before the first step", "stages/fit.py",
