@@ -25,7 +25,8 @@ from tinyllm.errors import RESOURCES, UserError
 from tinyllm.train import checkpoint
 
 STEPS = 3
-EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.truncate"}
+REMOVALS = {"os.remove", "os.rmdir"}
+EVENTS = {"open", "os.mkdir", "os.rename", "os.symlink", "os.truncate"} | REMOVALS
 
 
 def train(folder: Path) -> None:
@@ -54,7 +55,10 @@ def watch(folder: Path, seen: Callable[[str, tuple], None]) -> None:
     """Call `seen` before every event that concerns `folder`."""
 
     def hook(event: str, arguments: tuple) -> None:
-        if event in EVENTS and any(str(folder) in str(a) for a in arguments if isinstance(a, str | Path)):
+        named = any(str(folder) in str(a) for a in arguments if isinstance(a, str | Path))
+        # removing a tree names its files relative to open folders
+        inside = event in REMOVALS and isinstance(arguments[0], str) and not os.path.isabs(arguments[0])
+        if event in EVENTS and (named or inside):
             seen(event, arguments)
 
     sys.addaudithook(hook)
