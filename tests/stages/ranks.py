@@ -74,8 +74,8 @@ def whitening() -> list[float]:
     return [float(x) for x in common.moments(values, mask)]
 
 
-def answers() -> dict[str, float]:
-    prompts = [TokenPrompt([5 + i] * (1 + i), {"worth": float(i * i)}) for i in range(5)]
+def answers(count: int) -> dict[str, float]:
+    prompts = [TokenPrompt([5 + i] * (1 + i), {"worth": 1.0 + i * i}) for i in range(count)]
     judge = Judge(small.tokenizer(), {"worth": (lambda columns, *_: columns["worth"], 1.0)}, None, 0.0, 0.0)
     return answer_figures(small.rough(), prompts, judge, small.tokenizer(), temperature=0.0, max_new_tokens=6)
 
@@ -89,7 +89,7 @@ def everything() -> dict[str, Any]:
         "held_out": held_out(),
         "step": one_step(),
         "moments": whitening(),
-        "answers": answers(),
+        "answers": [answers(5), answers(1)],  # of one, the second rank has none
     }
 
 

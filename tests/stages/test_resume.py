@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -200,3 +202,61 @@ def test_the_comparison_sees_one_bit(watched: Watched, tmp_path: Path) -> None:
     resumed, again = watched.run(tuned)
     assert resumed == {number: entry for number, entry in seen.items() if number > 2}
     assert again["model.safetensors"] != files["model.safetensors"]
+
+
+@pytest.mark.slow
+def test_two_ranks_stopped_in_the_middle_of_a_rollout(watched: Watched, tmp_path: Path) -> None:
+    """Whole commands: every rank has its own share of the rollout, and finds it again."""
+    sets = [
+        "rollout.minibatches=2",
+        "rollout.epochs=2",
+        "rollout.group_size=4",
+        "rollout.max_new_tokens=8",
+        "train.steps=400",
+    ]
+    sets += ["data.train=[prompts.jsonl]", "data.max_length=64", "train.batch_size=8", "train.micro_batch_size=2"]
+    sets += [
+        "rewards={exact_answer: 1.0}",
+        "best_by=reward",
+        "train.log_every=1",
+        "train.eval_every=1000",
+        "train.save_every=1000",
+    ]
+    sets += ["train.dropout=0.1", "train.precision=fp32", "optim.warmup_steps=1", "rollout.tolerance=9"]
+
+    def command(name: str) -> list[str]:
+        words = [
+            "align-online",
+            "--algorithm",
+            "grpo",
+            "--checkpoint",
+            "parent",
+            "--nproc",
+            "2",
+            "--quiet",
+            "--name",
+            name,
+        ]
+        return [sys.executable, "-m", "tinyllm", *words, *(word for setting in sets for word in ("--set", setting))]
+
+    subprocess.run(command("whole"), check=True, capture_output=True, timeout=200)
+    runs, stops = tmp_path / "runs" / "rlhf" / "online", []
+    while len(stops) < 3:
+        process, metrics = (
+            subprocess.Popen(command("cut"), stderr=subprocess.PIPE, text=True),
+            runs / "grpo-cut" / "metrics.jsonl",
+        )
+        goal = (stops[-1] if stops else 0) + 21
+        while process.poll() is None and not (
+            metrics.exists() and f'"step": {goal}, "split": "train"' in metrics.read_text()
+        ):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate(timeout=60)[1]
+        assert process.returncode == TERMINATED, said
+        stops.append(checkpoint.step_of(checkpoint.steps(runs / "grpo-cut" / "checkpoints")[-1]))
+    subprocess.run(command("cut"), check=True, capture_output=True, timeout=200)
+    assert any(step % 4 for step in stops), f"{stops}: none lay in the middle of a rollout"
+    ends = [runs / f"grpo-{name}" / "checkpoints" / "step-00000400" for name in ("whole", "cut")]
+    for file in ("model.safetensors", "trainer/optimizer.safetensors"):
+        assert checkpoint.sha256(ends[0] / file) == checkpoint.sha256(ends[1] / file)

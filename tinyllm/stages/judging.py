@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from tinyllm import dist
+from tinyllm.mean import Mean
 from tinyllm.model.generate import Sampling
 from tinyllm.model.transformer import CausalLM, SequenceScorer
 from tinyllm.rollout import rewards
@@ -53,7 +54,11 @@ def answer_figures(
     """reward, its parts, length, finished, repetition and what `probe` finds, over all prompts; every rank answers its share."""
     sampling = Sampling(max_new_tokens, temperature, stop=tokenizer.stop_ids, seed=dist.rank())
     mine = prompts[dist.rank() :: dist.world_size()]
-    with torch.no_grad():
-        pooled = judged(policy, mine, judge, sampling, probe=probe)
+    with (
+        torch.no_grad()
+    ):  # a rank without a prompt of its own answers one that does not count, to name the same figures
+        pooled = judged(policy, mine or prompts[:1], judge, sampling, probe=probe)
+    if not mine:
+        pooled = {name: Mean(0.0, 0.0) for name in pooled}
     pooled = pool_over_ranks(pooled, policy.lm_head.weight.device)
     return {name: mean.value for name, mean in pooled.items()}
