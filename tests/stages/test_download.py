@@ -363,7 +363,7 @@ def test_without_a_network(download: Callable, tmp_path: Path) -> None:
         address = f"http://127.0.0.1:{free.getsockname()[1]}"  # nobody listens
         ran = in_a_process("gsm8k", cwd=tmp_path, HF_ENDPOINT=address)
     assert (ran.code, "cannot be reached" in ran.err, ran.seconds < 10) == (4, True, True)
-    ran = download("gsm8k", HF_ENDPOINT="http://no-such-host.invalid")
+    ran = download("GSM8K", HF_ENDPOINT="http://no-such-host.invalid")  # capitals as in the paper
     assert (ran.code, "cannot be reached" in ran.err, ran.seconds < 10) == (4, True, True)
     assert not (tmp_path / "runs").exists()
 

@@ -29,7 +29,7 @@ _START = """tinyllm takes a small language model through its whole life, on this
 Every command rehearses with --fast-dev-run, explains itself with --dry-run and lists its options with --help."""
 
 _NEXT = {
-    "data": "tinyllm pretrain",
+    "data": "tinyllm pretrain, with the same options",
     "pretrain": "tinyllm eval, then tinyllm sft",
     "sft": "tinyllm chat, then tinyllm rm or tinyllm align-offline",
     "sft-lora": "tinyllm chat",
@@ -62,7 +62,8 @@ def _lines(found: dict[str, Any]) -> None:
         f"{found['stage']}: {moved['what']} {_number(moved['from'])} -> {_number(moved['to'])} in {found['seconds']:.1f} s"
     )
     figures = found.get("best") or {k: v for k, v in found.items() if isinstance(v, float) and k != "seconds"}
-    print("  " + "  ".join(f"{name} {_number(value)}" for name, value in figures.items()))
+    if figures:
+        print("  " + "  ".join(f"{name} {_number(value)}" for name, value in figures.items()))
     print(f"  {found.get('checkpoint') or found.get('run')}")
     if found["stage"] in _NEXT:
         print(f"  next: {_NEXT[found['stage']]}")

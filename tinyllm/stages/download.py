@@ -73,6 +73,7 @@ def run(
             (INTEGRITY); no network, no extra, no disk (RESOURCES).
     """
     started = time.monotonic()
+    name = name.lower() if name.lower() in SETS else name  # TinyStories is how everybody writes it
     known = _known(name)
     repository = known.repository if known else name
     folder = out or DOWNLOADS / name.replace("/", "--")
