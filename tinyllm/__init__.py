@@ -1,3 +1,3 @@
-"""tinyllm: one command takes a small language model through its whole life."""
+"""tinyllm: train, align and evaluate a small language model end to end."""
 
 __version__ = "0.1.0"

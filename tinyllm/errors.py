@@ -1,33 +1,33 @@
-"""The one error users see, and the exit codes that go with it.
+"""`UserError`, the only error that users see, and the exit codes.
 
-Everything a user can cause is a `UserError`: what went wrong, where, and one thing to do about it. `cli` prints it as two lines
-and exits with its code; anything else is our own bug and keeps its traceback (shown with --debug).
+Everything a user can cause is a `UserError`: what went wrong, where, and one thing to do about it. `cli` prints it in two lines and exits
+with its code. Any other exception is a bug of ours and keeps its traceback (shown with --debug).
 """
 
 from __future__ import annotations
 
 OK = 0
-FAILED = 1  # the run itself failed (a non-finite loss, a gate that was missed)
-USAGE = 2  # command line, config or data
-INTEGRITY = 3  # a checkpoint or shard that is not what it claims to be
+FAILED = 1  # the run itself failed: a non-finite loss, a missed gate
+USAGE = 2  # command line, configuration or data
+INTEGRITY = 3  # a checkpoint or shard that is damaged or not what it claims to be
 RESOURCES = 4  # disk, memory, device, port
 INTERRUPTED = 130  # SIGINT
 TERMINATED = 143  # SIGTERM
 
 
 class UserError(Exception):
-    """A mistake the user can mend.
+    """A mistake that the user can fix.
 
     Args:
         what: one sentence without a final full stop, with the offending value in it.
-        where: `file:line`, a config key or an option; may be empty.
+        where: `file:line`, a configuration key or an option; may be empty.
         fix: one command or one edit.
         code: the exit code, one of the constants above.
     """
 
     def __init__(self, what: str, *, where: str = "", fix: str = "", code: int = USAGE):
         super().__init__(what)
-        self.what, self.where, self.fix = (harmless(str(text), keep="\n") for text in (what, where, fix))
+        self.what, self.where, self.fix = (escape_unprintable(str(text), keep="\n") for text in (what, where, fix))
         self.code = code
 
     def __str__(self) -> str:
@@ -36,8 +36,12 @@ class UserError(Exception):
         return f"error: {self.what}{place}{fix}"
 
 
-def harmless(text: str, keep: str = "") -> str:
-    """Text for a terminal, in which what would act on it (escape sequences, bidirectional overrides) is written out."""
+def escape_unprintable(text: str, keep: str = "") -> str:
+    """Return text with characters that act on a terminal (escape sequences, bidirectional overrides) written as escapes.
+
+    Args:
+        keep: unprintable characters that stay as they are.
+    """
     return "".join(
         c if c.isprintable() or c in keep else c.encode("unicode_escape", "surrogatepass").decode() for c in text
     )

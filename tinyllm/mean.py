@@ -1,8 +1,8 @@
-"""`Mean`: a mean that has not been divided yet.
+"""`Mean`: a sum and a count that have not been divided yet.
 
-Means of unequal parts cannot be averaged; totals and counts can be added. Every loss and every metric therefore travels as
-(total, count) through micro-batches and ranks and is divided once, at the end. The choice of normalisation *is* the choice of
-`count`: label tokens, pairs, sequences. Left out: weights, variances, anything that does not add up.
+Means of unequal parts cannot be averaged; sums and counts can be added. Every loss and metric therefore travels as (total, count) through
+micro-batches and ranks and is divided once, at the end. The choice of normalization *is* the choice of `count`: label tokens, pairs,
+sequences. Left out: weights, variances, anything that does not add up.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Mean:
-    """total / count, where both are scalars (tensors or numbers). Adding two of them pools what they were taken over."""
+    """total / count, both scalars (tensors or numbers). The sum of two is the mean over both of their parts."""
 
     total: Tensor | float
     count: Tensor | float
@@ -26,16 +26,16 @@ class Mean:
 
     @property
     def value(self) -> float:
-        """The mean as a float; nan where nothing was counted, so that an empty mask is seen rather than read as a loss of 0."""
+        """The mean as a float; NaN if nothing was counted, so that an empty mask is not read as a loss of 0."""
         count = float(self.count)
         return float(self.total) / count if count else float("nan")
 
 
 def masked(values: Tensor, mask: Tensor) -> Mean:
-    """Pool `values` where `mask` is set; both of one shape. Masked-out values may be anything, nan included."""
+    """Return the mean of `values` where `mask` is set; both have the same shape. Values outside the mask may be anything, NaN included."""
     return Mean(values.where(mask, 0.0).sum(), mask.sum())
 
 
 def over(values: Tensor) -> Mean:
-    """Pool all of `values`, any shape."""
+    """Return the mean of all `values`, of any shape."""
     return Mean(values.sum(), values.numel())

@@ -1,7 +1,9 @@
-"""Reward modelling from pairs (Bradley-Terry).
+"""Reward modeling from pairs (Bradley-Terry).
 
-L = - log sigmoid(r_chosen - r_rejected - margin) [arXiv 2203.02155; margin: 2307.09288] + centering (r_chosen + r_rejected)^2
-[arXiv 2312.09244 Eq. 2], averaged over pairs. The reward is read at the last token that is not padding.
+    L = - log sigmoid(r_chosen - r_rejected - margin)     arXiv 2203.02155; margin: arXiv 2307.09288
+        + centering (r_chosen + r_rejected)^2             arXiv 2312.09244 Eq. 2
+
+averaged over pairs. The reward is read at the last token that is not padding.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from tinyllm.config import Config
 from tinyllm.mean import Mean, over
 
 if TYPE_CHECKING:
-    from tinyllm.data.batches import Pairs
+    from tinyllm.data.datasets.batches import PreferenceBatch
     from tinyllm.model.transformer import SequenceScorer
 
 FAMILY = "reward"
@@ -23,17 +25,17 @@ FAMILY = "reward"
 
 class Settings(Config):
     centering: float = Field(0.01, ge=0)
-    """keeps rewards near zero, where a sum of pairs would leave their level free"""
+    """weight of the term that keeps rewards near zero; differences alone leave their level undetermined"""
 
 
-def loss(settings: Settings, model: SequenceScorer, batch: Pairs) -> tuple[Mean, dict[str, Mean]]:
+def loss(settings: Settings, model: SequenceScorer, batch: PreferenceBatch) -> tuple[Mean, dict[str, Mean]]:
     rewards = model.rewards(batch.ids, batch.real)  # (2P,)
     chosen, rejected = rewards.chunk(2)
-    gap = chosen - rejected
-    per_pair = -log_sigmoid(gap - batch.margin) + settings.centering * (chosen + rejected).square()
+    difference = chosen - rejected
+    per_pair = -log_sigmoid(difference - batch.margin) + settings.centering * (chosen + rejected).square()
     return over(per_pair), {
-        "accuracy": over((gap > 0).float()),
-        "margin": over(gap),
+        "accuracy": over((difference > 0).float()),
+        "margin": over(difference),
         "rewards/chosen": over(chosen),
         "rewards/rejected": over(rejected),
     }

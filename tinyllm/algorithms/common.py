@@ -1,10 +1,10 @@
-"""What several algorithms need: clipped ratios, estimates of KL, advantages within groups. Tensor methods only, no torch import."""
+"""Shared parts of the losses: clipped ratios, KL estimates, advantages within groups. Tensor methods only, so torch is not imported."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tinyllm import dist
+from tinyllm import distributed as dist
 from tinyllm.mean import Mean, masked
 
 if TYPE_CHECKING:
@@ -12,43 +12,55 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from tinyllm.data.batches import Samples
+    from tinyllm.data.datasets.batches import ScoredSamples
     from tinyllm.model.transformer import CausalLM
 
-    class TokenSettings(Protocol):
-        """What a loss with one ratio a token is told."""
+    class TokenLossSettings(Protocol):
+        """Settings of a loss with one ratio per token."""
 
-        clip_low: float
-        clip_high: float
-        kl_coef: float
-        kl_weighted: bool
+        @property
+        def clip_low(self) -> float: ...
+        @property
+        def clip_high(self) -> float: ...
+        @property
+        def kl_coef(self) -> float: ...
+        @property
+        def kl_weighted(self) -> bool: ...
+
+
+def required(value: Tensor | None, name: str) -> Tensor:
+    """Return an optional tensor of a batch that this algorithm cannot do without."""
+    assert value is not None, f"the batch has no {name}: does the algorithm declare uses_reference or CRITIC?"
+    return value
 
 
 def log_sigmoid(x: Tensor) -> Tensor:
-    """log(1 / (1 + e^-x)), finite for any x, with gradient 1/2 at 0."""
+    """Return log(1 / (1 + e^-x)), finite for any x, with gradient 1/2 at 0."""
     return -(-x).logaddexp(x.new_zeros(()))
 
 
-def clipped(ratio: Tensor, advantage: Tensor, low: float, high: float) -> Tensor:
-    """The pessimistic surrogate as a loss, -min(r A, clip(r, 1 - low, 1 + high) A): arXiv 1707.06347 Eq. 7, with the two bounds
-    apart as in arXiv 2503.14476."""
-    return -(ratio * advantage).minimum(ratio.clamp(1 - low, 1 + high) * advantage)
+def clipped_surrogate(ratio: Tensor, advantages: Tensor, low: float, high: float) -> Tensor:
+    """Return the clipped surrogate as a loss, -min(r A, clip(r, 1 - low, 1 + high) A), elementwise.
+
+    arXiv 1707.06347 Eq. 7, with separate bounds as in arXiv 2503.14476.
+    """
+    return -(ratio * advantages).minimum(ratio.clamp(1 - low, 1 + high) * advantages)
 
 
-def outside(ratio: Tensor, advantage: Tensor, low: float, high: float) -> Tensor:
-    """1 where clipping has taken the gradient away, else 0."""
-    return (((ratio < 1 - low) & (advantage < 0)) | ((ratio > 1 + high) & (advantage > 0))).to(ratio.dtype)
+def clip_mask(ratio: Tensor, advantages: Tensor, low: float, high: float) -> Tensor:
+    """Return 1 where clipping removed the gradient and 0 elsewhere, in the dtype of `ratio`."""
+    return (((ratio < 1 - low) & (advantages < 0)) | ((ratio > 1 + high) & (advantages > 0))).to(ratio.dtype)
 
 
-def k3(log_policy: Tensor, log_reference: Tensor) -> Tensor:
-    """Schulman's low-variance estimate of KL(policy || reference) from samples of the policy: e^-d - 1 + d >= 0, d = log pi/ref."""
-    difference = log_policy - log_reference
+def k3(log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:
+    """Return Schulman's k3 estimate of KL(policy || reference) from samples of the policy: e^-d - 1 + d >= 0, d = log pi/ref."""
+    difference = log_probs - ref_log_probs
     return (-difference).exp() - 1 + difference
 
 
-def policy_metrics(log_probs: Tensor, old: Tensor, entropy: Tensor, mask: Tensor) -> dict[str, Mean]:
-    """How far the policy has moved since it wrote the samples, per token."""
-    log_ratio = (log_probs - old).detach()
+def policy_metrics(log_probs: Tensor, old_log_probs: Tensor, entropy: Tensor, mask: Tensor) -> dict[str, Mean]:
+    """Return per-token means of the ratio to the behavior policy, of k3 between the two, and of the entropy. All inputs (B, T)."""
+    log_ratio = (log_probs - old_log_probs).detach()
     return {
         "ratio": masked(log_ratio.exp(), mask),
         "approx_kl": masked(log_ratio.exp() - 1 - log_ratio, mask),
@@ -56,42 +68,44 @@ def policy_metrics(log_probs: Tensor, old: Tensor, entropy: Tensor, mask: Tensor
     }
 
 
-def kl_penalty(log_probs: Tensor, old: Tensor, reference: Tensor, weighted: bool) -> Tensor:
-    """k3 per token (B, T). Weighted by the ratio its gradient is that of KL(pi || ref) (arXiv 2512.02556); without, that of the KL
-    the other way round."""
-    plain = k3(log_probs, reference)
-    return plain * (log_probs - old).exp() if weighted else plain
+def kl_penalty(log_probs: Tensor, old_log_probs: Tensor, ref_log_probs: Tensor, weighted: bool) -> Tensor:
+    """Return k3 per token (B, T).
+
+    Weighted by the ratio, its gradient is that of KL(pi || ref) (arXiv 2512.02556); unweighted, that of KL(ref || pi).
+    """
+    plain = k3(log_probs, ref_log_probs)
+    return plain * (log_probs - old_log_probs).exp() if weighted else plain
 
 
-def per_answer(values: Tensor, mask: Tensor) -> Tensor:
-    """The mean over each answer's tokens, (B,)."""
+def sequence_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean of `values` (B, T) over each answer's tokens, (B,)."""
     return (values * mask).sum(1) / mask.sum(1).clamp(min=1)
 
 
-def token_surrogate(
-    settings: TokenSettings, model: CausalLM, batch: Samples, temperature: float
+def token_policy_loss(
+    settings: TokenLossSettings, model: CausalLM, batch: ScoredSamples, temperature: float
 ) -> tuple[Tensor, dict[str, Mean]]:
-    """Per token (B, T): -min(rho A, clip(rho, 1 - low, 1 + high) A) + kl_coef k3, rho_t = pi / pi_old; and the usual metrics.
+    """Return -min(rho A, clip(rho, 1 - low, 1 + high) A) + kl_coef k3 per token (B, T), rho_t = pi / pi_old, and the policy metrics.
 
-    GRPO, Dr. GRPO and DAPO share it and differ in what they average it over.
+    Shared by GRPO, Dr. GRPO and DAPO, which differ in how they average it.
     """
     mask = batch.mask
-    scores = model.log_probs(batch.ids, mask, temperature=temperature, entropy=True)
-    ratio = (scores.log_probs - batch.old).exp()
-    per_token = clipped(ratio, batch.advantage, settings.clip_low, settings.clip_high)
-    metrics = policy_metrics(scores.log_probs, batch.old, scores.entropy, mask) | {
-        "clip_fraction": masked(outside(ratio, batch.advantage, settings.clip_low, settings.clip_high), mask)
+    scores = model.token_scores(batch.ids, mask, temperature=temperature)
+    ratio = (scores.log_probs - batch.old_log_probs).exp()
+    per_token = clipped_surrogate(ratio, batch.advantages, settings.clip_low, settings.clip_high)
+    metrics = policy_metrics(scores.log_probs, batch.old_log_probs, scores.entropy, mask) | {
+        "clip_fraction": masked(clip_mask(ratio, batch.advantages, settings.clip_low, settings.clip_high), mask)
     }
-    if batch.reference is not None:
-        metrics["kl"] = masked(k3(scores.log_probs, batch.reference), mask)
-        penalty = kl_penalty(scores.log_probs, batch.old, batch.reference, settings.kl_weighted)
+    if batch.ref_log_probs is not None:
+        metrics["kl"] = masked(k3(scores.log_probs, batch.ref_log_probs), mask)
+        penalty = kl_penalty(scores.log_probs, batch.old_log_probs, batch.ref_log_probs, settings.kl_weighted)
         per_token = per_token + settings.kl_coef * penalty
     return per_token, metrics
 
 
-def moments(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and unbiased variance of the masked values, over all ranks."""
-    wide = values if values.device.type == "mps" else values.double()  # which has no float64
+def masked_mean_variance(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and unbiased variance of the masked values over all ranks, scalars in the dtype of `values`."""
+    wide = values if values.device.type == "mps" else values.double()  # MPS has no float64
     kept = wide * mask
     total, square, count = dist.sum_(kept.new_tensor([kept.sum(), (kept * kept).sum(), mask.sum()])).unbind()
     mean = total / count
@@ -99,37 +113,40 @@ def moments(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return mean.to(values.dtype), variance.to(values.dtype)
 
 
-def whitened(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean 0 and variance 1 over the masked values of all ranks; 0 elsewhere."""
-    mean, variance = moments(values, mask)
+def masked_whiten(values: Tensor, mask: Tensor) -> Tensor:
+    """Return `values` scaled to mean 0 and variance 1 over the masked values of all ranks; 0 where the mask is not set."""
+    mean, variance = masked_mean_variance(values, mask)
     return (values - mean) * (variance + 1e-8).rsqrt() * mask
 
 
-def group_advantage(reward: Tensor, group: Tensor, scale: str, eps: float = 1e-4) -> Tensor:
-    """(r - mean of its group) / (std + eps), std unbiased and taken over the group, the batch, or left out (`none`).
+def group_advantages(reward: Tensor, group: Tensor, scale: str, eps: float = 1e-4) -> Tensor:
+    """Return (r - mean of its group) / (std + eps), (B,); the unbiased std is that of the group, of the batch, or left out.
 
-    reward, group (B,). arXiv 2402.03300 section 4.1.2; `none`: arXiv 2503.20783; `batch`: arXiv 2508.08221.
+    Args:
+        reward: (B,) float.
+        group: (B,) int64, equal for answers to the same prompt.
+        scale: `group` (arXiv 2402.03300 section 4.1.2), `batch` (arXiv 2508.08221) or `none` (arXiv 2503.20783).
     """
-    members = (group[:, None] == group[None, :]).to(reward.dtype)  # (B, B)
-    count = members.sum(1)
-    centred = reward - members @ reward / count
+    same_group = (group[:, None] == group[None, :]).to(reward.dtype)  # (B, B)
+    count = same_group.sum(1)
+    centered = reward - same_group @ reward / count
     if scale == "none":
-        return centred
+        return centered
     if scale == "group":
-        return centred / ((members @ centred.square() / (count - 1).clamp(min=1)).sqrt() + eps)
-    _, variance = moments(reward, reward == reward)
-    return centred / (variance.sqrt() + eps)
+        return centered / ((same_group @ centered.square() / (count - 1).clamp(min=1)).sqrt() + eps)
+    _, variance = masked_mean_variance(reward, reward == reward)
+    return centered / (variance.sqrt() + eps)
 
 
-def leave_one_out(reward: Tensor, group: Tensor) -> Tensor:
-    """r_i minus the mean of the *other* rewards of its group (B,); 0 for an answer without siblings. arXiv 2402.14740 section 3.2."""
-    members = (group[:, None] == group[None, :]).to(reward.dtype)
-    others = members.sum(1) - 1
-    return (reward - (members @ reward - reward) / others.clamp(min=1)) * (others > 0)
+def leave_one_out_advantages(reward: Tensor, group: Tensor) -> Tensor:
+    """Return r_i minus the mean of the *other* rewards of its group, (B,); 0 in a group of one. arXiv 2402.14740 section 3.2."""
+    same_group = (group[:, None] == group[None, :]).to(reward.dtype)
+    others = same_group.sum(1) - 1
+    return (reward - (same_group @ reward - reward) / others.clamp(min=1)) * (others > 0)
 
 
-def constant_groups(reward: Tensor, group: Tensor) -> Mean:
-    """The share of answers in groups whose rewards are all equal: they teach nothing."""
-    members = group[:, None] == group[None, :]
-    spread = reward.where(members, float("-inf")).amax(1) - reward.where(members, float("inf")).amin(1)
+def constant_group_fraction(reward: Tensor, group: Tensor) -> Mean:
+    """Return the fraction of answers in groups whose rewards are all equal, and which therefore have no gradient."""
+    same_group = group[:, None] == group[None, :]
+    spread = reward.where(same_group, float("-inf")).amax(1) - reward.where(same_group, float("inf")).amin(1)
     return Mean((spread == 0).float().sum(), len(reward))

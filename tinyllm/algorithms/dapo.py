@@ -1,11 +1,12 @@
-"""Decoupled clip and dynamic sampling policy optimisation (arXiv 2503.14476): GRPO with four changes.
+"""Decoupled clip and dynamic sampling policy optimization (arXiv 2503.14476): GRPO with four changes.
 
-1. Clip-higher: 1 + high is farther away than 1 - low, so that unlikely tokens have room to rise.
-2. Every token counts alike, in long answers and short ones (Eq. 12), over all micro-batches and ranks of the step:
+1. Clip-higher: the upper bound is wider than the lower one, so that unlikely tokens have room to rise.
+2. Token-level mean (Eq. 12): every token counts alike, in long answers and short ones, over all micro-batches and ranks of the step:
        L = sum_i sum_t -min(rho A, clip(rho, 1 - low, 1 + high) A) / sum_i |y_i|
 3. Dynamic sampling (Eq. 11): groups whose rewards are all equal are replaced by new ones; `rollout.sampling_rounds`.
-4. Overlong answers lose reward gradually before they hit the limit (Eq. 13); `rollout.overlong_buffer`.
-The last two are how a rollout is written, so any online algorithm can have them; the shipped configuration of this one does.
+4. Overlong reward shaping (Eq. 13): reward falls gradually before the length limit; `rollout.overlong_buffer`.
+
+The last two belong to the rollout, so any online algorithm can use them; the shipped configuration of DAPO does.
 """
 
 from __future__ import annotations
@@ -14,19 +15,19 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from tinyllm.algorithms.common import token_surrogate
-from tinyllm.algorithms.grpo import credit, uses_reference
+from tinyllm.algorithms.common import token_policy_loss
+from tinyllm.algorithms.grpo import compute_advantages, uses_reference
 from tinyllm.config import Config
 from tinyllm.mean import Mean, masked
 
 if TYPE_CHECKING:
-    from tinyllm.data.batches import Samples
+    from tinyllm.data.datasets.batches import ScoredSamples
     from tinyllm.model.transformer import CausalLM
 
 FAMILY = "online"
-CRITIC = False
+CONFIG = "rlhf/online/dapo/1.4M_dapo.yaml"
 
-__all__ = ["Settings", "credit", "loss", "uses_reference"]
+__all__ = ["Settings", "compute_advantages", "loss", "uses_reference"]
 
 
 class Settings(Config):
@@ -35,11 +36,13 @@ class Settings(Config):
     kl_coef: float = Field(0.0, ge=0)
     """the paper uses none"""
     kl_weighted: bool = True
-    """the true gradient of KL(policy || reference); false: k3 as it stands"""
+    """weight k3 by the ratio, for the gradient of KL(policy || reference); false: plain k3"""
     scale: Literal["group", "batch", "none"] = "group"
-    """what the advantage is divided by: the group's standard deviation, the batch's, or nothing"""
+    """divisor of the advantages: standard deviation of the group, of the batch, or none"""
 
 
-def loss(settings: Settings, model: CausalLM, batch: Samples, temperature: float = 1.0) -> tuple[Mean, dict[str, Mean]]:
-    per_token, metrics = token_surrogate(settings, model, batch, temperature)
+def loss(
+    settings: Settings, model: CausalLM, batch: ScoredSamples, temperature: float = 1.0
+) -> tuple[Mean, dict[str, Mean]]:
+    per_token, metrics = token_policy_loss(settings, model, batch, temperature)
     return masked(per_token, batch.mask), metrics

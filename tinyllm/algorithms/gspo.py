@@ -1,8 +1,9 @@
-"""Group sequence policy optimisation (arXiv 2507.18071 Eq. 5-7): GRPO with one importance ratio an answer.
+"""Group sequence policy optimization (arXiv 2507.18071 Eq. 5-7): GRPO with one importance ratio per answer.
 
-s_i = exp( 1/|y_i| sum_t log pi/pi_old ),   L = mean_i -min(s_i A_i, clip(s_i, 1 - low, 1 + high) A_i)
-The ratio is a geometric mean over tokens: without 1/|y| it would explode with length. The paper's bounds, 3e-4 and 4e-4, are for
-answers of a thousand tokens; a mean over five to fifty tokens varies more, so the defaults here are ten times as wide.
+    s_i = exp( 1/|y_i| sum_t log pi/pi_old ),   L = mean_i -min(s_i A_i, clip(s_i, 1 - low, 1 + high) A_i)
+
+The ratio is a geometric mean over tokens; without 1/|y| it would grow exponentially with length. The paper's bounds, 3e-4 and 4e-4, are
+for answers of a thousand tokens. A mean over five to fifty tokens varies more, so the defaults here are ten times as wide.
 """
 
 from __future__ import annotations
@@ -11,19 +12,20 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from tinyllm.algorithms.common import clipped, k3, kl_penalty, outside, per_answer, policy_metrics
-from tinyllm.algorithms.grpo import credit, uses_reference
+from tinyllm.algorithms.common import clip_mask, clipped_surrogate, k3, kl_penalty, policy_metrics, sequence_mean
+from tinyllm.algorithms.grpo import compute_advantages, uses_reference
 from tinyllm.config import Config
 from tinyllm.mean import Mean, masked, over
 
 if TYPE_CHECKING:
-    from tinyllm.data.batches import Samples
+    from tinyllm.data.datasets.batches import ScoredSamples
     from tinyllm.model.transformer import CausalLM
 
 FAMILY = "online"
-CRITIC = False
+CONFIG = "rlhf/online/gspo/1.4M_gspo.yaml"
+IN_LIFECYCLE = True
 
-__all__ = ["Settings", "credit", "loss", "uses_reference"]
+__all__ = ["Settings", "compute_advantages", "loss", "uses_reference"]
 
 
 class Settings(Config):
@@ -32,21 +34,25 @@ class Settings(Config):
     kl_coef: float = Field(0.0, ge=0)
     """the paper uses none"""
     kl_weighted: bool = True
+    """weight k3 by the ratio, for the gradient of KL(policy || reference); false: plain k3"""
     scale: Literal["group", "batch", "none"] = "group"
+    """divisor of the advantages: standard deviation of the group, of the batch, or none"""
 
 
-def loss(settings: Settings, model: CausalLM, batch: Samples, temperature: float = 1.0) -> tuple[Mean, dict[str, Mean]]:
+def loss(
+    settings: Settings, model: CausalLM, batch: ScoredSamples, temperature: float = 1.0
+) -> tuple[Mean, dict[str, Mean]]:
     mask = batch.mask
-    scores = model.log_probs(batch.ids, mask, temperature=temperature, entropy=True)
-    ratio = per_answer(scores.log_probs - batch.old, mask).exp()  # (B,)
-    advantage = per_answer(batch.advantage, mask)  # the same at every token
-    per_row = clipped(ratio, advantage, settings.clip_low, settings.clip_high)
-    metrics = policy_metrics(scores.log_probs, batch.old, scores.entropy, mask) | {
-        "clip_fraction": over(outside(ratio, advantage, settings.clip_low, settings.clip_high)),
+    scores = model.token_scores(batch.ids, mask, temperature=temperature)
+    ratio = sequence_mean(scores.log_probs - batch.old_log_probs, mask).exp()  # (B,)
+    advantages = sequence_mean(batch.advantages, mask)  # (B,); equal at every token of an answer
+    per_row = clipped_surrogate(ratio, advantages, settings.clip_low, settings.clip_high)
+    metrics = policy_metrics(scores.log_probs, batch.old_log_probs, scores.entropy, mask) | {
+        "clip_fraction": over(clip_mask(ratio, advantages, settings.clip_low, settings.clip_high)),
         "sequence_ratio": over(ratio.detach()),
     }
-    if batch.reference is not None:
-        metrics["kl"] = masked(k3(scores.log_probs, batch.reference), mask)
-        penalty = kl_penalty(scores.log_probs, batch.old, batch.reference, settings.kl_weighted)
-        per_row = per_row + settings.kl_coef * per_answer(penalty, mask)
+    if batch.ref_log_probs is not None:
+        metrics["kl"] = masked(k3(scores.log_probs, batch.ref_log_probs), mask)
+        penalty = kl_penalty(scores.log_probs, batch.old_log_probs, batch.ref_log_probs, settings.kl_weighted)
+        per_row = per_row + settings.kl_coef * sequence_mean(penalty, mask)
     return over(per_row), metrics

@@ -1,9 +1,10 @@
-"""Kahneman-Tversky optimisation (arXiv 2402.01306 Eq. 8): learn from single answers, each called good or bad; no pairs needed.
+"""Kahneman-Tversky optimization (arXiv 2402.01306 Eq. 8): train on single answers labeled good or bad, without pairs.
 
-    r = log pi(y|x) - log ref(y|x),   z = max(0, mean over the step of log pi(y'|x) - log ref(y'|x)), y' an answer to another prompt
+    r = log pi(y|x) - log ref(y|x),   z = max(0, mean over the step of log pi(y'|x) - log ref(y'|x)),   y': an answer to another prompt
     good: desirable_weight (1 - sigmoid(beta (r - z))),   bad: undesirable_weight (1 - sigmoid(beta (z - r))),   averaged over answers
-z estimates KL(pi || ref) and takes no gradient. It is one number for the whole optimiser step, over micro-batches and ranks, so
-`prepare` finds it before the first micro-batch is trained on. At the start pi = ref, and the loss is half the mean weight.
+
+z estimates KL(pi || ref) and has no gradient. It is one number for the whole optimizer step, over micro-batches and ranks, so `prepare`
+computes it before the first micro-batch is trained on. At the start pi = ref, and the loss is half the mean weight.
 """
 
 from __future__ import annotations
@@ -14,63 +15,71 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from tinyllm import dist
+from tinyllm import distributed as dist
+from tinyllm.algorithms.common import required
 from tinyllm.config import Config
 from tinyllm.mean import Mean, masked, over
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tinyllm.data.batches import Judged
+    from tinyllm.data.datasets.batches import UnpairedBatch
     from tinyllm.model.transformer import CausalLM
 
 FAMILY = "offline"
-REFERENCE = True
-DATA = "judgements"
+DATA = "unpaired"
+CONFIG = "rlhf/offline/kto/1.4M_kto.yaml"
 
 
 class Settings(Config):
     beta: float = Field(0.1, gt=0)
-    """how strongly the policy is held to the reference: the larger, the closer"""
+    """strength of the tie to the reference: the larger, the closer"""
     desirable_weight: float = Field(1.0, ge=0)
-    """where good and bad answers are not equally many, weight x number should be about equal"""
+    """if good and bad answers differ in number, weight x number should be about equal"""
     undesirable_weight: float = Field(1.0, ge=0)
 
 
-def drift(model: CausalLM, batches: Sequence[Judged]) -> Tensor:
-    """(2,): the sum of log pi(y'|x) - log ref(y'|x) over the mismatched rows, and their number. Takes no gradient."""
+def uses_reference(settings: Settings) -> bool:
+    return True
+
+
+def mismatched_log_ratios(model: CausalLM, batches: Sequence[UnpairedBatch]) -> Tensor:
+    """Return (2,): the sum of log pi(y'|x) - log ref(y'|x) over the mismatched rows of `batches`, and their number; no gradient."""
     found = model.lm_head.weight.new_zeros(2)
     for batch in batches:
         half = len(batch.good)
-        log_probs = model.log_probs(batch.ids[half:], batch.mask[half:]).log_probs.sum(1).detach()
-        found += found.new_tensor([(log_probs - batch.reference[half:]).sum(), half])
+        log_probs = model.log_probs(batch.ids[half:], batch.mask[half:]).sum(1).detach()
+        ref_log_probs = required(batch.ref_log_probs, "ref_log_probs")[half:]
+        found += found.new_tensor([(log_probs - ref_log_probs).sum(), half])
     return found
 
 
-def prepare(settings: Settings, model: CausalLM, batches: Sequence[Judged]) -> list[Judged]:
-    """Put the step's z onto each of its micro-batches. Called without gradients and on every rank at once, if need be with none."""
-    moved, count = dist.sum_(drift(model, batches))
-    return [replace(batch, kl=(moved / count).clamp(min=0)) for batch in batches]
+def prepare(settings: Settings, model: CausalLM, batches: Sequence[UnpairedBatch]) -> list[UnpairedBatch]:
+    """Return the micro-batches of a step with its z. Called without gradients and on every rank, even on one without batches."""
+    total, count = dist.sum_(mismatched_log_ratios(model, batches))
+    return [replace(batch, kl=(total / count).clamp(min=0)) for batch in batches]
 
 
-def loss(settings: Settings, model: CausalLM, batch: Judged) -> tuple[Mean, dict[str, Mean]]:
+def loss(settings: Settings, model: CausalLM, batch: UnpairedBatch) -> tuple[Mean, dict[str, Mean]]:
     half, good = len(batch.good), batch.good
-    log_probs = model.log_probs(batch.ids[:half], batch.mask[:half]).log_probs.sum(1)  # (N,)
-    moved = log_probs - batch.reference[:half]
+    log_probs = model.log_probs(batch.ids[:half], batch.mask[:half]).sum(1)  # (N,)
+    log_ratios = log_probs - required(batch.ref_log_probs, "ref_log_probs")[:half]
     z = batch.kl
-    if z is None:  # of this batch alone
-        total, count = drift(model, [batch])
+    if z is None:
+        total, count = mismatched_log_ratios(model, [batch])
         z = (total / count).clamp(min=0)
-    gap = settings.beta * (moved - z)
-    per_answer = (settings.desirable_weight * (-gap).sigmoid()).where(good, settings.undesirable_weight * gap.sigmoid())
-    rewards = settings.beta * moved.detach()
+    margin = settings.beta * (log_ratios - z)
+    per_answer = (settings.desirable_weight * (-margin).sigmoid()).where(
+        good, settings.undesirable_weight * margin.sigmoid()
+    )
+    rewards = settings.beta * log_ratios.detach()
     return over(per_answer), {
         "kl": Mean(z * half, half),
         "rewards/chosen": masked(rewards, good),
         "rewards/rejected": masked(rewards, ~good),
-        # a difference of two means cannot be pooled; counted by label, this one is it where good and bad are equally many
+        # a difference of two means cannot be pooled; this mean equals it if good and bad answers are equally many
         "rewards/margins": over(rewards.where(good, -rewards) * 2),
-        "rewards/accuracies": over(((gap.detach() > 0) == good).float()),
+        "rewards/accuracies": over(((margin.detach() > 0) == good).float()),
         "logps/chosen": masked(log_probs, good),
         "logps/rejected": masked(log_probs, ~good),
     }

@@ -1,7 +1,9 @@
 """Next-token prediction: pretraining, and supervised fine-tuning with a mask.
 
-L = - sum_t m_t log p(y_t | y_<t) / N, where N counts the scored tokens of the whole optimiser step, over micro-batches and ranks: a mean
-of means would weigh a token by the company it keeps. Packed rows name each token's document, so that none sees another's.
+    L = - sum_t m_t log p(y_t | y_<t) / N,   m_t: the token is scored
+
+N counts the scored tokens of the whole optimizer step, over micro-batches and ranks: a mean of micro-batch means would weight tokens
+unequally. Packed rows number each token's document, and documents do not attend to each other.
 """
 
 from __future__ import annotations
@@ -12,16 +14,16 @@ from tinyllm.config import Config
 from tinyllm.mean import Mean
 
 if TYPE_CHECKING:
-    from tinyllm.data.batches import Rows
+    from tinyllm.data.datasets.batches import TokenBatch
     from tinyllm.model.transformer import CausalLM
 
 FAMILY = "supervised"
 
 
 class Settings(Config):
-    """None: the loss has no knobs."""
+    """No settings."""
 
 
-def loss(settings: Settings, model: CausalLM, batch: Rows) -> tuple[Mean, dict[str, Mean]]:
-    scores = model.log_probs(batch.ids, batch.mask, attend=batch.documents)
-    return Mean(-scores.log_probs.sum(), batch.mask.sum()), {}
+def loss(settings: Settings, model: CausalLM, batch: TokenBatch) -> tuple[Mean, dict[str, Mean]]:
+    log_probs = model.log_probs(batch.ids, batch.mask, attend=batch.documents)
+    return Mean(-log_probs.sum(), batch.mask.sum()), {}

@@ -1,4 +1,4 @@
-"""The verbs of `tinyllm data` that are more than a configuration: tokenizer, inspect and download."""
+"""The commands of `tinyllm data`: prepare, tokenizer, inspect and download."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tinyllm.cli import show
-from tinyllm.cli.inspected import INSPECTING, inspect
-from tinyllm.cli.options import LOOKING, PREPARING, Common, verb
+from tinyllm import console
+from tinyllm.cli.data_inspect import INSPECTING, inspect
+from tinyllm.cli.options import LOOKING, PREPARING, Common, command
+from tinyllm.cli.printing import results
+from tinyllm.cli.run_stage import run_stage
 from tinyllm.errors import UserError
-from tinyllm.train import progress
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,33 +24,38 @@ _PANEL = "Data"
 _WIDEST = 24  # characters of a token that are shown
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verbs to `tinyllm data`."""
-    verb(app, "tokenizer", PREPARING, _PANEL)(tokenizer)
-    verb(app, "inspect", INSPECTING, _PANEL)(inspect)
-    verb(app, "download", LOOKING, _PANEL)(download)
+data_app = typer.Typer(help="Prepare, inspect and download training data.", no_args_is_help=True)
 
+
+@command(data_app, "prepare", PREPARING, _PANEL)
+def prepare(common: Common) -> None:
+    """Train a tokenizer and write token shards. Optional: `pretrain` does the same if there are none."""
+    run_stage("data", common, function="prepare")
+
+
+command(data_app, "inspect", INSPECTING, _PANEL)(inspect)
 
 # --- tokenizer -------------------------------------------------------------------------------------------------------------------
 
 Texts = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[TEXT]...", help="Files, folders, globs, - or world:N; data.train by default."),
+    typer.Argument(metavar="[TEXT]...", help="Files, folders, globs, - or world:N. Default: data.train."),
 ]
-VocabSize = Annotated[int | None, typer.Option("--vocab-size", help="The most tokens; model.vocab_size.")]
+VocabSize = Annotated[int | None, typer.Option("--vocab-size", help="Maximum vocabulary size (model.vocab_size).")]
 Import = Annotated[
     Path | None,
     typer.Option(
-        "--import", help="Convert this one: tokenizer.json, vocab.json with merges.txt, tokenizer.model, or a folder."
+        "--import", help="Convert a tokenizer: tokenizer.json, vocab.json and merges.txt, tokenizer.model, or a folder."
     ),
 ]
 Against = Annotated[
-    list[Path] | None, typer.Option("--against", help="Compare with this one on the same text; may be repeated.")
+    list[Path] | None, typer.Option("--against", help="Compare with another tokenizer on the same text. Repeatable.")
 ]
-Report = Annotated[Path | None, typer.Option("--report", help="Measure this one; write nothing.")]
-Out = Annotated[Path | None, typer.Option("--out", help="The folder to write to; runs/data/NAME/tokenizer.")]
+Report = Annotated[Path | None, typer.Option("--report", help="Measure an existing tokenizer; write nothing.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Output folder. Default: runs/data/NAME/tokenizer.")]
 
 
+@command(data_app, "tokenizer", PREPARING, _PANEL)
 def tokenizer(
     common: Common,
     text: Texts = None,
@@ -59,23 +65,23 @@ def tokenizer(
     against: Against = None,
     out: Out = None,
 ) -> None:
-    """Train a tokenizer on text, or import one, and report how it fits the text."""
-    from tinyllm.cli.stages import STAGES, resolve
+    """Train or import a tokenizer, and report how well it compresses the text."""
+    from tinyllm.cli.resolve import STAGES, resolve
 
-    progress.Quiet.on = common.quiet
+    console.Quiet.on = common.quiet
     given = {"--vocab-size": vocab_size, "--import": imported, "--report": report}
     names = [name for name, value in given.items() if value is not None]
     if len(names) > 1:
-        raise UserError(f"{' and '.join(names)} exclude each other", where=names[1], fix=f"leave out {names[1]}")
+        raise UserError(f"{' and '.join(names)} cannot be combined", where=names[1], fix=f"leave out {names[1]}")
     if report and out:
-        raise UserError("--report writes nothing", where="--out", fix="leave out --out, or use --import")
+        raise UserError("--report writes no files", where="--out", fix="leave out --out, or use --import")
     options = {**common.keys(), "model.vocab_size": vocab_size, "tokenizer": imported}
     if text:
         options["data.train"] = json.dumps(text)
-    stage = replace(STAGES["data"], module="tokenizer")
+    stage = replace(STAGES["data"], module="stages.tokenizer")
     resolved = resolve(stage, common.config, common.set or [], options, os.environ, fast=common.fast_dev_run)
     if common.dry_run:
-        show.plan(stage.place, resolved, fast=common.fast_dev_run, as_json=common.json)
+        results.plan(stage.place, resolved, fast=common.fast_dev_run, as_json=common.json)
         return
     found = stage.function()(resolved.config, against=against or [], out=out, report=report)
     if common.json:
@@ -85,20 +91,20 @@ def tokenizer(
 
 
 def _tokenizer_report(found: dict[str, Any]) -> None:
-    """A row a vocabulary, then what only the first is asked for."""
+    """Print one row per tokenizer, then details of the first."""
     from rich.console import Console
 
     rows = {found["name"]: found, **found["against"]}
     Console(soft_wrap=True, highlight=False).print(_compared(rows), markup=False)
-    learned = ", which it was trained on" if found["made"] == "trained" and not found["held_out"] else ""
+    learned = " (its training text)" if found["made"] == "trained" and not found["held_out"] else ""
     text = ", ".join(found["text"])
-    print(f"measured on {found['documents']:,} documents, {found['bytes']:,} bytes, of {text}{learned}")
+    print(f"measured on {found['documents']:,} documents, {found['bytes']:,} bytes of {text}{learned}")
     longest = [f"{_shown(token['text'])} ({token['used']:,})" for token in found["longest_tokens"]]
-    print(f"longest tokens, with how often each was used: {', '.join(longest)}")
+    print(f"longest tokens (times used): {', '.join(longest)}")
     print(f"control tokens: {', '.join(map(_shown, found['control_tokens']))}")
     if found["inexact_documents"]:
         count = found["inexact_documents"]
-        print(f"{count:,} documents are not given back as they were; the first begins {found['first_inexact']!r}")
+        print(f"{count:,} documents do not decode to the original text; the first begins {found['first_inexact']!r}")
     if found["folder"]:
         print(f"  {found['folder']}")
         print(f"  next: tinyllm pretrain --set tokenizer={found['folder']}")
@@ -132,25 +138,28 @@ def _shown(token: str) -> str:
 # --- download --------------------------------------------------------------------------------------------------------------------
 
 SetName = Annotated[
-    str | None, typer.Argument(metavar="[NAME]", help="A set of the table, or OWNER/NAME; none: show the table.")
+    str | None, typer.Argument(metavar="[NAME]", help="A listed dataset, or OWNER/NAME. Without it: show the list.")
 ]
 Files = Annotated[
-    list[str] | None, typer.Option("--file", help="Only this file, or these: 'data/*.parquet'; may be repeated.")
+    list[str] | None, typer.Option("--file", help="Only matching files, e.g. 'data/*.parquet'. Repeatable.")
 ]
-Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit; the table's, or main.")]
-DownloadTo = Annotated[Path | None, typer.Option("--out", help="The folder to write to; runs/data/downloads/NAME.")]
+Revision = Annotated[
+    str | None, typer.Option("--revision", help="Branch, tag or commit. Default: the listed one, or main.")
+]
+DownloadTo = Annotated[Path | None, typer.Option("--out", help="Output folder. Default: runs/data/downloads/NAME.")]
 
 
+@command(data_app, "download", LOOKING, _PANEL)
 def download(
     common: Common, name: SetName = None, file: Files = None, revision: Revision = None, out: DownloadTo = None
 ) -> None:
-    """Fetch a data set from a Hugging Face hub, checked; without NAME, list the known ones. The only verb that uses the network."""
-    progress.Quiet.on = common.quiet
+    """Download a dataset from a Hugging Face hub and verify it; without NAME, list known datasets. Uses the network."""
+    console.Quiet.on = common.quiet
     from tinyllm.stages import download as stage
 
     if name is None:
         if file or revision or out:
-            raise UserError("nothing was named to download", where="NAME", fix="name a set, or leave out the options")
+            raise UserError("no dataset was named", where="NAME", fix="name a dataset, or leave out the options")
         found = stage.catalogue()
     else:
         found = stage.run(name, patterns=file or [], revision=revision, out=out)
@@ -166,10 +175,10 @@ def download(
 
 
 def _catalogue(found: dict[str, Any]) -> None:
-    """Two lines a set, which a narrow terminal can show."""
+    """Print two lines per dataset, which fit a narrow terminal."""
     for row in found["sets"]:
         size = f"{row['bytes'] / 1e6:,.1f} MB" if row["bytes"] is not None else "size unknown"
         version = row["revision"][:7] if row["revision"] else "unpinned"
         print(f"{row['name']:<18} {row['stage']:<19} {size:>12}  {version:<8}  {row['licence']}")
         print(f"    {row['about']}")
-    print("\n`tinyllm data download NAME` fetches one; any other data set of the hub is named OWNER/NAME.")
+    print("\n`tinyllm data download NAME` downloads one; name any other dataset of the hub as OWNER/NAME.")

@@ -1,4 +1,4 @@
-"""The options that verbs have in common, written once: `@verb(app, "rm", TUNING)` gives a function all of a group's options.
+"""Options that several commands share, defined once: `@command(app, "rm", TUNING, panel)` adds a group of them to a function.
 
 The function receives them as one `Common`, and its own options as parameters of its own.
 """
@@ -12,27 +12,30 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
-ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file; the stage's own by default.")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE with a dotted key; may be repeated.")]
-Name = Annotated[str | None, typer.Option("--name", help="The run's name.")]
-Seed = Annotated[int | None, typer.Option("--seed", help="Of data order, dropout, sampling, fresh weights.")]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", "-c", help="YAML file. Default: the one shipped for this command.")
+]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Override one setting: key.path=value. Repeatable.")]
+Name = Annotated[str | None, typer.Option("--name", help="Name of the run.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Random seed: data order, dropout, sampling, new weights.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or mps.")]
-Checkpoint = Annotated[Path | None, typer.Option("--checkpoint", help="The run or checkpoint to start from.")]
-Ranks = Annotated[int, typer.Option("--nproc", min=1, help="Processes on this machine, started with torchrun.")]
-Restarts = Annotated[int, typer.Option("--max-restarts", min=0, help="After a crash go on by itself, so many times.")]
-Fast = Annotated[bool, typer.Option("--fast-dev-run", help="A rehearsal: a tiny model, a handful of steps.")]
-Resume = Annotated[bool, typer.Option("--resume/--no-resume", help="Go on where the run stopped, or start over.")]
-NewData = Annotated[bool, typer.Option("--allow-data-change", help="Resume although the data are not what they were.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print every value and its origin, and the cost; do nothing.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Results and errors only.")]
+Checkpoint = Annotated[Path | None, typer.Option("--checkpoint", help="Run or checkpoint directory to start from.")]
+Ranks = Annotated[int, typer.Option("--nproc", min=1, help="Number of processes (ranks) on this machine.")]
+Restarts = Annotated[int, typer.Option("--max-restarts", min=0, help="Restart a crashed run up to N times.")]
+Fast = Annotated[bool, typer.Option("--fast-dev-run", help="Tiny model, a few steps: checks that everything runs.")]
+Resume = Annotated[bool, typer.Option("--resume/--no-resume", help="Resume from the last checkpoint, or start over.")]
+NewData = Annotated[bool, typer.Option("--allow-data-change", help="Resume even if the data have changed.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print settings with their origin, and the cost, then exit.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print results and errors only.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 
 @dataclass(frozen=True)
 class Common:
-    """What was asked for in the shared options; those a verb does not have keep their defaults."""
+    """Values of the shared options. Options that a command does not have keep their defaults."""
 
     config: ConfigFile = None
     set: Set = None
@@ -51,10 +54,13 @@ class Common:
     debug: Debug = False
 
     def keys(self) -> dict[str, Any]:
-        """The options that stand for a key of the configuration."""
+        """Return the options that set a key of the configuration, by that key."""
         return {"name": self.name, "seed": self.seed, "device": self.device, "parent": self.checkpoint}
 
 
+LEARN, ALIGN, USE = "Train", "Align", "Use and inspect"  # panels of `tinyllm --help`
+
+# groups of shared options
 TUNING = tuple(f.name for f in fields(Common))
 TRAINING = tuple(name for name in TUNING if name != "checkpoint")
 PREPARING = tuple(
@@ -68,24 +74,40 @@ _DEFAULTS = {f.name: f.default for f in fields(Common)}
 _KINDS = inspect.get_annotations(Common, eval_str=True)
 
 
-def verb(
-    app: typer.Typer, name: str, group: tuple[str, ...], panel: str
+def command(
+    app: typer.Typer, name: str, group: tuple[str, ...], panel: str, more: Callable[[], str] | None = None
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Register a function `f(common, own options…)` as a command with the options of `group` behind its own."""
+    """Register a function `f(common, own options…)` as a command that also has the shared options of `group`.
+
+    Args:
+        more: text for --help below the docstring, made when it is shown.
+    """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
         own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
         keyword = inspect.Parameter.KEYWORD_ONLY
         shared = [inspect.Parameter(n, keyword, default=_DEFAULTS[n], annotation=_KINDS[n]) for n in group]
 
-        def command(**given: Any) -> None:
+        def run(**given: Any) -> None:
             common = Common(**{n: given.pop(n) for n in group})
             function(common, **given)
 
-        command.__doc__ = function.__doc__
-        command.__signature__ = inspect.Signature([*(p.replace(kind=keyword) for p in own), *shared])  # type: ignore[attr-defined]
-        command.__annotations__ = {p.name: p.annotation for p in [*own, *shared]}
-        app.command(name, rich_help_panel=panel)(command)
+        run.__doc__ = function.__doc__
+        run.__annotations__ = {p.name: p.annotation for p in [*own, *shared]}
+        # typer reads the options from here
+        run.__signature__ = inspect.Signature([*(p.replace(kind=keyword) for p in own), *shared])  # type: ignore[attr-defined]
+        app.command(name, rich_help_panel=panel, cls=_with_more(more) if more else None)(run)
         return function
 
     return register
+
+
+def _with_more(more: Callable[[], str]) -> type[TyperCommand]:
+    """Return a command class that appends `more()` to its help text."""
+
+    class Command(TyperCommand):
+        def format_help(self, *arguments: Any) -> None:
+            self.help = f"{self.help}\n\n{more()}"
+            super().format_help(*arguments)
+
+    return Command

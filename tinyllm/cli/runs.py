@@ -1,4 +1,4 @@
-"""`tinyllm runs`: what ran, from what, and whether it is intact. How it is shown: `runs_text`."""
+"""The commands of `tinyllm runs`: list, show, verify and lineage."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Annotated
 
 import typer
 
-from tinyllm.cli import runs_text as text
-from tinyllm.cli.options import LOOKING, Common, verb
+from tinyllm import console
+from tinyllm.cli.options import LOOKING, Common, command
+from tinyllm.cli.printing import runs as text
 from tinyllm.errors import INTEGRITY
-from tinyllm.train import progress
 
-runs_app = typer.Typer(help="What ran, from what, and whether it is intact; by itself: the list.")
+runs_app = typer.Typer(help="List, show and verify runs and their lineage. Without a subcommand, lists all runs.")
 _PANEL = "Runs"
-All = Annotated[bool, typer.Option("--all", help="Rehearsals and runs that were moved aside, too.")]
-Run = Annotated[str, typer.Argument(metavar="RUN", help="A path, or a name as `runs list` shows it.")]
+All = Annotated[bool, typer.Option("--all", help="Include fast-dev-runs and runs that were moved aside.")]
+Run = Annotated[str, typer.Argument(metavar="RUN", help="A path, or a name shown by `runs list`.")]
 
 
 @runs_app.callback(invoke_without_command=True)
@@ -27,30 +27,30 @@ def start(context: typer.Context) -> None:
         list_(Common())
 
 
-@verb(runs_app, "list", LOOKING, _PANEL)
+@command(runs_app, "list", LOOKING, _PANEL)
 def list_(
     common: Common,
-    path: Annotated[Path | None, typer.Argument(help="Only the runs below this folder; runs/ by default.")] = None,
+    path: Annotated[Path | None, typer.Argument(help="Only runs below this folder. Default: runs/.")] = None,
     everything: All = False,
 ) -> None:
-    """A row a run: stage, status, steps, what moved, seconds, when it ended, size; the newest last."""
-    progress.Quiet.on = common.quiet
-    from tinyllm.stages import runs
+    """List runs: stage, status, steps, main figure before and after, time, size. Newest last."""
+    console.Quiet.on = common.quiet
+    from tinyllm.diagnostics.runs.listing import list_runs
 
-    found = runs.list_(path, everything=everything)
+    found = list_runs(path, everything=everything)
     if common.json:
         text.as_json(found)
     else:
         text.listed(found)
 
 
-@verb(runs_app, "show", LOOKING, _PANEL)
+@command(runs_app, "show", LOOKING, _PANEL)
 def show(common: Common, run: Run) -> None:
-    """One run: command, settings, versions, parent, data, checkpoints, figures."""
-    progress.Quiet.on = common.quiet
-    from tinyllm.stages import runs
+    """Show one run: command, settings, versions, parent, data, checkpoints, figures."""
+    console.Quiet.on = common.quiet
+    from tinyllm.diagnostics.runs.listing import show_run
 
-    found = runs.show(run)
+    found = show_run(run)
     found["changed_settings"] = text.changed(found)
     if common.json:
         text.as_json(found)
@@ -58,20 +58,20 @@ def show(common: Common, run: Run) -> None:
         text.shown(found)
 
 
-@verb(runs_app, "verify", LOOKING, _PANEL)
+@command(runs_app, "verify", LOOKING, _PANEL)
 def verify(
     common: Common,
     run: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[RUN]...", help="Runs, checkpoints or folders of runs; all of runs/ by default."),
+        typer.Argument(metavar="[RUN]...", help="Runs, checkpoints or folders of runs. Default: all of runs/."),
     ] = None,
 ) -> None:
-    """Read every byte: checkpoints, shards, links, parents, tokenizers; a line a problem, exit code 3 where there is one."""
-    progress.Quiet.on = common.quiet
-    from tinyllm.stages.runs.verify import verify as check
+    """Read and verify every file of runs: checkpoints, shards, links, parents, tokenizers. Exit 3 if anything is damaged."""
+    console.Quiet.on = common.quiet
+    from tinyllm.diagnostics.runs.verify import verify_runs
 
     with _waiting(common):
-        found = check(run or [])
+        found = verify_runs(run or [])
     if common.json:
         text.as_json(found)
     else:
@@ -84,13 +84,13 @@ def verify(
         raise typer.Exit(INTEGRITY)
 
 
-@verb(runs_app, "lineage", LOOKING, _PANEL)
+@command(runs_app, "lineage", LOOKING, _PANEL)
 def lineage(common: Common, run: Run) -> None:
-    """From a run up to pretraining and the data: what is still there, what has changed, and one hash for all of it."""
-    progress.Quiet.on = common.quiet
-    from tinyllm.stages.runs.lineage import lineage as trace
+    """Trace a run back to pretraining and its data: what is missing, what has changed, and one hash of the whole lineage."""
+    console.Quiet.on = common.quiet
+    from tinyllm.diagnostics.runs.lineage import trace_lineage
 
-    found = trace(run)
+    found = trace_lineage(run)
     if common.json:
         text.as_json(found)
         return
@@ -101,11 +101,11 @@ def lineage(common: Common, run: Run) -> None:
 
 @contextmanager
 def _waiting(common: Common) -> Iterator[None]:
-    """A sign of life for a person, where gigabytes are read."""
+    """Show a spinner on a terminal while files are read."""
     if common.quiet or common.json or not sys.stderr.isatty():
         yield
         return
     from rich.console import Console
 
-    with Console(stderr=True).status("reading every byte"):
+    with Console(stderr=True).status("reading files"):
         yield

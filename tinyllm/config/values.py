@@ -1,4 +1,4 @@
-"""Settings that come as plain values, from a file of another program's or of an earlier run: checked, and compared field by field."""
+"""Settings from plain values (files of other programs, earlier runs): validation and comparison field by field."""
 
 from __future__ import annotations
 
@@ -9,30 +9,35 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from tinyllm.config import base, complaints, hints
-from tinyllm.config.base import Config
+from tinyllm.config.base import Config, flatten
+from tinyllm.config.formatting import format_value
+from tinyllm.config.validation_errors import explain_errors
 from tinyllm.errors import UserError
 
 T = TypeVar("T", bound=Config)
-_MOST_SHOWN = 5
+_MAX_SHOWN = 5
 
 
-def checked(cls: type[T], values: Mapping[str, Any], *, where: Path, fix: str = "", code: int) -> T:
-    """The settings that a file at `where` describes; UserError naming every field that it cannot mean."""
+def validate(cls: type[T], values: Mapping[str, Any], *, where: Path, fix: str = "", code: int) -> T:
+    """Return the settings described by the file at `where`.
+
+    Raises:
+        UserError (`code`): with every field that is invalid.
+    """
     try:
         return cls.model_validate_json(json.dumps(values))
     except ValidationError as error:
-        found = [p.what for _, _, p in complaints.explain(cls, error.errors(include_url=False), values, {})]
-    raise UserError("; ".join(list(dict.fromkeys(found))[:_MOST_SHOWN]), where=str(where), fix=fix, code=code)
+        found = [p.what for _, _, p in explain_errors(cls, error.errors(include_url=False), values, {})]
+    raise UserError("; ".join(list(dict.fromkeys(found))[:_MAX_SHOWN]), where=str(where), fix=fix, code=code)
 
 
 def differences(there: Config, here: Config, names: tuple[str, str] = ("checkpoint", "config")) -> str:
-    """`hidden_size: checkpoint 256, config 128; ...` for two settings of one kind; empty where they are equal."""
-    a, b = base.flat(there), base.flat(here)
+    """Return `hidden_size: checkpoint 256, config 128; ...` for two configurations of one class; empty if they are equal."""
+    a, b = flatten(there), flatten(here)
     found = [
-        f"{key}: {names[0]} {hints.written(a.get(key))}, {names[1]} {hints.written(b.get(key))}"
+        f"{key}: {names[0]} {format_value(a.get(key))}, {names[1]} {format_value(b.get(key))}"
         for key in {**a, **b}
         if a.get(key) != b.get(key)
     ]
-    more = [f"and {len(found) - _MOST_SHOWN} more"] if len(found) > _MOST_SHOWN else []
-    return "; ".join([*found[:_MOST_SHOWN], *more])
+    more = [f"and {len(found) - _MAX_SHOWN} more"] if len(found) > _MAX_SHOWN else []
+    return "; ".join([*found[:_MAX_SHOWN], *more])

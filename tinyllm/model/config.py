@@ -1,20 +1,25 @@
-"""What a model looks like and how it is adapted: settings alone, so that they can be checked without importing torch."""
+"""Settings of a model and of its LoRA adapter. Free of torch, so that they are checked before it is imported."""
 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from tinyllm.config import Config
+from tinyllm.model.architectures import ARCHITECTURES, DEFAULT_TYPE, Activation, ModelType, Norm, lookup
 
 
 class ModelConfig(Config):
-    """The shape of a model. Field names are those of Hugging Face's config.json."""
+    """Shape and features of a model. Fields are named after Hugging Face's config.json.
 
-    model_type: Literal["qwen3", "llama", "qwen2"] = "qwen3"
-    """qwen3 normalises queries and keys per head; llama does not; qwen2 has biases on q, k and v instead"""
+    Features that are not given are those of `model_type` (`model.architectures`). When dumped, features that `model_type` implies
+    are left out, so that files written before a feature existed compare equal to files written now.
+    """
+
+    model_type: ModelType = DEFAULT_TYPE
+    """architecture of the Hugging Face files; decides the features below"""
     vocab_size: int = Field(4096, ge=1)
     """upper bound while the tokenizer is trained, exact afterwards"""
     hidden_size: int = Field(128, ge=1)
@@ -28,6 +33,40 @@ class ModelConfig(Config):
     rms_norm_eps: float = Field(1e-6, ge=0)
     rope_theta: float = Field(10000.0, gt=0)
     tie_word_embeddings: bool = True
+    """use the embedding matrix as the output head, too"""
+    qk_norm: bool = True
+    """normalize queries and keys per head; as model_type implies"""
+    attention_bias: bool = False
+    """biases on the query, key and value projections; as model_type implies"""
+    norm: Norm = "rms_norm"
+    """kind of the normalization layers"""
+    activation: Activation = "silu"
+    """activation of the gated MLP; config.json calls it hidden_act"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete_features(cls, values: Any) -> Any:
+        """Take the features that are not given from the row of `model_type`. An unknown type is left to the field's own check."""
+        row = lookup(values.get("model_type", DEFAULT_TYPE)) if isinstance(values, dict) else None
+        return {**vars(row.features), **values} if row else values
+
+    @model_serializer(mode="wrap")
+    def _leave_out_implied_features(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        implied = vars(ARCHITECTURES[self.model_type].features)
+        return {key: value for key, value in serialize(self).items() if key not in implied or value != implied[key]}
+
+    @model_validator(mode="after")
+    def _features_exist(self) -> ModelConfig:
+        """Refuse a combination of features that no Hugging Face class of this `model_type` could load."""
+        for name, value in ARCHITECTURES[self.model_type].fixed().items():
+            found = getattr(self, name)
+            if found != value:
+                others = [other for other, row in ARCHITECTURES.items() if row.fixed().get(name, found) == found]
+                raise ValueError(
+                    f"{name} {_shown(found)} contradicts model_type {self.model_type}, where it is always {_shown(value)}"
+                    + (f"; it needs model_type {' or '.join(others)}" if others else "")
+                )
+        return self
 
     @model_validator(mode="after")
     def _shapes_fit(self) -> ModelConfig:
@@ -35,45 +74,61 @@ class ModelConfig(Config):
         if heads % kv:
             fits = next(n for n in range(min(heads, kv), 0, -1) if heads % n == 0)
             raise ValueError(
-                f"num_attention_heads {heads} must be a multiple of num_key_value_heads {kv}; that may be {fits}"
+                f"num_attention_heads {heads} must be a multiple of num_key_value_heads {kv}; the largest that fits is {fits}"
             )
         if self.head_dim % 2:
             raise ValueError(
-                f"head_dim {self.head_dim} must be even, it may be {self.head_dim + 1}: the rotary embedding turns pairs"
+                f"head_dim {self.head_dim} must be even, for example {self.head_dim + 1}: rotary embeddings rotate pairs"
             )
         return self
 
     def training_bytes(self, rows: int, length: int) -> tuple[int, int]:
-        """About what training takes: weights with gradients and Adam's two moments; the activations of a micro-batch."""
+        """Estimate the memory of training in float32, in bytes.
+
+        Args:
+            rows: sequences in a micro-batch.
+            length: tokens in a sequence.
+
+        Returns:
+            the bytes of weights, gradients and Adam's two moments; the bytes of a micro-batch's activations.
+        """
         per_token = self.num_hidden_layers * (14 * self.hidden_size + 4 * self.intermediate_size) * 4
         return self.parameters() * 16, rows * length * per_token
 
     def parameters(self) -> int:
-        """How many parameters a `CausalLM` of this shape has, by arithmetic (for --dry-run, before anything is allocated)."""
+        """Return the number of parameters of a `CausalLM` of this shape, by arithmetic: for --dry-run, before anything is allocated."""
         q, kv = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
         attention = self.hidden_size * (2 * q + 2 * kv)
-        attention += {"qwen3": 2 * self.head_dim, "llama": 0, "qwen2": q + 2 * kv}[self.model_type]
+        attention += 2 * self.head_dim if self.qk_norm else 0
+        attention += q + 2 * kv if self.attention_bias else 0
         block = attention + 3 * self.hidden_size * self.intermediate_size + 2 * self.hidden_size
         embeddings = self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
         return embeddings + self.num_hidden_layers * block + self.hidden_size
 
 
+def _shown(value: bool | str) -> str:
+    """Return a feature's value as YAML writes it."""
+    return str(value).lower() if isinstance(value, bool) else value
+
+
 class LoRAConfig(Config):
-    """Which layers are adapted, and how strongly."""
+    """Settings of a LoRA adapter (arXiv 2106.09685)."""
 
     r: int = Field(8, ge=1)
     """rank of the update"""
     alpha: float = Field(16.0, gt=0)
+    """strength of the update, which is scaled by alpha / r"""
     dropout: float = Field(0.0, ge=0, lt=1)
     targets: tuple[str, ...] = Field(
         ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"), min_length=1
     )
-    """names of linear layers; every layer so named is adapted. all-linear: all of them but the head"""
+    """names of the linear layers to adapt, in every block. all-linear: all linear layers except the head"""
     rslora: bool = False
-    """divide alpha by the root of r instead of r, so that a larger rank still moves"""
+    """divide alpha by the square root of r instead of r, so that the update keeps its size as r grows (arXiv 2312.03732)"""
     dora: bool = False
-    """train the length of every output row apart from its direction"""
+    """train the norm of every weight row separately from its direction (arXiv 2402.09353)"""
 
     @property
     def scaling(self) -> float:
+        """Factor of the low-rank update."""
         return self.alpha / math.sqrt(self.r) if self.rslora else self.alpha / self.r

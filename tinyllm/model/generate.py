@@ -1,7 +1,7 @@
-"""Batched sampling with a key-value cache: prompts of any lengths in, completions and their log-probabilities out.
+"""Batched sampling with a key-value cache: prompts of any length in, completions and their log-probabilities out.
 
-Prompts are padded on the left so that all rows write at the same column. Rows that have stopped leave the batch (their cache rows are
-dropped once half are done), so a batch costs what its unfinished rows cost. One seeded generator per call: same seed, same text.
+Prompts are padded on the left, so that all rows append at the same column. Finished rows are dropped from the batch and the cache once
+they are half of it, so a batch costs little more than its unfinished rows. One seeded generator per call: same seed, same text.
 Left out: beam search, speculative decoding, repetition penalties.
 """
 
@@ -15,45 +15,56 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tinyllm.errors import UserError
+from tinyllm.model.kernels import compute_dtype
 from tinyllm.model.transformer import CausalLM, KVCache
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen."""
+    """Settings of sampling. UserError for a value out of range."""
 
     max_new_tokens: int = 64
     temperature: float = 1.0
-    """0 is greedy"""
+    """divides the logits; 0 is greedy"""
     top_k: int = 0
-    """0 keeps all"""
+    """sample among so many of the most probable tokens; 0 keeps all"""
     top_p: float = 1.0
+    """sample among the most probable tokens that together reach this probability; 1 keeps all"""
     stop: tuple[int, ...] = ()
-    """ids that end a completion; the one that did is part of it"""
+    """ids that end a completion, and are part of it"""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, good, rule in (
+        for name, valid, rule in (
             ("max_new_tokens", self.max_new_tokens >= 0, "0 or more"),
             ("temperature", 0 <= self.temperature < float("inf"), "0 (greedy) or more"),
             ("top_k", self.top_k >= 0, "0 (off) or more"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
         ):
-            if not good:
-                raise UserError(f"{name} is {getattr(self, name)}", where="sampling", fix=f"make it {rule}")
+            if not valid:
+                raise UserError(
+                    f"{name} {getattr(self, name)} is out of range", where="sampling", fix=f"set it to {rule}"
+                )
 
 
 @dataclass
 class Completion:
-    """What was sampled for one prompt."""
+    """The sampled continuation of one prompt."""
 
-    ids: list[int] = field(default_factory=list)  # the stop token included
-    log_probs: list[float] = field(default_factory=list)  # of the distribution at `temperature`, before top-k and top-p
-    finished: bool = False  # ended by a stop token, not by the length
+    ids: list[int] = field(default_factory=list)  # with the stop token
+    log_probs: list[float] = field(default_factory=list)  # in nats, at `temperature`, before top-k and top-p
+    finished: bool = False  # by a stop token, not by the length
 
 
 def generate(model: CausalLM, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Completion]:
-    """Complete every prompt (token ids). Prompt and answer together must fit the model's context."""
+    """Sample a completion of every prompt, in the order of the prompts.
+
+    Args:
+        prompts: token ids, at least one each. A completion ends where the longest prompt and it would exceed the model's context.
+
+    Raises:
+        UserError: an empty prompt, or one that fills the context.
+    """
     done = [Completion() for _ in prompts]
     for rows, ids, log_probs in steps(model, prompts, sampling):
         for row, token, log_prob in zip(rows, ids, log_probs, strict=True):
@@ -67,41 +78,43 @@ def generate(model: CausalLM, prompts: Sequence[Sequence[int]], sampling: Sampli
 def steps(
     model: CausalLM, prompts: Sequence[Sequence[int]], sampling: Sampling
 ) -> Iterator[tuple[list[int], list[int], list[float]]]:
-    """One decoding step at a time, for streaming: (row numbers still writing, their new ids, the ids' log-probabilities)."""
+    """Yield one decoding step at a time, for streaming: the indices of unfinished prompts, their new ids and log-probabilities.
+
+    The model is in evaluation mode while the generator runs. Arguments and errors are those of `generate`.
+    """
     if not prompts or not sampling.max_new_tokens:
         return
-    room = model.config.max_position_embeddings - max(map(len, prompts))
-    if min(map(len, prompts)) == 0 or room < 1:
-        problem = "a prompt is empty" if room >= 1 else f"a prompt has {max(map(len, prompts))} tokens"
-        raise UserError(
-            f"{problem}; the context holds {model.config.max_position_embeddings}", fix="shorten the prompt"
-        )
+    longest, context = max(map(len, prompts)), model.config.max_position_embeddings
+    if longest >= context:
+        what = f"a prompt of {longest} tokens leaves no room in a context of {context}"
+        raise UserError(what, fix="shorten the prompt")
+    if min(map(len, prompts)) == 0:
+        raise UserError("a prompt is empty", fix="give it at least one token")
     was_training = model.training
     model.eval()
     try:
-        yield from _decode(model, prompts, sampling, min(sampling.max_new_tokens, room))
+        yield from _decode(model, prompts, sampling, min(sampling.max_new_tokens, context - longest))
     finally:
         model.train(was_training)
 
 
-def _decode(model: CausalLM, prompts: Sequence[Sequence[int]], sampling: Sampling, new_tokens: int):
+def _decode(
+    model: CausalLM, prompts: Sequence[Sequence[int]], sampling: Sampling, new_tokens: int
+) -> Iterator[tuple[list[int], list[int], list[float]]]:
     weight = model.lm_head.weight
     ids, attend = left_padded(prompts, weight.device)
-    even = bool(attend.all())  # no padding anywhere: causal attention needs no mask at all
-    dtype = (
-        torch.get_autocast_dtype(weight.device.type) if torch.is_autocast_enabled(weight.device.type) else weight.dtype
-    )
+    even = bool(attend.all())  # without padding, causal attention needs no mask
+    dtype = compute_dtype(weight)
     cache = KVCache(model.config, len(prompts), ids.shape[1] + new_tokens, weight.device, dtype)
     generator = torch.Generator(device=weight.device).manual_seed(sampling.seed)
     stop = torch.tensor(sampling.stop, dtype=torch.long, device=weight.device)
-    rows = torch.arange(len(prompts), device=weight.device)  # which prompt each row of the batch belongs to
+    rows = torch.arange(len(prompts), device=weight.device)  # the prompt of each row of the batch
     writing = torch.ones(len(prompts), dtype=torch.bool, device=weight.device)
     for _ in range(new_tokens):
-        with torch.compiler.set_stance(
-            "force_eager"
-        ):  # blocks compiled for training would be compiled again at every length
+        # Blocks that were compiled for training would be compiled again at every length.
+        with torch.compiler.set_stance("force_eager"):
             hidden = model(ids, None if even else attend, cache)[:, -1]
-        log_probs = F.log_softmax(_tempered(model.logits(hidden).float(), sampling.temperature), dim=-1)
+        log_probs = F.log_softmax(_scaled(model.logits(hidden).float(), sampling.temperature), dim=-1)
         ids = _choose(log_probs, sampling, generator)  # (rows, 1)
         chosen = log_probs.gather(1, ids).squeeze(1)
         yield rows[writing].tolist(), ids[writing, 0].tolist(), chosen[writing].tolist()
@@ -118,19 +131,19 @@ def _decode(model: CausalLM, prompts: Sequence[Sequence[int]], sampling: Samplin
 
 
 def left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """ids (B, T) and attend (B, T) bool, padded on the left with id 0 (never attended to)."""
+    """Return ids (B, T) and attend (B, T) bool, padded on the left with id 0, which is never attended to."""
     longest = max(map(len, prompts))
     ids = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], dtype=torch.long)
     attend = torch.tensor([[False] * (longest - len(p)) + [True] * len(p) for p in prompts])
     return ids.to(device), attend.to(device)
 
 
-def _tempered(logits: Tensor, temperature: float) -> Tensor:
+def _scaled(logits: Tensor, temperature: float) -> Tensor:
     return logits / temperature if temperature not in (0.0, 1.0) else logits
 
 
 def _choose(log_probs: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:
-    """Token ids (B, 1) from (B, V): greedy, or sampled from what top-k and top-p leave."""
+    """Return token ids (B, 1) chosen by log-probabilities (B, V): the best, or a sample of those that top-k and top-p keep."""
     if sampling.temperature == 0:
         return log_probs.argmax(-1, keepdim=True)
     if sampling.top_k and sampling.top_k < log_probs.shape[1]:
@@ -138,6 +151,6 @@ def _choose(log_probs: Tensor, sampling: Sampling, generator: torch.Generator) -
         log_probs = log_probs.masked_fill(log_probs < worst, -torch.inf)
     if sampling.top_p < 1:
         ordered, order = log_probs.softmax(-1).sort(descending=True)
-        outside = ordered.cumsum(-1) - ordered >= sampling.top_p  # the first token always stays
+        outside = ordered.cumsum(-1) - ordered >= sampling.top_p  # the most probable token is always kept
         log_probs = log_probs.masked_fill(outside.scatter(1, order, outside), -torch.inf)
     return torch.multinomial(log_probs.exp(), 1, generator=generator)

@@ -1,7 +1,7 @@
-"""The few operations whose plain form is slow without a compiler: normalisation, rotation, causal attention.
+"""Operations that are slow in eager mode when left to autograd: normalization, rotation, causal attention.
 
-Each is the textbook formula with its gradient written down, so that an eager step makes fewer passes over memory. Inside a compiled
-block the plain form is used: there the compiler fuses better than a person. `benchmarks/operations.py` compares the two.
+Each is the textbook formula with its gradient written out, so that an eager step makes fewer passes over memory. Inside a compiled
+block the plain form is used, which the compiler fuses better. `benchmarks/operations.py` compares the two.
 """
 
 from __future__ import annotations
@@ -10,17 +10,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_EXPLICIT_LENGTH = 512  # longer rows than this need attention that does not hold all scores at once
+_EXPLICIT_LENGTH = 512  # tokens; above it, attention must not hold all scores at once
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """What matrix products will be done in: autocast's type where it is on."""
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    """Return the dtype of matrix products with `x`: autocast's where it is enabled, else that of `x`."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) * weight over the last dimension (arXiv 1910.07467 Eq. 4); the result has the compute dtype."""
+    """Return x / sqrt(mean(x^2) + eps) * weight over the last dimension (arXiv 1910.07467 Eq. 4), in the compute dtype.
+
+    Args:
+        x: (..., D).
+        weight: (D,).
+    """
     if torch.compiler.is_compiling():
         return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps).to(compute_dtype(x))
     return _RMSNorm.apply(x, weight, eps, compute_dtype(x))
@@ -42,41 +47,51 @@ class _RMSNorm(torch.autograd.Function):
         unit = x * scale
         to_weight = (gradient * unit).flatten(0, -2).sum(0)
         inner = gradient * weight.to(x.dtype)
-        along = (inner * unit).mean(-1, keepdim=True)  # what only lengthens x is normalised away
+        along = (inner * unit).mean(-1, keepdim=True)  # the part that only changes the length of x
         return torch.addcmul(inner, unit, along, value=-1).mul_(scale), to_weight.to(weight.dtype), None, None
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding (arXiv 2104.09864), half-split layout. x (B, H, T, D), cos and sin (B or 1, 1, T, D/2)."""
+    """Apply rotary position embedding (arXiv 2104.09864) in the half-split layout.
+
+    Args:
+        x: queries or keys (B, H, T, D).
+        cos, sin: of each position's angles, (B or 1, 1, T, D/2).
+    """
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
-    return _turned(x, cos, sin) if torch.compiler.is_compiling() else _Rotate.apply(x, cos, sin)
+    return _rotated(x, cos, sin) if torch.compiler.is_compiling() else _Rotate.apply(x, cos, sin)
 
 
-def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
 class _Rotate(torch.autograd.Function):
-    """The gradient of a rotation is the rotation back."""
+    """Rotation whose gradient is the rotation by the opposite angle."""
 
     @staticmethod
     def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return _turned(x, cos, sin)
+        return _rotated(x, cos, sin)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
-        return _turned(gradient, cos, -sin), None, None
+        return _rotated(gradient, cos, -sin), None, None
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """softmax(q k^T / sqrt(D) + mask) v for q (B, H, T, D) and k, v (B, K, S, D), K dividing H. Without a mask, causal if T > 1.
+    """Return softmax(q k^T / sqrt(D) + mask) v, (B, H, T, D).
 
-    In bf16 on a CPU the products are spelled out: for rows of a few hundred tokens that trains twice as fast as the library's blockwise
-    kernel, whose backward pass was made for long ones. With and without gradients alike: a reference that is scored by
-    another kernel than the policy differs from it by the rounding, and DPO would not start at ln 2.
+    In bf16 on a CPU the products are written out: for rows of a few hundred tokens that trains twice as fast as the library's blockwise
+    kernel, whose backward pass is made for longer ones. The choice does not depend on gradients: a reference model that is scored by
+    another kernel than the policy would differ by rounding, and DPO would not start at ln 2.
+
+    Args:
+        q: (B, H, T, D).
+        k, v: (B, K, S, D), K dividing H.
+        mask: (B, 1, T, S) bool, True where a query sees a key. Without one, attention is causal if T > 1.
     """
     length = q.shape[2]
     grouped = q.shape[1] != k.shape[1]
@@ -88,7 +103,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def explicit_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention as its formula, all (T, T) scores of a head held at once."""
+    """Return causal attention by its formula, with all (T, T) scores of a head in memory. Shapes as in `attention`, with S = T."""
     rows, heads, length, width = q.shape
     if heads != k.shape[1]:
         k, v = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (k, v))

@@ -1,4 +1,4 @@
-"""How answers are written and what they are worth: settings alone, so that they can be checked without importing torch."""
+"""Settings of rollouts. Apart from the code that uses them, so that they are validated without importing torch."""
 
 from __future__ import annotations
 
@@ -8,32 +8,34 @@ from tinyllm.config import Config
 
 
 class RolloutConfig(Config):
-    """One rollout writes train.batch_size x minibatches answers; each is learned from `epochs` times."""
+    """A rollout samples train.batch_size x minibatches answers; each is trained on `epochs` times."""
 
     group_size: int = Field(8, ge=1)
-    """answers to one prompt"""
+    """answers per prompt"""
     minibatches: int = Field(2, ge=1)
-    """optimiser steps in one pass over a rollout"""
+    """optimizer steps in one pass over a rollout"""
     epochs: int = Field(1, ge=1)
+    """passes over a rollout"""
     max_new_tokens: int = Field(32, ge=1)
+    """the longest answer"""
     temperature: float = Field(1.0, gt=0)
     """of sampling, and of every log-probability in the loss"""
     unfinished_penalty: float = Field(0.5, ge=0)
-    """taken from the reward of an answer that did not end by itself"""
+    """subtracted from the reward of an answer that reached max_new_tokens without an end token"""
     overlong_buffer: int = Field(0, ge=0)
-    """an answer's reward falls by up to 1 over its last so many tokens before max_new_tokens; 0 turns this off"""
+    """the reward falls by up to 1 over this many tokens before max_new_tokens; 0 turns this off"""
     sampling_rounds: int = Field(1, ge=1)
-    """groups whose answers all earned the same teach nothing: they are replaced by new ones, in at most so many rounds; 1 keeps them"""
+    """groups whose rewards are all equal have no gradient and are replaced by new ones, in up to this many rounds; 1: they are kept"""
     keep: bool = False
     """write every rollout to logs/rollouts: ids, log-probabilities, rewards and advantages, as safetensors"""
     tolerance: float = Field(0.1, gt=0)
-    """the run stops where sampler and training disagree by more than this about a token's log-probability, on average (nats)"""
+    """the run stops if sampler and training differ by more than this in a token's log-probability, on average (nats)"""
 
     @model_validator(mode="after")
     def _groups_can_differ(self) -> RolloutConfig:
         if self.sampling_rounds > 1 and self.group_size < 2:
             raise ValueError(
-                "sampling_rounds above 1 needs a group_size of 2 or more: an answer alone has nothing to differ from"
+                f"sampling_rounds {self.sampling_rounds} needs a group_size of 2 or more: a single answer has nothing to be compared with"
             )
         if self.overlong_buffer > self.max_new_tokens:
             raise ValueError(
@@ -43,5 +45,5 @@ class RolloutConfig(Config):
 
     @property
     def steps(self) -> int:
-        """Optimiser steps between two rollouts."""
+        """Optimizer steps from one rollout to the next."""
         return self.minibatches * self.epochs

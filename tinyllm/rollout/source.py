@@ -1,9 +1,8 @@
-"""A source of batches that the policy writes itself: to the engine, online alignment is training on data like any other.
+"""Batches that the policy samples itself, behind the interface of `data.datasets.batches.Source`.
 
-step -> micro-batches, as `data.batches.Source`. Every `steps`-th call writes a new rollout: prompts, sampled answers, rewards,
-log-probabilities under behaviour policy and reference, values, and, by the algorithm's `credit`, advantages. The calls in between
-serve its minibatches. Which prompts, which seed and which order: functions of (seed, rollout number). A run that was stopped in the
-middle of a rollout's minibatches goes on as if it had not been: `state` is what the rest of them needs.
+Every `config.steps`-th step starts a rollout: prompts, sampled answers, rewards, log-probabilities under the behavior policy and the
+reference, values, and the algorithm's advantages. The steps in between train on its minibatches. Prompts, seeds and orders depend only
+on (seed, rollout number). `state` holds what a run needs that is resumed in the middle of a rollout.
 """
 
 from __future__ import annotations
@@ -18,26 +17,42 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tinyllm.data.batches import Samples, right_padded, rounded_up
+from tinyllm.data.datasets.batches import Samples, ScoredSamples, padded_width, right_padded
+from tinyllm.data.datasets.datasets import TokenPrompt
 from tinyllm.errors import FAILED, UserError
 from tinyllm.mean import Mean, masked, over
 from tinyllm.model.generate import Completion, Sampling, generate
 from tinyllm.model.transformer import ActorCritic, CausalLM
 from tinyllm.rollout.config import RolloutConfig
-from tinyllm.rollout.judge import Judge, TokenPrompt, answer_rows, marks
+from tinyllm.rollout.judge import Judge, answer_rows, score_answers
 
-_FIGURE = "metrics."
+_METRIC = "metrics."
+_FILE_KEYS = {  # names in files that differ from the field's: checkpoints and kept rollouts of earlier versions stay readable
+    "sampler_log_probs": "sampled",
+    "old_log_probs": "old",
+    "ref_log_probs": "reference",
+    "advantages": "advantage",
+}
+_FIELDS = {key: field for field, key in _FILE_KEYS.items()}
+
+ComputeAdvantages = Callable[[Samples], tuple[ScoredSamples, dict[str, Mean]]]
+Answered = tuple[TokenPrompt, Completion, float]  # with its reward
 
 
 class RolloutSource:
-    """step number -> micro-batches of `Samples` for this rank.
+    """Map a step number to the micro-batches of `ScoredSamples` of this rank.
 
     Args:
-        model: the policy, or policy and critic; `policy` and (for PPO) `critic` are read from it, it is never trained here.
-        reference: a context in which `policy` is the reference (LoRA switched off), or a frozen model; None if no KL is asked for.
-        credit: samples -> (samples with advantages, metrics).
-        batch_size: answers in one optimiser step, over all ranks.
-        keep: a folder that every rollout is written to, one file a rank; None keeps nothing.
+        model: the policy, or policy and critic; read here, trained elsewhere.
+        compute_advantages: samples -> (samples with advantages, metrics).
+        reference: a context manager inside which the policy is the reference (LoRA switched off), or a frozen model; None: no KL.
+        stop: token ids that end an answer.
+        batch_size: answers in an optimizer step over all ranks.
+        micro_batch_size: answers in a forward pass, at most.
+        keep: a directory to which every rollout is written, one file per rank; None: not written.
+
+    Raises:
+        UserError: a rank's share of a rollout is not a multiple of the group size.
     """
 
     def __init__(
@@ -45,7 +60,7 @@ class RolloutSource:
         model: CausalLM | ActorCritic,
         prompts: Sequence[TokenPrompt],
         judge: Judge,
-        credit: Callable[[Samples], tuple[Samples, dict[str, Mean]]],
+        compute_advantages: ComputeAdvantages,
         config: RolloutConfig,
         *,
         reference: CausalLM | Callable[[], AbstractContextManager[CausalLM]] | None,
@@ -68,120 +83,133 @@ class RolloutSource:
             )
         self.policy = model.policy if isinstance(model, ActorCritic) else model
         self.critic = model.critic if isinstance(model, ActorCritic) else None
-        self.prompts, self.judge, self.credit, self.config = prompts, judge, credit, config
+        self.prompts, self.judge, self.compute_advantages, self.config = prompts, judge, compute_advantages, config
         self.reference, self.stop, self.autocast = reference, stop, autocast
         self.answers, self.micro_batch_size = per_rank, micro_batch_size
         self.seed, self.rank, self.world_size, self.keep = seed, rank, world_size, keep
         self.device = self.policy.lm_head.weight.device
         self.metrics: dict[str, Mean] = {}
-        self._samples: Samples | None = None
+        self._samples: ScoredSamples | None = None
 
-    def __call__(self, step: int) -> list[Samples]:
-        rollout, phase = divmod(step, self.config.steps)
+    def __call__(self, step: int) -> list[ScoredSamples]:
+        number, phase = divmod(step, self.config.steps)
         if phase == 0 or self._samples is None:
-            self._samples, self.metrics = self.write(rollout)
+            self._samples, self.metrics = self.rollout(number)
+        samples = self._samples
         epoch, minibatch = divmod(phase, self.config.minibatches)
-        order = self._random(rollout, 1 + epoch).permutation(self.answers)
+        order = self._random(number, 1 + epoch).permutation(self.answers)
         mine = order[minibatch :: self.config.minibatches]
         parts = math.ceil(len(mine) / self.micro_batch_size)
-        return [self._samples.rows(part) for part in np.array_split(mine, parts)]
+        return [samples.rows(part) for part in np.array_split(mine, parts)]
 
-    def largest(self) -> Samples:
-        """A micro-batch as wide as they can get, of zeros: for the memory of a step."""
+    def largest(self) -> ScoredSamples:
+        """Return a micro-batch of zeros at the largest possible width, to check that a step fits into memory."""
         rows = min(self.micro_batch_size, math.ceil(self.answers / self.config.minibatches))
         longest = max(len(prompt.ids) for prompt in self.prompts)
-        zeros = torch.zeros(rows, rounded_up(longest + self.config.max_new_tokens), device=self.device)
+        zeros = torch.zeros(rows, padded_width(longest + self.config.max_new_tokens), device=self.device)
         mask = zeros.bool()
         mask[:, longest:] = True
-        each = {name: zeros for name in ("sampled", "old", "reference", "values", "advantage", "returns")}
-        group = torch.arange(rows, device=self.device) // self.config.group_size
-        finished = torch.ones(rows, dtype=torch.bool, device=self.device)
-        return Samples(zeros.long(), mask, group, finished, zeros[:, 0], budget=self.config.max_new_tokens, **each)
+        return ScoredSamples(
+            ids=zeros.long(),
+            mask=mask,
+            group=torch.arange(rows, device=self.device) // self.config.group_size,
+            finished=torch.ones(rows, dtype=torch.bool, device=self.device),
+            reward=zeros[:, 0],
+            sampler_log_probs=zeros,
+            old_log_probs=zeros,
+            ref_log_probs=zeros,
+            values=zeros,
+            max_new_tokens=self.config.max_new_tokens,
+            advantages=zeros,
+            returns=zeros,
+        )
 
     def describe(self, step: int) -> str:
+        """Return the rollout of a step as text for an error message."""
         return f"rollout {step // self.config.steps}"
 
     def state(self, step: int) -> dict[str, Tensor]:
-        """The rollout that step `step` goes on with, and its figures; nothing where a new one is due."""
+        """Return the rollout that step `step` trains on, with its metrics; nothing if that step starts a new one."""
         if step % self.config.steps == 0 or self._samples is None:
             return {}
-        found = {name: value for name, value in vars(self._samples).items() if isinstance(value, Tensor)}
-        figures = {
-            f"{_FIGURE}{name}": torch.tensor([float(mean.total), float(mean.count)], dtype=torch.float64)
+        metrics = {
+            f"{_METRIC}{name}": torch.tensor([float(mean.total), float(mean.count)], dtype=torch.float64)
             for name, mean in self.metrics.items()
         }
-        return found | figures
+        return _to_file(self._samples) | metrics
 
     def restore(self, step: int, tensors: dict[str, Tensor]) -> None:
-        """Take up where `state` was taken. With nothing to take up, the policy as it is writes a new rollout."""
+        """Restore what `state` returned. From nothing, the next step samples a new rollout."""
         if not tensors:
             return
-        figures = {name.removeprefix(_FIGURE): v for name, v in tensors.items() if name.startswith(_FIGURE)}
-        self.metrics = {name: Mean(*pair.tolist()) for name, pair in figures.items()}
-        kept = {name: v.to(self.device) for name, v in tensors.items() if not name.startswith(_FIGURE)}
-        self._samples = Samples(**kept, budget=self.config.max_new_tokens)
+        metrics = {name.removeprefix(_METRIC): v for name, v in tensors.items() if name.startswith(_METRIC)}
+        self.metrics = {name: Mean(*pair.tolist()) for name, pair in metrics.items()}
+        kept = {name: v.to(self.device) for name, v in tensors.items() if not name.startswith(_METRIC)}
+        self._samples = _from_file(kept, self.config.max_new_tokens)
 
     def _random(self, *numbers: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, *numbers])
 
-    def chosen_prompts(self, rollout: int) -> list[TokenPrompt]:
-        """The prompts of a rollout, this rank's share: every prompt is met once before any is met again."""
+    def prompts_of(self, number: int) -> list[TokenPrompt]:
+        """Return this rank's prompts of a rollout. Every prompt is used once before any is used again."""
         per_rollout = self.answers * self.world_size // self.config.group_size
-        numbers = range(rollout * per_rollout + self.rank, (rollout + 1) * per_rollout, self.world_size)
-        orders = {n // len(self.prompts) for n in numbers}
-        shuffled = {lap: self._random(1 << 20, lap).permutation(len(self.prompts)) for lap in orders}
-        return [self.prompts[shuffled[n // len(self.prompts)][n % len(self.prompts)]] for n in numbers]
+        positions = range(number * per_rollout + self.rank, (number + 1) * per_rollout, self.world_size)
+        laps = {n // len(self.prompts) for n in positions}
+        shuffled = {lap: self._random(1 << 20, lap).permutation(len(self.prompts)) for lap in laps}
+        return [self.prompts[shuffled[n // len(self.prompts)][n % len(self.prompts)]] for n in positions]
 
-    def write(self, rollout: int) -> tuple[Samples, dict[str, Mean]]:
-        """Write and judge one rollout."""
-        prompts, answers, reward, metrics = self._answers(rollout)
-        samples = self._scored(prompts, answers, reward)
-        metrics["sampler_gap"] = self._agreement(samples)
-        if samples.reference is not None:  # nats an answer, as PPO's reward sees it
-            metrics["objective/kl"] = over((samples.old - samples.reference).sum(1))
-        samples, more = self.credit(samples)
-        if self.keep is not None:
-            self._keep(samples, rollout)
-        return samples, metrics | more
+    def rollout(self, number: int) -> tuple[ScoredSamples, dict[str, Mean]]:
+        """Sample and score a rollout; return it with its metrics.
 
-    def _answers(self, rollout: int) -> tuple[list[TokenPrompt], list[Completion], Tensor, dict[str, Mean]]:
-        """A rollout's prompts (each as often as it was answered), answers, rewards, and the figures of all that was sampled.
-
-        With several rounds, groups that all earned the same are replaced (dynamic sampling); what is missing after the last
-        round is filled up with them.
+        Raises:
+            UserError: the sampler's log-probabilities differ from those of the training forward pass by more than `tolerance`.
         """
-        size, pooled = self.config.group_size, {}
-        kept: list[tuple[TokenPrompt, Completion, float]] = []
-        spare: list[tuple[TokenPrompt, Completion, float]] = []
-        for number in range(self.config.sampling_rounds):
-            prompts, answers, reward, metrics = self._round(rollout, number)
+        prompts, answers, reward, metrics = self._sample(number)
+        samples = self._measure(prompts, answers, reward)
+        metrics["sampler_gap"] = self._check_sampler(samples)
+        if samples.ref_log_probs is not None:  # nats per answer, as in PPO's reward
+            metrics["objective/kl"] = over((samples.old_log_probs - samples.ref_log_probs).sum(1))
+        scored, more = self.compute_advantages(samples)
+        if self.keep is not None:
+            self._write(scored, self.keep, number)
+        return scored, metrics | more
+
+    def _sample(self, number: int) -> tuple[list[TokenPrompt], list[Completion], Tensor, dict[str, Mean]]:
+        """Return a rollout's prompts (one for each answer), answers, rewards, and the metrics of everything sampled.
+
+        With several rounds, groups whose rewards are all equal are replaced (dynamic sampling). If too few groups are left after the
+        last round, equal ones fill up the rollout.
+        """
+        size, rounds = self.config.group_size, self.config.sampling_rounds
+        pooled: dict[str, Mean] = {}
+        useful: list[Answered] = []
+        constant: list[Answered] = []
+        for turn in range(rounds):
+            prompts, answers, reward, metrics = self._sample_round(number * rounds + turn)
             pooled = {name: pooled[name] + mean if name in pooled else mean for name, mean in metrics.items()}
             rows = list(zip(prompts, answers, reward.tolist(), strict=True))
-            differ = (
-                reward.view(-1, size).std(1) > 0 if self.config.sampling_rounds > 1 else torch.ones(len(rows) // size)
-            )
-            for group, useful in enumerate(differ.tolist()):
-                (kept if useful else spare).extend(rows[group * size : (group + 1) * size])
-            if len(kept) >= self.answers:
+            differ = reward.view(-1, size).std(1) > 0 if rounds > 1 else torch.ones(len(rows) // size)
+            for group, differs in enumerate(differ.tolist()):
+                (useful if differs else constant).extend(rows[group * size : (group + 1) * size])
+            if len(useful) >= self.answers:
                 break
-        if self.config.sampling_rounds > 1:
-            pooled["sampling_rounds"] = Mean(number + 1.0, 1.0)
-        chosen = (kept + spare)[: self.answers]
-        worth = reward.new_tensor([worth for _, _, worth in chosen])
-        return [prompt for prompt, _, _ in chosen], [answer for _, answer, _ in chosen], worth, pooled
+        if rounds > 1:
+            pooled["sampling_rounds"] = Mean(turn + 1.0, 1.0)
+        chosen = (useful + constant)[: self.answers]
+        rewards = reward.new_tensor([value for _, _, value in chosen])
+        return [prompt for prompt, _, _ in chosen], [answer for _, answer, _ in chosen], rewards, pooled
 
-    def _round(self, rollout: int, number: int) -> tuple[list[TokenPrompt], list[Completion], Tensor, dict[str, Mean]]:
-        turn = rollout * self.config.sampling_rounds + number
-        prompts = [p for p in self.chosen_prompts(turn) for _ in range(self.config.group_size)]
+    def _sample_round(self, turn: int) -> tuple[list[TokenPrompt], list[Completion], Tensor, dict[str, Mean]]:
+        prompts = [p for p in self.prompts_of(turn) for _ in range(self.config.group_size)]
         seed = int(self._random(turn, 0, self.rank).integers(1 << 62))
         sampling = Sampling(self.config.max_new_tokens, self.config.temperature, stop=self.stop, seed=seed)
         answers = generate(self.policy, [p.ids for p in prompts], sampling)
-        reward, metrics = marks(self.judge, prompts, answers, self.device)
+        reward, metrics = score_answers(self.judge, prompts, answers, self.device)
         return prompts, answers, reward, metrics
 
     @torch.no_grad()
-    def _scored(self, prompts: Sequence[TokenPrompt], answers: Sequence[Completion], reward: Tensor) -> Samples:
-        """What is known about the answers before anything is learned from them."""
+    def _measure(self, prompts: Sequence[TokenPrompt], answers: Sequence[Completion], reward: Tensor) -> Samples:
+        """Return the answers with log-probabilities under behavior policy and reference, and values."""
         ids, _, mask = answer_rows(prompts, answers, self.device)
         sampled = [[0.0] * len(p.ids) + a.log_probs for p, a in zip(prompts, answers, strict=True)]
         return Samples(
@@ -190,33 +218,34 @@ class RolloutSource:
             group=torch.arange(len(answers), device=self.device) // self.config.group_size,
             finished=torch.tensor([a.finished for a in answers], device=self.device),
             reward=reward,
-            sampled=right_padded(sampled, 0.0).to(self.device),
-            old=self._log_probs(self.policy, ids, mask),
-            reference=self._reference(ids, mask),
+            sampler_log_probs=right_padded(sampled, 0.0).to(self.device),
+            old_log_probs=self._log_probs(self.policy, ids, mask),
+            ref_log_probs=self._ref_log_probs(ids, mask),
             values=self._values(ids),
-            budget=self.config.max_new_tokens,
+            max_new_tokens=self.config.max_new_tokens,
         )
 
     @torch.no_grad()
     def probe(self, prompts: Sequence[TokenPrompt], answers: Sequence[Completion]) -> dict[str, Mean]:
-        """How uncertain the policy is (nats a token), and how far from its reference (nats an answer), on answers it wrote."""
+        """Return the policy's entropy (nats per token) and KL from the reference (nats per answer) on answers sampled from it."""
         ids, _, mask = answer_rows(prompts, answers, self.device)
         self.policy.eval()
         with self.autocast():
-            scores = self.policy.log_probs(ids, mask, temperature=self.config.temperature, entropy=True)
+            scores = self.policy.token_scores(ids, mask, temperature=self.config.temperature)
         found = {"entropy": masked(scores.entropy, mask)}
-        reference = self._reference(ids, mask)
-        return found if reference is None else found | {"objective/kl": over((scores.log_probs - reference).sum(1))}
+        ref_log_probs = self._ref_log_probs(ids, mask)
+        if ref_log_probs is None:
+            return found
+        return found | {"objective/kl": over((scores.log_probs - ref_log_probs).sum(1))}
 
-    def _keep(self, samples: Samples, rollout: int) -> None:
-        self.keep.mkdir(parents=True, exist_ok=True)
-        tensors = {name: value for name, value in vars(samples).items() if isinstance(value, Tensor)}
-        name = f"{rollout:08d}" + (f"-rank{self.rank}" if self.world_size > 1 else "")
-        save_file({k: v.contiguous() for k, v in tensors.items()}, self.keep / f"{name}.safetensors")
+    def _write(self, samples: ScoredSamples, folder: Path, number: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"{number:08d}" + (f"-rank{self.rank}" if self.world_size > 1 else "")
+        save_file({k: v.contiguous() for k, v in _to_file(samples).items()}, folder / f"{name}.safetensors")
 
-    def _agreement(self, samples: Samples) -> Mean:
-        """How far the cached sampler and the training forward are apart about the same tokens: rounding, or a bug."""
-        gap = masked((samples.sampled - samples.old).abs(), samples.mask)
+    def _check_sampler(self, samples: Samples) -> Mean:
+        """Return the mean difference between sampler (cached, one token at a time) and training forward pass: rounding, or a bug."""
+        gap = masked((samples.sampler_log_probs - samples.old_log_probs).abs(), samples.mask)
         if gap.value > self.config.tolerance:
             raise UserError(
                 f"sampler and training disagree by {gap.value:.3g} nats a token, more than rollout.tolerance {self.config.tolerance}",
@@ -226,16 +255,14 @@ class RolloutSource:
         return gap
 
     def _log_probs(self, policy: CausalLM, ids: Tensor, mask: Tensor) -> Tensor:
-        """(B, T), a micro-batch at a time, by the very call the loss makes."""
+        """Return log-probabilities (B, T), a micro-batch at a time, by the same call as in the loss."""
         policy.eval()
-        temperature, parts = (
-            self.config.temperature,
-            zip(ids.split(self.micro_batch_size), mask.split(self.micro_batch_size), strict=True),
-        )
+        temperature, size = self.config.temperature, self.micro_batch_size
+        parts = zip(ids.split(size), mask.split(size), strict=True)
         with self.autocast():
-            return torch.cat([policy.log_probs(i, m, temperature=temperature).log_probs for i, m in parts])
+            return torch.cat([policy.log_probs(i, m, temperature=temperature) for i, m in parts])
 
-    def _reference(self, ids: Tensor, mask: Tensor) -> Tensor | None:
+    def _ref_log_probs(self, ids: Tensor, mask: Tensor) -> Tensor | None:
         if self.reference is None:
             return None
         if isinstance(self.reference, CausalLM):
@@ -250,3 +277,13 @@ class RolloutSource:
         with self.autocast():
             scores = torch.cat([self.critic(part) for part in ids.split(self.micro_batch_size)])
         return torch.nn.functional.pad(scores[:, :-1], (1, 0))
+
+
+def _to_file(samples: ScoredSamples) -> dict[str, Tensor]:
+    """Return the tensors under their names in files."""
+    return {_FILE_KEYS.get(name, name): value for name, value in samples.tensors().items()}
+
+
+def _from_file(tensors: dict[str, Tensor], max_new_tokens: int) -> ScoredSamples:
+    fields = {_FIELDS.get(name, name): value for name, value in tensors.items()}
+    return ScoredSamples(**fields, max_new_tokens=max_new_tokens)

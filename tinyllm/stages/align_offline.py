@@ -1,4 +1,4 @@
-"""`tinyllm align-offline`: a policy from preferences, without a reward model. Which loss: a file in `algorithms`."""
+"""`tinyllm align-offline`: align a policy with preferences, without a reward model. The loss is a file in `algorithms`."""
 
 from __future__ import annotations
 
@@ -8,93 +8,117 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from tinyllm import algorithms, dist
-from tinyllm.data.batches import Source
-from tinyllm.data.datasets import Judgements, Preferences
+from tinyllm import algorithms
+from tinyllm import distributed as dist
+from tinyllm.console import say
+from tinyllm.data import validation
+from tinyllm.data.datasets.batches import Source
+from tinyllm.data.datasets.datasets import PreferenceDataset, UnpairedDataset
+from tinyllm.data.loading import length_limit, preference_dataset, unpaired_dataset
+from tinyllm.data.records.formats import TITLES
+from tinyllm.data.splits import read_split
 from tinyllm.model.transformer import CausalLM
-from tinyllm.stages import preflight
-from tinyllm.stages.common import Call, Files, base_of, begin, facts_of, held_out, load_policy, result, source_of
+from tinyllm.stages.checkpoint_files import CheckpointFiles, adapter_base
+from tinyllm.stages.common import load_policy, make_source, run_facts, set_up, stage_result
 from tinyllm.stages.config import AlignOfflineConfig
-from tinyllm.stages.fit import Fit, Job
+from tinyllm.stages.held_out import held_out_loss
 from tinyllm.stages.parents import OFFLINE, RUNS
-from tinyllm.stages.reading import judgements_from, preferences_from, read_split, room_of
 from tinyllm.train.engine import autocast, choose_precision
-from tinyllm.train.progress import say
+from tinyllm.train.job import Job
+from tinyllm.train.run import Invocation
+from tinyllm.train.trainer import Trainer
 
-_MAKE = {"pairs": preferences_from, "judgements": judgements_from}
+_DATASETS: dict[str, Callable[..., PreferenceDataset | UnpairedDataset]] = {
+    "pairs": preference_dataset,
+    "unpaired": unpaired_dataset,
+}
 
 
-def run(config: AlignOfflineConfig, call: Call) -> dict[str, Any]:
+def run(config: AlignOfflineConfig, invocation: Invocation) -> dict[str, Any]:
+    """Align the parent and return the stage's result."""
     algorithm = algorithms.load(config.algorithm, "offline")
-    settings = getattr(config, config.algorithm)
-    device = begin(config)
-    model, tokenizer, parent = load_policy("align-offline", config, call, device)
-    train, val, sources = read_split(config.data, algorithm.DATA, config.seed, noise=config.noise)
-    room = room_of(config, model.config.max_position_embeddings)
-    dataset, held = (
-        _MAKE[algorithm.DATA](records, tokenizer, room, what) for records, what in ((train, "train"), (val, "val"))
+    settings = config.settings()
+    device = set_up(config)
+    model, tokenizer, parent = load_policy("align-offline", config, invocation, device)
+    train, val, sources = read_split(config.data, algorithm.data, config.seed, noise=config.noise)
+    limit = length_limit(config.data, model.config.max_position_embeddings)
+    make_dataset = _DATASETS[algorithm.data]
+    dataset, held_out = (make_dataset(train, tokenizer, limit, "train"), make_dataset(val, tokenizer, limit, "val"))
+    validation.report_findings(
+        validation.check_batch_size(len(dataset), config.train.batch_size, TITLES[algorithm.data])
     )
-    preflight.settle(preflight.batch(len(dataset), config.train.batch_size, algorithm.DATA))
-    folder = RUNS / OFFLINE / f"{config.algorithm}-{config.name}"
-    facts = facts_of(model, tokenizer, sources, config.seed, parent) | {"algorithm": config.algorithm}
-    run = call.open(folder, facts)
-    base = base_of(model, tokenizer, parent, folder) if config.lora else ""
-    files = Files(model, tokenizer, adapter=config.lora, base=base)
-    precision = choose_precision(config.train.precision, device)
-    forward = partial(autocast, precision, device)
-    if algorithm.REFERENCE:
-        # The reference is the model as loaded: scored once, before anything is trained, it need not be kept.
+    folder = RUNS / OFFLINE / f"{algorithm.name}-{config.name}"
+    facts = run_facts(model, tokenizer, sources, config.seed, parent) | {"algorithm": algorithm.name}
+    run = invocation.open(folder, facts)
+    base = adapter_base(model, tokenizer, parent, folder) if config.lora else ""
+    forward = partial(autocast, choose_precision(config.train.precision, device), device)
+    if algorithm.uses_reference(settings):
+        # The reference is the model as loaded. Scored once before training, it need not be kept.
         say("scoring the answers under the reference")
-        with forward():  # as in training, or the loss would not start at ln 2
-            for scored in (dataset, held):
-                scored.reference = reference_log_probs(model, scored, config.train.micro_batch_size)
-    source, held_source = source_of(dataset, config), source_of(held, config)
-    if "prepare" in vars(algorithm):
-        ready = partial(algorithm.prepare, settings, model)
-        source, held_source = (Prepared(s, ready, model, forward) for s in (source, held_source))
+        with forward():  # in the precision of training, or the loss would not start at ln 2
+            for scored in (dataset, held_out):
+                scored.ref_log_probs = reference_log_probs(model, scored, config.train.micro_batch_size)
+    source, held_out_source = make_source(dataset, config), make_source(held_out, config)
+    if algorithm.prepare is not None:
+        prepare = partial(algorithm.prepare, settings, model)
+        source, held_out_source = (PreparedSource(s, prepare, model, forward) for s in (source, held_out_source))
     job = Job(
-        title=config.algorithm,
+        title=algorithm.name,
         model=model,
+        files=CheckpointFiles(model, tokenizer, stage=algorithm.name, adapter=config.lora, base=base),
         loss=partial(algorithm.loss, settings),
         source=source,
-        evaluate=held_out(held_source, config),
-        write=files.write,
-        restore=files.restore,
+        evaluate=held_out_loss(held_out_source, config),
         train=config.train,
         optim=config.optim,
         seed=config.seed,
     )
-    fitted = Fit(run, job).go()
-    return result(config.algorithm, fitted, folder, "rewards/margins", algorithm=config.algorithm)
+    trained = Trainer(run, job).train()
+    return stage_result(algorithm.name, trained, folder, "rewards/margins", algorithm=algorithm.name)
 
 
-class Prepared:
-    """A source whose batches the algorithm makes ready, a whole optimiser step at once, before any of them is trained on."""
+class PreparedSource(Source):
+    """A source whose micro-batches an algorithm prepares together, a whole optimizer step at once, before any is trained on.
+
+    Args:
+        prepare: this rank's micro-batches of a step -> the same with what the algorithm adds.
+        model: evaluated while preparing, without dropout and gradients.
+        forward: the context of a forward pass.
+    """
 
     def __init__(
         self,
         source: Source,
         prepare: Callable[[Sequence[Any]], list[Any]],
-        model: nn.Module,
+        model: CausalLM,
         forward: Callable[[], AbstractContextManager],
     ):
-        self.source, self.prepare, self.model, self.forward = source, prepare, model, forward
-        self.metrics, self.dataset, self.spare = source.metrics, source.dataset, source.spare
-        self.describe, self.state, self.restore = source.describe, source.state, source.restore
+        super().__init__(
+            source.dataset,
+            source.batch_size,
+            source.micro_batch_size,
+            seed=source.seed,
+            rank=source.rank,
+            world_size=source.world_size,
+        )
+        self.prepare, self.model, self.forward = prepare, model, forward
 
     def __call__(self, step: int) -> list[Any]:
-        return self._ready(self.source(step))
+        """Return the prepared micro-batches of a step."""
+        return self._prepared(super().__call__(step))
 
     def largest(self) -> Any:
-        return self._ready([self.source.largest()])[0]
+        """Return a prepared micro-batch that needs as much memory as any."""
+        return self._prepared([super().largest()])[0]
 
-    def passes(self, limit: int) -> Iterator[Any]:
-        yield from self._ready(list(self.source.passes(limit)))
+    def in_order(self, limit: int) -> Iterator[Any]:
+        """Yield the prepared batches of the first `limit` records, for evaluation."""
+        yield from self._prepared(list(super().in_order(limit)))
 
     @torch.no_grad()
-    def _ready(self, batches: list[Any]) -> list[Any]:
+    def _prepared(self, batches: list[Any]) -> list[Any]:
         self.model.eval()  # no dropout; the engine switches it on again
         device = self.model.lm_head.weight.device
         with self.forward():
@@ -102,15 +126,19 @@ class Prepared:
 
 
 @torch.no_grad()
-def reference_log_probs(model: CausalLM, pairs: Preferences | Judgements, rows: int) -> Tensor:
-    """(N, 2): log-probability of both answers of every record under the model as it stands. Ranks share the work."""
+def reference_log_probs(model: CausalLM, dataset: PreferenceDataset | UnpairedDataset, rows: int) -> Tensor:
+    """Return the log-probability of both answers of every record under the model as it is, (N, 2). Ranks share the work.
+
+    Args:
+        rows: records in a forward pass.
+    """
     model.eval()
     device = model.lm_head.weight.device
-    found = torch.zeros(len(pairs), 2, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
-    mine = sorted(range(dist.rank(), len(pairs), dist.world_size()), key=pairs.length)
+    found = torch.zeros(len(dataset), 2, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
+    mine = sorted(range(dist.rank(), len(dataset), dist.world_size()), key=dataset.length)
     for start in range(0, len(mine), rows):
         part = mine[start : start + rows]
-        batch = pairs.collate(part, 0, part).to(device)
-        scores = model.log_probs(batch.ids, batch.mask).log_probs.sum(1)
+        batch = dataset.collate(part, 0, part).to(device)
+        scores = model.log_probs(batch.ids, batch.mask).sum(1)
         found[part] = scores.view(2, -1).T.to(found.dtype)
     return dist.sum_(found).float().cpu()

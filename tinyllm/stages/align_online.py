@@ -1,58 +1,64 @@
-"""`tinyllm align-online`: a policy from rewards for its own answers. Which algorithm: a file in `algorithms`."""
+"""`tinyllm align-online`: align a policy with rewards for its own answers. The algorithm is a file in `algorithms`."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tinyllm import algorithms, dist
-from tinyllm.config import Config
+from tinyllm import algorithms
+from tinyllm import distributed as dist
+from tinyllm.data import validation
+from tinyllm.data.datasets.datasets import TokenPrompt
+from tinyllm.data.loading import length_limit, token_prompts
+from tinyllm.data.splits import read_split
 from tinyllm.errors import UserError
 from tinyllm.model import hub, lora
 from tinyllm.model.transformer import ActorCritic, CausalLM, SequenceScorer
-from tinyllm.rollout.judge import Judge, TokenPrompt
-from tinyllm.rollout.rewards import NEEDS, check_columns
+from tinyllm.rollout.judge import Judge
+from tinyllm.rollout.judging import REWARD_MODEL, evaluate_policy, make_judge
+from tinyllm.rollout.rewards import REQUIRED_COLUMNS, check_columns
 from tinyllm.rollout.source import RolloutSource
-from tinyllm.stages import preflight
-from tinyllm.stages.common import Call, Files, base_of, begin, facts_of, load_policy, result, scorer_for
+from tinyllm.stages.checkpoint_files import CheckpointFiles, adapter_base
+from tinyllm.stages.common import load_policy, load_reward_model, run_facts, set_up, stage_result
 from tinyllm.stages.config import AlignOnlineConfig
-from tinyllm.stages.fit import Fit, Job
-from tinyllm.stages.judging import REWARD_MODEL, answer_figures, judge_of
 from tinyllm.stages.parents import ONLINE, RUNS
-from tinyllm.stages.reading import prompts_from, read_split, room_of
 from tinyllm.text.tokenizer import Tokenizer
 from tinyllm.train.config import TrainConfig
 from tinyllm.train.engine import autocast, choose_precision
+from tinyllm.train.job import Job
+from tinyllm.train.run import Invocation
+from tinyllm.train.trainer import Trainer
 
 
-def run(config: AlignOnlineConfig, call: Call) -> dict[str, Any]:
+def run(config: AlignOnlineConfig, invocation: Invocation) -> dict[str, Any]:
+    """Align the parent and return the stage's result."""
     algorithm = algorithms.load(config.algorithm, "online")
-    settings: Config = getattr(config, config.algorithm)
-    device = begin(config)
-    policy, tokenizer, parent = load_policy("align-online", config, call, device)
-    prompts, held, sources = _prompts(config, policy, tokenizer)
+    settings = config.settings()
+    assert algorithm.compute_advantages is not None  # `algorithms.load` checks that online algorithms have it
+    device = set_up(config)
+    policy, tokenizer, parent = load_policy("align-online", config, invocation, device)
+    prompts, held_out, sources = _prompts(config, policy, tokenizer)
     _check_best_by(config)
-
-    judge, scorer, judge_facts = _judge(config, tokenizer, call, device)
-    folder = RUNS / ONLINE / f"{config.algorithm}-{config.name}"
-    facts = facts_of(policy, tokenizer, sources, config.seed, parent) | judge_facts | {"algorithm": config.algorithm}
-    run = call.open(folder, facts)
-    base = base_of(policy, tokenizer, parent, folder) if config.lora else ""
+    judge, scorer, judge_facts = _judge(config, tokenizer, invocation, device)
+    folder = RUNS / ONLINE / f"{algorithm.name}-{config.name}"
+    facts = run_facts(policy, tokenizer, sources, config.seed, parent) | judge_facts | {"algorithm": algorithm.name}
+    run = invocation.open(folder, facts)
+    base = adapter_base(policy, tokenizer, parent, folder) if config.lora else ""
     # the frozen copy is made before a critic or an update exists
     reference = _reference(policy, config) if config.track_kl or algorithm.uses_reference(settings) else None
-    model = ActorCritic(policy, _critic(policy, scorer, config.seed)) if algorithm.CRITIC else policy
-    files = Files(model, tokenizer, adapter=config.lora, base=base)
+    model = ActorCritic(policy, _critic(policy, scorer, config.seed)) if algorithm.needs_critic else policy
     precision = choose_precision(config.train.precision, device)
     source = RolloutSource(
         model,
         prompts,
         judge,
-        partial(algorithm.credit, settings),
+        partial(algorithm.compute_advantages, settings),
         config.rollout,
         reference=reference,
         stop=tokenizer.stop_ids,
@@ -64,67 +70,67 @@ def run(config: AlignOnlineConfig, call: Call) -> dict[str, Any]:
         autocast=partial(autocast, precision, device),
         keep=folder / "logs" / "rollouts" if config.rollout.keep else None,
     )
-
+    evaluate = partial(
+        evaluate_policy,
+        policy,
+        held_out,
+        judge,
+        tokenizer,
+        temperature=config.rollout.temperature,
+        max_new_tokens=config.rollout.max_new_tokens,
+        probe=source.probe,
+    )
     job = Job(
-        title=config.algorithm,
+        title=algorithm.name,
         model=model,
+        files=CheckpointFiles(model, tokenizer, stage=algorithm.name, adapter=config.lora, base=base),
         loss=partial(algorithm.loss, settings, temperature=config.rollout.temperature),
         source=source,
-        evaluate=lambda engine: answer_figures(
-            policy,
-            held,
-            judge,
-            tokenizer,
-            temperature=config.rollout.temperature,
-            max_new_tokens=config.rollout.max_new_tokens,
-            probe=source.probe,
-        ),
-        write=files.write,
-        restore=files.restore,
+        evaluate=lambda engine: evaluate(),
         train=_uncompiled(config.train),
         optim=config.optim,
         seed=config.seed,
         best=(config.best_by, "max"),
         boundary=config.rollout.steps,
     )
-    fitted = Fit(run, job).go()
-    return result(config.algorithm, fitted, folder, "reward", algorithm=config.algorithm)
+    trained = Trainer(run, job).train()
+    return stage_result(algorithm.name, trained, folder, "reward", algorithm=algorithm.name)
 
 
 def _prompts(
     config: AlignOnlineConfig, policy: CausalLM, tokenizer: Tokenizer
 ) -> tuple[list[TokenPrompt], list[TokenPrompt], list[dict[str, Any]]]:
-    """Prompts to train on and held-out ones, both short enough to leave room for an answer, and what run.json says of them."""
+    """Return prompts to train on, held-out prompts, and the facts about their sources. Each prompt leaves room for an answer."""
     train, val, sources = read_split(config.data, "prompts", config.seed, task=config.task or None)
-    room = room_of(config, policy.config.max_position_embeddings, config.rollout.max_new_tokens)
-    prompts, held = (
-        _with_columns(prompts_from(found, tokenizer, room, what), config.rewards, what)
-        for found, what in ((train, "train"), (val, "val"))
+    limit = length_limit(config.data, policy.config.max_position_embeddings, config.rollout.max_new_tokens)
+    prompts, held_out = (
+        _with_columns(token_prompts(records, tokenizer, limit, split), config.rewards, split)
+        for records, split in ((train, "train"), (val, "val"))
     )
-    asked = config.train.batch_size * config.rollout.minibatches // config.rollout.group_size
-    preflight.settle(preflight.rollout(len(prompts), asked))
-    return prompts, held[: config.train.eval_rows], sources
+    needed = config.train.batch_size * config.rollout.minibatches // config.rollout.group_size
+    validation.report_findings(validation.check_rollout_size(len(prompts), needed))
+    return prompts, held_out[: config.train.eval_rows], sources
 
 
-def _with_columns(prompts: list[TokenPrompt], names: Iterable[str], what: str) -> list[TokenPrompt]:
-    """Those that have every column the rewards read; one that has not would end the run in its middle."""
-    needed = {column for name in names for column in NEEDS.get(name, ())}
+def _with_columns(prompts: list[TokenPrompt], names: Iterable[str], split: str) -> list[TokenPrompt]:
+    """Return the prompts with all columns that the rewards read: any other would end the run midway."""
+    needed = {column for name in names for column in REQUIRED_COLUMNS.get(name, ())}
     kept = [prompt for prompt in prompts if needed <= prompt.columns.keys()]
     if not kept:
         check_columns(names, prompts[0].columns, "rewards")
-    preflight.settle(preflight.columns(len(prompts) - len(kept), len(prompts), sorted(needed), what))
+    validation.report_findings(validation.check_columns(len(prompts) - len(kept), len(prompts), sorted(needed), split))
     return kept
 
 
 def _judge(
-    config: AlignOnlineConfig, tokenizer: Tokenizer, call: Call, device: torch.device
+    config: AlignOnlineConfig, tokenizer: Tokenizer, invocation: Invocation, device: torch.device
 ) -> tuple[Judge, SequenceScorer | None, dict[str, Any]]:
-    """Who rewards the answers, the reward model among them if there is one, and what run.json says of it."""
+    """Return the judge of the answers, the reward model if one is used, and what run.json records about it."""
     scorer, facts = None, {}
     if REWARD_MODEL in config.rewards:
-        scorer, parent = scorer_for(tokenizer, config.reward_model, device, fast=call.fast)
+        scorer, parent = load_reward_model(tokenizer, config.reward_model, device, fast=invocation.fast)
         facts = {"reward_model": parent.facts()}
-    return judge_of(config.rewards, tokenizer, scorer, config.rollout), scorer, facts
+    return make_judge(config.rewards, tokenizer, scorer, config.rollout), scorer, facts
 
 
 def _check_best_by(config: AlignOnlineConfig) -> None:
@@ -139,19 +145,19 @@ def _check_best_by(config: AlignOnlineConfig) -> None:
 
 
 def _uncompiled(train: TrainConfig) -> TrainConfig:
-    """Most of an online step is sampling, which is never compiled: compiling by itself would not pay."""
+    """Return the settings without automatic compilation: it does not pay, since most of an online step is sampling."""
     return train.model_copy(update={"compile": "off"}) if train.compile == "auto" else train
 
 
-def _reference(policy: CausalLM, config: Any) -> CausalLM | Callable[[], Any]:
-    """The policy as loaded: without its adapter, or a frozen copy."""
+def _reference(policy: CausalLM, config: Any) -> CausalLM | Callable[[], AbstractContextManager[CausalLM]]:
+    """Return the policy as loaded: a context in which its adapter is disabled, or a frozen copy."""
     if config.lora is not None:
         return partial(lora.disabled, policy)
     return copy.deepcopy(policy).eval().requires_grad_(False)
 
 
 def _critic(policy: CausalLM, scorer: SequenceScorer | None, seed: int) -> SequenceScorer:
-    """A critic that starts where judging is known already: at the reward model if there is one, else at the policy's decoder."""
+    """Return a critic that starts from the reward model if there is one of the same shape, else from the policy's decoder."""
     if scorer is not None and scorer.config == policy.config:
         return copy.deepcopy(scorer).requires_grad_(True)
     return hub.scorer_from(policy, seed)

@@ -1,66 +1,75 @@
-"""`tinyllm chat`: talk to a checkpoint. A model without chat tokens, or one that was only pretrained, continues text instead."""
+"""`tinyllm chat`: talk to a checkpoint. A base model, or one without chat tokens, continues text instead."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from importlib.util import find_spec
 from typing import Any
 
+from tinyllm.console import say
 from tinyllm.errors import UserError
-from tinyllm.model import hub
 from tinyllm.model.generate import Sampling, steps
 from tinyllm.model.transformer import CausalLM
-from tinyllm.stages.common import Call, begin, tokenizer_of
+from tinyllm.stages.common import load_language_model, set_up
 from tinyllm.stages.config import ChatConfig
-from tinyllm.stages.parents import PRETRAIN, find
+from tinyllm.stages.origin import is_chat_model
+from tinyllm.stages.parents import find_checkpoint
 from tinyllm.text import chat
-from tinyllm.text.tokenizer import StreamDecoder, Tokenizer
-from tinyllm.train.progress import say
+from tinyllm.text.streaming import StreamDecoder
+from tinyllm.text.tokenizer import Tokenizer
+from tinyllm.train.run import Invocation
 
-_HELP = """/help     this
+_HELP = """/help     list the commands
 /system X set the system message and start over
-/undo     take the last exchange back
+/undo     remove the last exchange
 /retry    answer the last message again
 /clear    start over
 /quit     leave (also Ctrl-D); Ctrl-C stops an answer"""
 
 
-class Talk:
-    """One conversation with one model."""
+class ChatSession:
+    """One conversation with one model.
+
+    Args:
+        base_model: continue the user's text instead of answering through the chat template.
+    """
 
     def __init__(self, model: CausalLM, tokenizer: Tokenizer, config: ChatConfig, *, base_model: bool):
         self.model, self.tokenizer, self.config, self.base_model = model, tokenizer, config, base_model
         self.messages: list[chat.Message] = []
         self.answers = 0
-        self.finished = False  # whether the last answer ended by itself
+        self.finished = False  # the last answer ended with a stop token
         self.restart(config.system)
 
     def restart(self, system: str) -> None:
+        """Start a new conversation with this system message, which may be empty."""
         self.system = system
         self.messages = [{"role": "system", "content": system}] if system else []
 
     def prompt(self) -> list[int]:
-        """The ids to continue. The oldest exchanges are dropped, aloud, when the context is full."""
+        """Return the token ids to continue. The oldest exchanges are dropped and reported when the context is full.
+
+        Raises: UserError (USAGE) if the last message alone is too long.
+        """
         room = self.model.config.max_position_embeddings - min(
             self.config.max_new_tokens, self.model.config.max_position_embeddings // 2
         )
         if self.base_model:
-            start = self.tokenizer.endoftext if self.tokenizer.bos is None else self.tokenizer.bos
-            return [start, *self.tokenizer.encode(self.messages[-1]["content"])][-room:]
+            return [self.tokenizer.document_start, *self.tokenizer.encode(self.messages[-1]["content"])][-room:]
         while len(ids := chat.render(self.tokenizer, self.messages, generation_prompt=True).ids) > room:
             first = 1 if self.messages[0]["role"] == "system" else 0
             if len(self.messages) - first <= 1:
                 raise UserError(
-                    f"the message has {len(ids)} tokens; there is room for {room}", where="chat", fix="shorten it"
+                    f"the message has {len(ids)} tokens; the limit is {room}", where="chat", fix="shorten it"
                 )
             del self.messages[first : first + 2]
             say("(the oldest exchange was dropped: the context is full)")
         return ids
 
-    def answer(self, text: str) -> Iterator[str]:
-        """Pieces of the answer as they are written; the exchange is kept when it is complete or interrupted."""
+    def answer(self, text: str) -> Generator[str, None, None]:
+        """Yield the answer piece by piece. The exchange is kept, complete or interrupted."""
         self.messages.append({"role": "user", "content": text})
         try:
             ids = self.prompt()
@@ -89,40 +98,39 @@ class Talk:
         finally:
             self.messages.append({"role": "assistant", "content": written})
 
-    def take_back(self) -> str | None:
-        """Remove the last exchange; returns what the user had said."""
+    def undo(self) -> str | None:
+        """Remove the last exchange and return the user's message; None if there is none."""
         if len(self.messages) < 2 or self.messages[-1]["role"] != "assistant":
             return None
         self.messages.pop()
         return self.messages.pop()["content"]
 
 
-def run(config: ChatConfig, call: Call, prompts: Sequence[str] = (), *, stream: bool = True) -> dict[str, Any]:
-    """Answer `prompts` one after another in one conversation (printing the answers if `stream`), or, without any, talk."""
+def run(
+    config: ChatConfig, invocation: Invocation, prompts: Sequence[str] = (), *, stream: bool = True
+) -> dict[str, Any]:
+    """Answer `prompts` in turn in one conversation, printing the answers if `stream`; without prompts, chat interactively."""
     started = time.monotonic()
-    device = begin(config)
-    parent = find("chat", config.parent, fast=call.fast)
-    model = hub.load_causal_lm(parent.folder, device)
-    tokenizer = tokenizer_of(model, parent.folder)
-    parent.unchanged()
-    only_pretrained = f"/{PRETRAIN}/" in f"/{parent.folder.as_posix()}"
-    talk = Talk(model, tokenizer, config, base_model=only_pretrained or not tokenizer.has_chat_tokens)
-    mode = "a base model: it continues your text" if talk.base_model else "chat"
+    device = set_up(config)
+    parent = find_checkpoint("chat", config.parent, fast=invocation.fast)
+    model, tokenizer = load_language_model(parent, device)
+    session = ChatSession(model, tokenizer, config, base_model=not is_chat_model(parent.folder, tokenizer))
+    mode = "a base model: it continues your text" if session.base_model else "chat"
     say(f"{parent.folder} ({mode})")
     exchanges = []
     if prompts:
         for prompt in prompts:
             pieces = []
-            for piece in talk.answer(prompt):
+            for piece in session.answer(prompt):
                 pieces.append(piece)
                 if stream:
                     sys.stdout.write(piece)
                     sys.stdout.flush()
             if stream:
                 sys.stdout.write("\n")
-            exchanges.append({"prompt": prompt, "answer": "".join(pieces), "finished": talk.finished})
+            exchanges.append({"prompt": prompt, "answer": "".join(pieces), "finished": session.finished})
     else:
-        _converse(talk)
+        _converse(session)
     return {
         "schema_version": 1,
         "stage": "chat",
@@ -132,8 +140,8 @@ def run(config: ChatConfig, call: Call, prompts: Sequence[str] = (), *, stream: 
     }
 
 
-def _converse(talk: Talk) -> None:
-    """Read a line, write an answer, until the user leaves."""
+def _converse(session: ChatSession) -> None:
+    """Read messages and print answers until the user leaves."""
     if find_spec("readline"):  # history and editing, where the platform has it
         import readline  # noqa: F401
     say("/help lists the commands")
@@ -145,37 +153,37 @@ def _converse(talk: Talk) -> None:
             return
         if line in ("/quit", "/exit"):
             return
-        text = _command(talk, line) if line.startswith("/") else line
+        text = _command(session, line) if line.startswith("/") else line
         if text:
-            _write_answer(talk, text)
+            _write_answer(session, text)
 
 
-def _command(talk: Talk, line: str) -> str | None:
-    """Carry out a slash command; returns text to be answered, if the command asks for that."""
+def _command(session: ChatSession, line: str) -> str | None:
+    """Run a slash command. Returns a message to be answered, if the command results in one."""
     word, _, rest = line.partition(" ")
     if word == "/help":
         say(_HELP)
     elif word == "/clear":
-        talk.restart(talk.system)
+        session.restart(session.system)
     elif word == "/system":
-        talk.restart(rest.strip())
+        session.restart(rest.strip())
     elif word == "/undo":
-        say("taken back" if talk.take_back() is not None else "nothing to take back")
+        say("removed the last exchange" if session.undo() is not None else "there is no exchange to remove")
     elif word == "/retry":
-        return talk.take_back()
+        return session.undo()
     else:
-        say(f"no command {word}; /help lists them")
+        say(f"unknown command {word}; /help lists the commands")
     return None
 
 
-def _write_answer(talk: Talk, text: str) -> None:
-    pieces = talk.answer(text)
+def _write_answer(session: ChatSession, text: str) -> None:
+    pieces = session.answer(text)
     try:
         for piece in pieces:
             sys.stdout.write(piece)
             sys.stdout.flush()
     except KeyboardInterrupt:
-        pieces.close()  # what was written stays in the conversation
+        pieces.close()  # what has been written stays in the conversation
     except UserError as error:
         say(str(error))
     sys.stdout.write("\n")

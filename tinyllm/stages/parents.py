@@ -1,7 +1,7 @@
-"""Where runs lie, and which checkpoint a stage starts from.
+"""Locations of runs, and the checkpoint that a stage starts from.
 
-A stage that is not told its parent takes the newest finished run of the stage before it, says which, and records its hash. A rehearsal
-(`--fast-dev-run`) starts from rehearsals, anything else never does. Nothing is ever replaced by fresh weights.
+Without --checkpoint a stage starts from the newest completed run of the stage before it, reports which, and records its hash. A
+fast-dev-run starts only from fast-dev-runs, and other runs never do. A missing checkpoint is an error, never replaced by fresh weights.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tinyllm.train.run import COMPLETED, FAST_DEV_RUN, read_facts
 RUNS = Path("runs")
 PRETRAIN, SFT_FULL, SFT_LORA = "pretrain", "sft/full", "sft/peft/lora"
 REWARD, OFFLINE, ONLINE = "rlhf/rm", "rlhf/offline", "rlhf/online"
-BEFORE = {  # stage -> the places its parent may lie, in the order they are tried
+PARENT_PLACES = {  # stage -> folders of runs that it can start from, in the order of preference
     "sft": (PRETRAIN,),
     "rm": (SFT_FULL, SFT_LORA),
     "align-offline": (SFT_FULL, SFT_LORA),
@@ -36,38 +36,47 @@ _File = tuple[Path, int, int, int]  # inode, size, time of the last change
 
 @dataclass(frozen=True)
 class Parent:
-    """A checkpoint that exists and whose files are what its manifest says."""
+    """A verified checkpoint: its files are those that its manifest lists."""
 
     folder: Path
-    sha256: str  # of its manifest; empty for a model from elsewhere, which has none
-    files: tuple[_File, ...] = field(default=(), repr=False)  # as they were when they were verified
+    sha256: str  # of its manifest; empty for a model from elsewhere
+    files: tuple[_File, ...] = field(default=(), repr=False)  # as they were when verified
 
-    def unchanged(self) -> None:
-        """Called when all has been loaded. UserError (INTEGRITY) where a file is not the one that was verified."""
+    def check_unchanged(self) -> None:
+        """Call it after loading. Raises: UserError (INTEGRITY) if a file is no longer the one that was verified."""
         now = [file for part in _parts(self.folder) for file in _files(part)]
         for path, *_ in set(self.files) ^ set(now):
             fix = "run the command again"
             raise UserError("changed while it was being read", where=str(path), fix=fix, code=INTEGRITY)
 
     def facts(self) -> dict[str, Any]:
+        """Return what run.json records about it."""
         return {"checkpoint": self.folder.as_posix(), "manifest_sha256": self.sha256 or None}
 
 
-def find(stage: str, given: Path | None, *, fast: bool) -> Parent:
-    """The checkpoint `given`, or the newest fitting one. UserError (exit 2) with the command that makes one where there is none."""
+def find_checkpoint(stage: str, given: Path | None, *, fast: bool) -> Parent:
+    """Return the checkpoint `given`, or the best one of the newest completed run that `stage` can start from.
+
+    Args:
+        stage: a key of `PARENT_PLACES`; with `given`, any name.
+        given: a checkpoint, or a run, whose best checkpoint is meant.
+        fast: look for a fast-dev-run.
+
+    Raises: UserError if there is none (USAGE), or its files are damaged (INTEGRITY).
+    """
     if given is not None:
-        return _checked(_inside(given))
-    for place in BEFORE[stage]:
+        return _verified(_checkpoint_in(given))
+    for place in PARENT_PLACES[stage]:
         candidates = [run for run in _runs(place) if (FAST_DEV_RUN in run.name) == fast and _completed(run)]
         if candidates:
             newest = max(candidates, key=lambda run: str(read_facts(run).get("ended")))
-            return _checked(newest / "checkpoints" / checkpoint.BEST)
+            return _verified(newest / "checkpoints" / checkpoint.BEST)
     option = " --fast-dev-run" if fast else ""
-    needed = next(p for p in BEFORE[stage] if p in _COMMANDS)
+    needed = next(p for p in PARENT_PLACES[stage] if p in _COMMANDS)
     what = (
         "there is no reward model yet"
         if stage == "reward model"
-        else f"{stage} needs a checkpoint to start from, and there is none"
+        else f"{stage} needs a checkpoint to start from; none was found"
     )
     raise UserError(what, where=str(RUNS / needed), fix=f"run `{_COMMANDS[needed]}{option}` first")
 
@@ -79,20 +88,20 @@ def _runs(place: str) -> list[Path]:
 
 
 def _completed(run: Path) -> bool:
-    """The best checkpoint of a run that has not finished may be the one from before its first step."""
+    """Return True for a completed run. The best checkpoint of any other may be the one from before its first step."""
     return read_facts(run).get("status") == COMPLETED
 
 
-def _inside(given: Path) -> Path:
-    """A checkpoint itself, or a run directory whose best one is meant."""
+def _checkpoint_in(given: Path) -> Path:
+    """Return `given` if it is a checkpoint, or the best checkpoint of a run directory."""
     for folder in (given, given / "checkpoints" / checkpoint.BEST, given / checkpoint.BEST):
         if any((folder / name).is_file() for name in ("config.json", _ADAPTER)) or _is_own(folder):
             return folder
     raise UserError(f"no checkpoint at {given}", where="--checkpoint", fix="name a run or a checkpoint directory")
 
 
-def _checked(folder: Path) -> Parent:
-    """The link followed, so that what is recorded is the step and not `ckpt_best`; its files verified if it has a manifest."""
+def _verified(folder: Path) -> Parent:
+    """Verify a checkpoint. A link is followed, so that the step is recorded and not `ckpt_best`."""
     folder = folder.parent.resolve() / folder.resolve().name if folder.is_symlink() else folder
     if folder.is_absolute() and folder.is_relative_to(Path.cwd()):
         folder = folder.relative_to(Path.cwd())
@@ -105,12 +114,14 @@ def _checked(folder: Path) -> Parent:
 
 
 def _parts(folder: Path) -> Iterator[Path]:
-    """A checkpoint and, of an adapter, its base, whose files are not in the adapter's manifest."""
+    """Yield the checkpoint and, for an adapter, its base, whose files are not in the adapter's manifest."""
     yield folder
     if (folder / _ADAPTER).is_file():
-        from tinyllm.model import described  # settings take a tenth of a second, and `explain` needs none
+        from tinyllm.model import (
+            hf_config,  # importing pydantic models takes a tenth of a second, which `explain` can do without
+        )
 
-        yield described.base_folder(folder, described.read_adapter(folder)[1])
+        yield hf_config.base_folder(folder, hf_config.read_adapter(folder)[1])
 
 
 def _files(folder: Path) -> list[_File]:
@@ -119,11 +130,11 @@ def _files(folder: Path) -> list[_File]:
 
 
 def _verify(folder: Path) -> None:
-    """What has no manifest comes from elsewhere; our own checkpoints are never without one."""
+    """Verify a folder against its manifest. A model from elsewhere has none; a checkpoint of a run without one is damaged."""
     if (folder / checkpoint.MANIFEST).is_file() or _is_own(folder):
         checkpoint.verify(folder)
 
 
 def _is_own(folder: Path) -> bool:
-    """Whether a run has written it, whatever is left of it."""
+    """Return True for a folder named as a run's checkpoint, whatever its content."""
     return folder.resolve() in checkpoint.steps(folder.resolve().parent)

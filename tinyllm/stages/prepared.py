@@ -1,26 +1,27 @@
-"""Whether prepared data still are what a configuration asks for, without reading all text again.
+"""Decide whether prepared data are still current, without reading all text again.
 
-`prepared.json` keeps, beside a fingerprint of the settings and of every file's content, each file's size, time of change and inode. A file
-whose three are what they were is taken for unchanged; of any other the content is hashed and compared. What this cannot notice is a
-change of content that keeps the size and sets the time back; `tinyllm data prepare` under another --name reads everything. A file that
-was changed within two seconds before it was read is not trusted by its time (two changes can fall into one tick of a file system's clock).
+`prepared.json` holds a fingerprint of the settings and of every file's content, and each file's size, modification time and inode. A file
+with the same three is taken as unchanged; any other is hashed and compared. A change that keeps the size and resets the time is not
+noticed; `tinyllm data prepare` under another --name reads everything. A file modified within two seconds before it was read is always
+hashed, because two changes can have the same time stamp.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tinyllm.data import records
-from tinyllm.data.files import is_pipe, reading
-from tinyllm.data.manifest import VERSION
-from tinyllm.stages.config import PretrainConfig, is_world
+from tinyllm.data.config import is_world
+from tinyllm.data.sources.errors import reading
+from tinyllm.data.sources.paths import expand, is_pipe
+from tinyllm.data.tokens.manifest import VERSION
+from tinyllm.io.files import sha256, write_text_atomically
+from tinyllm.stages.config import PretrainConfig
 from tinyllm.text.tokenizer import Tokenizer
 
 RECORD = "prepared.json"
@@ -28,16 +29,16 @@ _RACY_SECONDS = 2
 
 
 @dataclass(frozen=True)
-class Stamp:
-    """What tells that a file is the same without reading it."""
+class FileStamp:
+    """Identifies the state of a file without reading it."""
 
     size: int
     mtime_ns: int
     inode: int
 
     @classmethod
-    def of(cls, path: str | Path) -> Stamp | None:
-        """None for what changed a moment ago, or is no file."""
+    def of(cls, path: str | Path) -> FileStamp | None:
+        """Return the stamp of a file; None if it was modified a moment ago, or is no file."""
         if not Path(path).is_file():
             return None
         found = Path(path).stat()
@@ -46,53 +47,61 @@ class Stamp:
 
 
 @dataclass(frozen=True)
-class Seen:
+class SourceFile:
     """One source file as it was read."""
 
     path: str
     sha256: str
-    stamp: Stamp | None
+    stamp: FileStamp | None
 
     @classmethod
-    def now(cls, path: str, known: Mapping[str, Seen]) -> Seen:
-        """The file as it is: by its stamp if that is known, else by reading it."""
-        stamp = Stamp.of(path)
+    def now(cls, path: str, known: Mapping[str, SourceFile]) -> SourceFile:
+        """Return the file as it is now. It is read only if its stamp is not that of the known file."""
+        stamp = FileStamp.of(path)
         if path in known and stamp is not None and known[path].stamp == stamp:
             return known[path]
-        with reading(path), Path(path).open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return cls(path, digest, stamp if Stamp.of(path) == stamp else None)
+        with reading(path):
+            digest = sha256(Path(path))
+        return cls(path, digest, stamp if FileStamp.of(path) == stamp else None)
 
 
 def fingerprint(config: PretrainConfig, folder: Path) -> str:
-    """A hash of everything that shapes the shards in `folder`: the files' content, the reading options, the tokenizer."""
-    return _digest(config, _current(config, folder))
+    """Return a hash of everything that shapes the shards in `folder`: content of the files, reading options and tokenizer."""
+    return _digest(config, _current_files(config, folder))
 
 
-def holds(folder: Path, config: PretrainConfig) -> bool:
-    """Whether what was made in `folder` is what `config` asks for."""
-    record = _read(folder)
-    if record.get("settings") != _settings(config):
-        return False  # no text need be read to know that
-    files = _current(config, folder)
-    if record.get("fingerprint") != _digest(config, files):
+def is_current(folder: Path, config: PretrainConfig) -> bool:
+    """Return True if the data in `folder` are what `config` asks for."""
+    recorded = _read(folder)
+    if recorded.get("settings") != _settings(config):
+        return False  # decided without reading any text
+    files = _current_files(config, folder)
+    if recorded.get("fingerprint") != _digest(config, files):
         return False
-    if record.get("files") != [
-        asdict(file) for file in files
-    ]:  # copied or touched: known by their new stamps from now on
-        _save(folder, record | {"files": [asdict(file) for file in files]})
+    stamped = [asdict(file) for file in files]
+    if recorded.get("files") != stamped:  # copied or touched files: remember their new stamps
+        _save(folder, recorded | {"files": stamped})
     return True
 
 
-def write(folder: Path, config: PretrainConfig, files: Sequence[Seen], sources: Sequence[dict[str, Any]]) -> None:
-    """Remember that `folder` was made from these files, in the order of the configuration, and now holds what it asks for."""
+def record(
+    folder: Path, config: PretrainConfig, files: Sequence[SourceFile], sources: Sequence[dict[str, Any]]
+) -> None:
+    """Record that the data in `folder` were made from these files, in the order of the configuration."""
     made_from = {"config": config.model_dump(mode="json"), "sources": list(sources)}
     known = {"settings": _settings(config), "files": [asdict(file) for file in files]}
     _save(folder, {"fingerprint": _digest(config, files), **known, **made_from})
 
 
-def forget(folder: Path) -> None:
+def invalidate(folder: Path) -> None:
+    """Make `is_current` return False."""
     (folder / RECORD).unlink(missing_ok=True)
+
+
+def is_read_once(source: str) -> bool:
+    """Return True for a source that is gone once it was read: standard input, or a pipe given by its path."""
+    path = Path(source).expanduser()
+    return source == "-" or (path.exists() and is_pipe(path))
 
 
 def _settings(config: PretrainConfig) -> dict[str, Any]:
@@ -105,37 +114,31 @@ def _settings(config: PretrainConfig) -> dict[str, Any]:
     return found
 
 
-def _digest(config: PretrainConfig, files: Sequence[Seen]) -> str:
-    """Over the settings and, source by source, the content; where the files lie does not count."""
+def _digest(config: PretrainConfig, files: Sequence[SourceFile]) -> str:
+    """Return a hash over the settings and the content of each source. The location of the files does not count."""
     rest = iter(files)
-    sides = [
-        [[source] if paths is None else [next(rest).sha256 for _ in paths] for source, paths in _sources(side)]
-        for side in (config.data.train, config.data.val)
+    contents = [
+        [[source] if paths is None else [next(rest).sha256 for _ in paths] for source, paths in _paths(sources)]
+        for sources in (config.data.train, config.data.val)
     ]
-    return hashlib.sha256(json.dumps([_settings(config), sides], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([_settings(config), contents], sort_keys=True).encode()).hexdigest()
 
 
-def _sources(side: Sequence[str]) -> Iterator[tuple[str, list[Path] | None]]:
-    """Each source with its files; None for the world and for pipes, which are known by their names alone."""
-    for source in side:
-        yield source, None if is_world(source) or read_once(source) else records.expand([source])
+def _paths(sources: Sequence[str]) -> Iterator[tuple[str, list[Path] | None]]:
+    """Yield each source with its files; None for the bundled world and for pipes, which are identified by their names."""
+    for source in sources:
+        yield source, None if is_world(source) or is_read_once(source) else expand([source])
 
 
-def read_once(source: str) -> bool:
-    """Whether a source is gone when it was read: standard input, or a pipe by its path."""
-    path = Path(source).expanduser()
-    return source == "-" or (path.exists() and is_pipe(path))
+def _current_files(config: PretrainConfig, folder: Path) -> list[SourceFile]:
+    known = _known_files(_read(folder))
+    sources = (*config.data.train, *config.data.val)
+    return [SourceFile.now(str(path), known) for _, paths in _paths(sources) for path in paths or ()]
 
 
-def _current(config: PretrainConfig, folder: Path) -> list[Seen]:
-    known = _known(_read(folder))
-    sides = (*config.data.train, *config.data.val)
-    return [Seen.now(str(path), known) for _, paths in _sources(sides) for path in paths or ()]
-
-
-def _known(record: dict[str, Any]) -> dict[str, Seen]:
+def _known_files(recorded: dict[str, Any]) -> dict[str, SourceFile]:
     try:
-        files = [Seen(**row | {"stamp": row["stamp"] and Stamp(**row["stamp"])}) for row in record["files"]]
+        files = [SourceFile(**row | {"stamp": row["stamp"] and FileStamp(**row["stamp"])}) for row in recorded["files"]]
     except (TypeError, KeyError):  # of an earlier version, or damaged: read everything
         return {}
     return {file.path: file for file in files}
@@ -149,7 +152,5 @@ def _read(folder: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _save(folder: Path, record: dict[str, Any]) -> None:
-    draft = folder / f"{RECORD}.new"
-    draft.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    os.replace(draft, folder / RECORD)
+def _save(folder: Path, content: dict[str, Any]) -> None:
+    write_text_atomically(folder / RECORD, json.dumps(content, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""`tinyllm rm`: a reward model from preference pairs, on the supervised model's decoder."""
+"""`tinyllm rm`: train a reward model on preference pairs, starting from the decoder of a fine-tuned model."""
 
 from __future__ import annotations
 
@@ -6,41 +6,44 @@ from functools import partial
 from typing import Any
 
 from tinyllm.algorithms import bradley_terry
+from tinyllm.data import validation
+from tinyllm.data.loading import length_limit, preference_dataset
+from tinyllm.data.splits import read_split
 from tinyllm.errors import UserError
 from tinyllm.model import hub
-from tinyllm.stages import preflight
-from tinyllm.stages.common import Call, Files, begin, facts_of, held_out, load_policy, result, source_of
+from tinyllm.stages.checkpoint_files import CheckpointFiles
+from tinyllm.stages.common import load_policy, make_source, run_facts, set_up, stage_result
 from tinyllm.stages.config import RmConfig
-from tinyllm.stages.fit import Fit, Job
+from tinyllm.stages.held_out import held_out_loss
 from tinyllm.stages.parents import REWARD, RUNS
-from tinyllm.stages.reading import preferences_from, read_split, room_of
+from tinyllm.train.job import Job
+from tinyllm.train.run import Invocation
+from tinyllm.train.trainer import Trainer
 
 
-def run(config: RmConfig, call: Call) -> dict[str, Any]:
+def run(config: RmConfig, invocation: Invocation) -> dict[str, Any]:
+    """Train a reward model and return the stage's result."""
     if config.lora is not None:
-        raise UserError("reward models are trained whole", where="lora", fix="remove the section lora")
-    device = begin(config)
-    policy, tokenizer, parent = load_policy("rm", config, call, device)
+        raise UserError("a reward model cannot be trained with LoRA", where="lora", fix="remove the section lora")
+    device = set_up(config)
+    policy, tokenizer, parent = load_policy("rm", config, invocation, device)
     train, val, sources = read_split(config.data, "pairs", config.seed, noise=config.noise)
-    room = room_of(config, policy.config.max_position_embeddings)
-    dataset = preferences_from(train, tokenizer, room, "train")
-    held = preferences_from(val, tokenizer, room, "val")
-    preflight.settle(preflight.batch(len(dataset), config.train.batch_size, "pairs"))
+    limit = length_limit(config.data, policy.config.max_position_embeddings)
+    dataset = preference_dataset(train, tokenizer, limit, "train")
+    held_out = preference_dataset(val, tokenizer, limit, "val")
+    validation.report_findings(validation.check_batch_size(len(dataset), config.train.batch_size, "pairs"))
     model = hub.scorer_from(policy, config.seed)
     folder = RUNS / REWARD / config.name
-    run = call.open(folder, facts_of(model, tokenizer, sources, config.seed, parent))
-    files = Files(model, tokenizer)
+    run = invocation.open(folder, run_facts(model, tokenizer, sources, config.seed, parent))
     job = Job(
         title="rm",
         model=model,
+        files=CheckpointFiles(model, tokenizer, stage="rm"),
         loss=partial(bradley_terry.loss, config.bradley_terry),
-        source=source_of(dataset, config),
-        evaluate=held_out(source_of(held, config), config),
-        write=files.write,
-        restore=files.restore,
+        source=make_source(dataset, config),
+        evaluate=held_out_loss(make_source(held_out, config), config),
         train=config.train,
         optim=config.optim,
         seed=config.seed,
     )
-    fitted = Fit(run, job).go()
-    return result("rm", fitted, folder, "accuracy")
+    return stage_result("rm", Trainer(run, job).train(), folder, "accuracy")

@@ -1,57 +1,73 @@
-"""`tinyllm sft`: conversations; the loss covers what the assistant said, its end token included. Full weights or LoRA."""
+"""`tinyllm sft`: supervised fine-tuning on conversations, of all weights or with LoRA.
+
+The loss covers what the assistant says, its end token included.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from tinyllm.algorithms import next_token
-from tinyllm.stages import preflight
-from tinyllm.stages.common import Call, Files, base_of, begin, facts_of, held_out, load_policy, result, source_of
+from tinyllm.data import validation
+from tinyllm.data.config import is_world
+from tinyllm.data.loading import length_limit, sft_dataset, token_prompts
+from tinyllm.data.splits import read_split
+from tinyllm.model.transformer import CausalLM
+from tinyllm.rollout.judging import evaluate_policy, gold_judge
+from tinyllm.stages.checkpoint_files import CheckpointFiles, adapter_base
+from tinyllm.stages.common import load_policy, make_source, run_facts, set_up, stage_result
 from tinyllm.stages.config import SftConfig
-from tinyllm.stages.fit import Fit, Job
-from tinyllm.stages.judging import answer_figures, gold_judge
+from tinyllm.stages.held_out import held_out_loss
 from tinyllm.stages.parents import RUNS, SFT_FULL, SFT_LORA
-from tinyllm.stages.reading import answers_from, is_world, prompts_from, read_split, room_of
+from tinyllm.text.tokenizer import Tokenizer
 from tinyllm.train.engine import Engine
+from tinyllm.train.job import Job
+from tinyllm.train.run import Invocation
+from tinyllm.train.trainer import Trainer
 
 
-def run(config: SftConfig, call: Call) -> dict[str, Any]:
-    device = begin(config)
-    model, tokenizer, parent = load_policy("sft", config, call, device)
+def run(config: SftConfig, invocation: Invocation) -> dict[str, Any]:
+    """Fine-tune the parent and return the stage's result."""
+    device = set_up(config)
+    model, tokenizer, parent = load_policy("sft", config, invocation, device)
     train, val, sources = read_split(
         config.data, "conversations", config.seed, wrong=config.wrong, flawed=config.flawed
     )
-    room = room_of(config, model.config.max_position_embeddings)
-    dataset = answers_from(train, tokenizer, room, "train", packing=config.packing)
-    loss_on_val = held_out(source_of(answers_from(val, tokenizer, room, "val"), config), config)
-    preflight.settle(preflight.batch(len(dataset), config.train.batch_size, "rows" if config.packing else "records"))
-    evaluate = loss_on_val
-    if all(map(is_world, config.data.train)):  # the world knows what a right answer is
-        _, asked, _ = read_split(
-            config.data.model_copy(update={"train": ("world:1",), "val": ()}), "prompts", config.seed
-        )
-        prompts = prompts_from(asked[: config.train.eval_rows], tokenizer, config.data.max_length, "questions")
-        judge = gold_judge(tokenizer)
-
-        def evaluate(engine: Engine) -> dict[str, float]:
-            return loss_on_val(engine) | answer_figures(model, prompts, judge, tokenizer, temperature=0.0)
-
+    limit = length_limit(config.data, model.config.max_position_embeddings)
+    dataset = sft_dataset(train, tokenizer, limit, "train", packing=config.packing)
+    held_out = sft_dataset(val, tokenizer, limit, "val")
+    validation.report_findings(
+        validation.check_batch_size(len(dataset), config.train.batch_size, "rows" if config.packing else "records")
+    )
+    evaluate = held_out_loss(make_source(held_out, config), config)
+    if all(map(is_world, config.data.train)):
+        evaluate = _with_right_answers(evaluate, model, tokenizer, config)
     folder = RUNS / (SFT_LORA if config.lora else SFT_FULL) / config.name
-    run = call.open(folder, facts_of(model, tokenizer, sources, config.seed, parent))
-    base = base_of(model, tokenizer, parent, folder) if config.lora else ""
-    files = Files(model, tokenizer, adapter=config.lora, base=base)
+    run = invocation.open(folder, run_facts(model, tokenizer, sources, config.seed, parent))
+    base = adapter_base(model, tokenizer, parent, folder) if config.lora else ""
     job = Job(
         title="sft (LoRA)" if config.lora else "sft",
         model=model,
+        files=CheckpointFiles(model, tokenizer, stage="sft", adapter=config.lora, base=base),
         loss=partial(next_token.loss, next_token.Settings()),
-        source=source_of(dataset, config),
+        source=make_source(dataset, config),
         evaluate=evaluate,
-        write=files.write,
-        restore=files.restore,
         train=config.train,
         optim=config.optim,
         seed=config.seed,
     )
-    fitted = Fit(run, job).go()
-    return result("sft-lora" if config.lora else "sft", fitted, folder, "loss")
+    trained = Trainer(run, job).train()
+    return stage_result("sft-lora" if config.lora else "sft", trained, folder, "loss")
+
+
+def _with_right_answers(
+    evaluate: Callable[[Engine], dict[str, float]], model: CausalLM, tokenizer: Tokenizer, config: SftConfig
+) -> Callable[[Engine], dict[str, float]]:
+    """Return `evaluate` extended by figures of greedy answers to held-out questions of the bundled world, which knows the right ones."""
+    questions = config.data.model_copy(update={"train": ("world:1",), "val": ()})
+    _, records, _ = read_split(questions, "prompts", config.seed)
+    prompts = token_prompts(records[: config.train.eval_rows], tokenizer, config.data.max_length, "questions")
+    judge = gold_judge(tokenizer)
+    return lambda engine: evaluate(engine) | evaluate_policy(model, prompts, judge, tokenizer, temperature=0.0)

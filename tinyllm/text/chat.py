@@ -1,11 +1,10 @@
-"""Chat messages to token ids and a loss mask: the one place where a conversation becomes tokens.
+"""Chat messages to token ids and a loss mask: the only place where a conversation becomes tokens.
 
-ChatML: `<|im_start|>role\\ncontent<|im_end|>\\n`. Ids are joined segment by segment, structure by id and text by
-`Tokenizer.encode`, so no text can forge a turn. The mask is built in the same pass. `CHAT_TEMPLATE` says the same in
-Jinja for other programs and is never rendered here; tests hold the two to equal ids.
+ChatML: `<|im_start|>role\\ncontent<|im_end|>\\n`. Ids are joined segment by segment, structure by id and text by `Tokenizer.encode`, so
+that no text can produce a control token. The mask is built in the same pass. `text.template` holds the same layout in Jinja for other
+programs.
 
-Left out: tool-call objects and images (content is a string), truncation (the data floor decides), a default system
-prompt.
+Left out: tool-call objects and images (content is a string), truncation (the data room decides), a default system prompt.
 """
 
 from __future__ import annotations
@@ -13,58 +12,40 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from tinyllm.errors import UserError
 
-if TYPE_CHECKING:
-    from tinyllm.text.tokenizer import Tokenizer  # which imports CHAT_TEMPLATE from here
+if TYPE_CHECKING:  # importing the tokenizers library takes time, which checking messages does not need
+    from tinyllm.text.tokenizer import Tokenizer
 
 ROLES = ("system", "user", "assistant", "tool")
 OTHER_NAMES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "observation": "tool"}
 
-# Every tag strips the white space around it and every newline that counts is a string: `-%}` would swallow a literal
-# one. Content is trimmed so that a text tokenised whole splits at the same places as ours. The generation block marks
-# what transformers counts as the assistant's tokens.
-CHAT_TEMPLATE = """\
-{%- for message in messages -%}
-{{- '<|im_start|>' + message['role'] + '\\n' -}}
-{%- if message['role'] == 'assistant' -%}
-{%- generation -%}
-{{- message['content'] | trim + '<|im_end|>' -}}
-{%- endgeneration -%}
-{%- else -%}
-{{- message['content'] | trim + '<|im_end|>' -}}
-{%- endif -%}
-{{- '\\n' -}}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-{{- '<|im_start|>assistant\\n' -}}
-{%- endif -%}
-"""
-
 
 class Message(TypedDict):
+    """One turn of a conversation; `role` is one of `ROLES`."""
+
     role: str
     content: str
 
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """One conversation: `ids` and, equally long, `mask`, True on what the assistant says and its `<|im_end|>`."""
+    """One conversation as tokens: `ids` and, of the same length, `mask`, True on the assistant's content and its `<|im_end|>`."""
 
     ids: list[int]
     mask: list[bool]
 
 
 def render(tokenizer: Tokenizer, messages: Sequence[Message], *, generation_prompt: bool = False) -> Rendered:
-    """Ids and mask of one conversation that passed `validate_messages`.
+    """Return ids and mask of one conversation that passed `validate_messages`.
 
     Args:
-        generation_prompt: end with `<|im_start|>assistant\\n`, so that the model speaks next.
+        generation_prompt: end with `<|im_start|>assistant\\n`, so that the model writes the next turn.
 
     Raises:
-        UserError: a tokenizer without chat tokens; a lone surrogate.
+        UserError: a tokenizer without chat tokens, or a lone surrogate in a text.
     """
     return render_many(tokenizer, [messages], generation_prompt=generation_prompt)[0]
 
@@ -72,7 +53,7 @@ def render(tokenizer: Tokenizer, messages: Sequence[Message], *, generation_prom
 def render_many(
     tokenizer: Tokenizer, conversations: Sequence[Sequence[Message]], *, generation_prompt: bool = False
 ) -> list[Rendered]:
-    """`render` of each conversation, with all texts encoded in one batch."""
+    """Return `render` of each conversation, with all texts encoded in one batch."""
     if tokenizer.im_start is None or tokenizer.im_end is None:
         raise UserError(
             "this tokenizer has no chat tokens <|im_start|> and <|im_end|>",
@@ -80,7 +61,7 @@ def render_many(
         )
     heads = dict(zip(ROLES, tokenizer.encode_batch([f"{role}\n" for role in ROLES]), strict=True))
     newline = tokenizer.encode("\n")
-    # Encoded with its role in front: a sentencepiece-style vocabulary puts a space before a text that stands alone.
+    # Encoded with the role in front: a sentencepiece-style vocabulary puts a space before a text encoded on its own.
     texts = [f"{m['role']}\n{m['content'].strip()}" for messages in conversations for m in messages]
     encoded = iter(tokenizer.encode_batch(texts))
     rendered = []
@@ -89,7 +70,7 @@ def render_many(
         mask: list[bool] = []
         for message in messages:
             head, body = heads[message["role"]], next(encoded)
-            # An imported vocabulary may join the line break to the text; a turn must still start like its prompt.
+            # An imported vocabulary may merge the line break with the text; a turn must still start as its generation prompt does.
             split = body[: len(head)] == head
             content = body[len(head) :] if split else tokenizer.encode(message["content"].strip())
             ids += [tokenizer.im_start, *head, *content, tokenizer.im_end, *newline]
@@ -106,88 +87,92 @@ def render_many(
 def completion_ids(
     tokenizer: Tokenizer, prompt: Sequence[Message], completion: Sequence[Message]
 ) -> tuple[list[int], list[int]]:
-    """Split one exchange where the model starts to speak.
+    """Tokenize one exchange, split where the model's answer begins.
 
     Args:
-        prompt: the turns before; may be empty.
+        prompt: the turns before the answer; may be empty.
         completion: exactly one assistant message.
 
     Returns:
-        the ids of the prompt up to and including `<|im_start|>assistant\\n`; those of the answer with its `<|im_end|>`.
+        the ids of the prompt up to and including `<|im_start|>assistant\\n`; the ids of the answer with its `<|im_end|>`.
+
+    Raises:
+        UserError: another completion; see also `render`.
     """
     if [message["role"] for message in completion] != ["assistant"]:
         raise UserError(
-            f"a completion is one assistant message, this one has {len(completion)} message(s): "
-            + ", ".join(message["role"] for message in completion),
+            f"a completion must be one assistant message, found {len(completion)}: "
+            + (", ".join(message["role"] for message in completion) or "none"),
             fix="move the earlier turns into the prompt",
         )
     before = render(tokenizer, prompt, generation_prompt=True).ids
     whole = render(tokenizer, [*prompt, *completion])
-    said = sum(whole.mask[len(before) :])
-    return before, whole.ids[len(before) : len(before) + said]
+    length = sum(whole.mask[len(before) :])
+    return before, whole.ids[len(before) : len(before) + length]
 
 
 def validate_messages(messages: object, where: str, *, require_assistant: bool = False, path: str = "messages") -> None:
-    """Refuse anything but a list of {"role", "content"} with known roles and text contents.
+    """Refuse anything but a list of {"role", "content"} with known roles and text as content.
 
     Args:
-        messages: what a file or a request held.
-        where: the file and line it came from; may be empty.
-        require_assistant: at least one assistant turn, as training needs.
+        messages: a value read from a file or a request.
+        where: its file and line; may be empty.
+        require_assistant: refuse a conversation without an assistant turn, which has nothing to train on.
         path: the name of the field, for the JSON path in errors such as `messages[2].role`.
 
     Raises:
-        UserError: the first fault, with its place and what is allowed there.
+        UserError: the first fault, with its location and the values allowed there.
     """
-    place = f"{where}, {path}" if where else path
+    where = f"{where}, {path}" if where else path
     if not isinstance(messages, list):
-        raise UserError(f"expected a list of messages, found {_kind(messages)}", where=place, fix=_EXAMPLE)
+        raise UserError(f"expected a list of messages, found {_kind(messages)}", where=where, fix=_EXAMPLE)
     if not messages:
-        raise UserError("a conversation without messages", where=place, fix="remove this row")
+        raise UserError("the conversation has no messages", where=where, fix="remove this row")
     for i, message in enumerate(messages):
-        _check_message(message, f"{place}[{i}]")
+        _check_message(message, f"{where}[{i}]")
         if i and message["role"] == messages[i - 1]["role"] != "tool":
             raise UserError(
-                f"two {message['role']} messages in a row", where=f"{place}[{i}].role", fix="join them into one message"
+                f"two {message['role']} messages in a row", where=f"{where}[{i}].role", fix="join them into one message"
             )
     if require_assistant and all(message["role"] != "assistant" for message in messages):
-        raise UserError("no assistant message to learn from", where=place, fix="add the assistant's answer")
+        raise UserError("no assistant message to learn from", where=where, fix="add the assistant's answer")
 
 
 _EXAMPLE = 'write it as [{"role": "user", "content": "…"}]'
 
 
-def _check_message(message: object, place: str) -> None:
+def _check_message(message: object, where: str) -> None:
     if not isinstance(message, dict):
-        raise UserError(f"expected an object with role and content, found {_kind(message)}", where=place, fix=_EXAMPLE)
+        raise UserError(f"expected an object with role and content, found {_kind(message)}", where=where, fix=_EXAMPLE)
     for key in ("role", "content"):
         if key not in message:
             found = ", ".join(map(str, message)) or "nothing"
             raise UserError(
-                f"no {key!r}; found: {found}{_guess(key, message)}", where=place, fix=f"name the field {key!r}"
+                f"no {key!r}; found: {found}{_suggestion(key, message)}", where=where, fix=f"name the field {key!r}"
             )
         if not isinstance(message[key], str):
             raise UserError(
                 f"{key} must be a string, found {_kind(message[key])}",
-                where=f"{place}.{key}",
+                where=f"{where}.{key}",
                 fix=f"write {key} as a string",
             )
     role, content = message["role"], message["content"]
     if role not in ROLES:
         near = [OTHER_NAMES[role]] if role in OTHER_NAMES else difflib.get_close_matches(role.lower(), ROLES, 1)
         hint = f" - did you mean {near[0]!r}?" if near else ""
-        raise UserError(f"unknown role {role!r}{hint}", where=f"{place}.role", fix=f"use one of: {', '.join(ROLES)}")
+        raise UserError(f"unknown role {role!r}{hint}", where=f"{where}.role", fix=f"use one of: {', '.join(ROLES)}")
     try:
         content.encode()
     except UnicodeEncodeError as error:
         raise UserError(
-            f"lone surrogate at character {error.start}: not text",
-            where=f"{place}.content",
+            f"lone surrogate at character {error.start}, which is not valid text",
+            where=f"{where}.content",
             fix="remove that character",
         ) from error
 
 
-def _guess(key: str, message: dict) -> str:
+def _suggestion(key: str, message: dict[Any, Any]) -> str:
+    """Return ` - did you mean 'from'?` where another key of the message is a known or near spelling of `key`, else ""."""
     names = {"role": ["from", "speaker"], "content": ["value", "text"]}[key]
     others = [str(name) for name in message if name not in ("role", "content")]
     near = [name for name in others if name.lower() in names] or difflib.get_close_matches(key, others, 1)
@@ -195,7 +180,7 @@ def _guess(key: str, message: dict) -> str:
 
 
 def _kind(value: object) -> str:
-    """A value's type in JSON's words."""
+    """Return the JSON name of a value's type."""
     kinds = {
         dict: "an object",
         list: "a list",

@@ -1,7 +1,7 @@
-"""Vocabularies from elsewhere, told apart by looking inside: each becomes the content of a tokenizer.json.
+"""Vocabularies of other programs, recognized by their content and converted to the content of a tokenizer.json.
 
-`tokenizer.json` · `vocab.json` with `merges.txt` (also as GPT-2 first named them, `encoder.json` with `vocab.bpe`) · sentencepiece's
-`tokenizer.model` · llama2.c's `tokenizer.bin`. Left out, and refused by name: tiktoken (its file has no split pattern), WordPiece, GGUF.
+`tokenizer.json` · `vocab.json` with `merges.txt` (also under GPT-2's first names, `encoder.json` with `vocab.bpe`) · sentencepiece's
+`tokenizer.model` · llama2.c's `tokenizer.bin`. Left out and refused by name: tiktoken (its file has no split pattern), WordPiece, GGUF.
 """
 
 from __future__ import annotations
@@ -18,35 +18,38 @@ from tinyllm.text import sentencepiece, vocabulary
 _PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 _FILES = ("tokenizer.json", *(vocab for vocab, _ in _PAIRS), "tokenizer.model", "tokenizer.bin")
 _ENDOFTEXT = "<|endoftext|>"
+_OTHER_SUFFIXES = (".model", ".tiktoken", ".gguf")
 
 
 @dataclass(frozen=True)
 class Found:
-    """A vocabulary as it was read."""
+    """A vocabulary that was read from a file."""
 
     spec: dict[str, Any]
-    """as in tokenizer.json"""
+    """content of a tokenizer.json"""
     file: Path
     kind: str
-    """for people"""
+    """kind of the file, for messages"""
     config: dict[str, Any] = field(default_factory=dict)
     """special tokens by name, as in tokenizer_config.json, where the vocabulary itself names them"""
 
 
 def read(path: Path) -> Found:
-    """A file, or the first that is known in a folder.
+    """Read a vocabulary from a file, or from the first known file in a folder.
 
     Raises:
-        UserError: nothing there, or a kind that is left out (USAGE); damaged (INTEGRITY); unreadable (RESOURCES).
+        UserError: no vocabulary, or one of an unsupported kind (USAGE); a damaged one (INTEGRITY); an unreadable file (RESOURCES).
     """
-    file = _inside(path) if path.is_dir() else path
+    file = _file_in(path) if path.is_dir() else path
     if not file.is_file():
-        raise UserError("no tokenizer here", where=str(file), fix="train one with: tinyllm data tokenizer")
+        raise UserError("no tokenizer found", where=str(file), fix="train one with: tinyllm data tokenizer")
     data = b"" if file.suffix == ".json" else _bytes(file)
     if file.suffix == ".json" or data[:1] == b"{":
         spec = vocabulary.read_json(file)
-        ids = bool(spec) and all(type(value) is int for value in spec.values())  # "model" is a word of GPT-2's too
-        return _pair(file, spec) if ids else Found(spec, file, "tokenizer.json")
+        is_vocab = bool(spec) and all(
+            type(value) is int for value in spec.values()
+        )  # keys do not tell: "model" is a token, too
+        return _pair(file, spec) if is_vocab else Found(spec, file, "tokenizer.json")
     if file.suffix in (".txt", ".bpe") and (vocab := _partner(file, 1)).is_file():
         return _pair(vocab, vocabulary.read_json(vocab))
     if _is_llama2c(data):
@@ -55,23 +58,23 @@ def read(path: Path) -> Found:
     if data[:1] == b"\x0a":
         spec, config = sentencepiece.read(data, str(file))
         return Found(spec, file, "sentencepiece model", config)
-    raise vocabulary.unsupported(_why_not(data, file), str(file))
+    raise vocabulary.unsupported(_reason(data, file), str(file))
 
 
-def _inside(folder: Path) -> Path:
+def _file_in(folder: Path) -> Path:
+    """Return the vocabulary's file in a folder: one that can be read, one that is refused by name, or a missing tokenizer.json."""
     known = [folder / name for name in _FILES if (folder / name).is_file()]
     others = [path for path in sorted(folder.iterdir()) if path.name == "vocab.txt" or path.suffix in _OTHER_SUFFIXES]
     return [*known, *others, folder / "tokenizer.json"][0]
-
-
-_OTHER_SUFFIXES = (".model", ".tiktoken", ".gguf")
 
 
 def _bytes(file: Path) -> bytes:
     try:
         size = file.stat().st_size
         if size > vocabulary.MOST_BYTES and not file.name.endswith(".gguf"):
-            raise UserError(f"{size:,} bytes are no tokenizer", where=str(file), fix="name the tokenizer's file")
+            raise UserError(
+                f"{size:,} bytes are too many for a tokenizer", where=str(file), fix="name the tokenizer's file"
+            )
         with file.open("rb") as opened:
             return opened.read(vocabulary.MOST_BYTES)
     except OSError as error:
@@ -79,47 +82,50 @@ def _bytes(file: Path) -> bytes:
         raise UserError(what, where=str(file), fix=fix, code=RESOURCES) from error
 
 
-def _why_not(data: bytes, file: Path) -> str:
-    """The kinds that can be named but not read."""
+def _reason(data: bytes, file: Path) -> str:
+    """Return the reason why a file cannot be read, by the kind that it is recognized as."""
     kinds = {
-        "a tiktoken vocabulary has no pattern that splits text": re.match(rb"[A-Za-z0-9+/]+=* \d+\r?\n", data),
-        "the vocabulary inside a GGUF file is not read": data.startswith(b"GGUF"),
-        "merges without the vocabulary beside them": file.suffix == ".bpe" or data.startswith(b"#version"),
+        "a tiktoken vocabulary lacks the pattern that splits text": re.match(rb"[A-Za-z0-9+/]+=* \d+\r?\n", data),
+        "vocabularies in GGUF files are not supported": data.startswith(b"GGUF"),
+        "these are merges without their vocabulary": file.suffix == ".bpe" or data.startswith(b"#version"),
         "a list of words (WordPiece) is not supported, only BPE over bytes": file.suffix == ".txt",
     }
-    return next((why for why, is_it in kinds.items() if is_it), "this is no tokenizer of a known kind")
+    return next((reason for reason, matches in kinds.items() if matches), "this is not a tokenizer of a known kind")
 
 
 # --- vocab.json and merges.txt ---------------------------------------------------------------------------------------------------
 
 
 def _partner(file: Path, column: int) -> Path:
-    """The other file of a pair; `file` stands in `column`."""
+    """Return the other file of a pair; `column` is the place of `file` in `_PAIRS`."""
     names = {pair[column]: pair[1 - column] for pair in _PAIRS}
     return file.with_name(names.get(file.name, file.name + ".none"))
 
 
 def _pair(file: Path, vocab: dict[str, int]) -> Found:
+    """Convert vocab.json and the merges beside it."""
     merges, beside = _partner(file, 0), file.with_name("tokenizer_config.json")
     if not merges.is_file():
         names = " or ".join(f"{a} with {b}" for a, b in _PAIRS)
-        raise UserError("a vocabulary without its merges", where=str(file), fix=f"put both in one folder: {names}")
+        raise UserError(
+            "this is a vocabulary without its merges", where=str(file), fix=f"put both in one folder: {names}"
+        )
     config = vocabulary.read_json(beside) if beside.is_file() else {}
     kind = str(config.get("tokenizer_class", "GPT2Tokenizer")).removesuffix("Fast")
     if kind not in _SPLITS or config.get("add_prefix_space"):
-        # the two files are the same for all of them, and do not say how text is split
+        # The two files have the same form for all classes, and do not tell how text is split.
         raise vocabulary.unsupported(f"vocab.json and merges.txt of a {kind} cannot be read on their own", str(beside))
     normalizer, split = _SPLITS[kind]
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": split is None}
-    byte_level = level
+    pre_tokenizer = level
     if split is not None:
         regex = {"type": "Split", "pattern": {"Regex": split}, "behavior": "Isolated", "invert": False}
-        byte_level = {"type": "Sequence", "pretokenizers": [regex, level]}
+        pre_tokenizer = {"type": "Sequence", "pretokenizers": [regex, level]}
     spec = {
         "version": "1.0",
         "added_tokens": _added(vocab, config, str(beside)),
         "normalizer": normalizer,
-        "pre_tokenizer": byte_level,
+        "pre_tokenizer": pre_tokenizer,
         "post_processor": None,
         "decoder": level,
         "model": {"type": "BPE", "vocab": vocab, "merges": _merges(merges)},
@@ -127,14 +133,14 @@ def _pair(file: Path, vocab: dict[str, int]) -> Found:
     return Found(spec, file, f"{file.name} and {merges.name} ({kind.removesuffix('Tokenizer')})")
 
 
-_SPLITS: dict[str, tuple[dict[str, Any] | None, str | None]] = {  # class -> normaliser, pattern; None: GPT-2's own
+_SPLITS: dict[str, tuple[dict[str, Any] | None, str | None]] = {  # class -> normalizer, pattern (None: GPT-2's)
     "GPT2Tokenizer": (None, None),
     "Qwen2Tokenizer": ({"type": "NFC"}, vocabulary.SPLIT),
 }
 
 
 def _added(vocab: dict[str, int], config: dict[str, Any], where: str) -> list[dict[str, Any]]:
-    """The control tokens: those of the configuration, and GPT-2's own."""
+    """Return the control tokens: those of tokenizer_config.json, and GPT-2's end of text."""
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     given = config.get("added_tokens_decoder", {})
     try:
@@ -147,6 +153,7 @@ def _added(vocab: dict[str, int], config: dict[str, Any], where: str) -> list[di
 
 
 def _merges(file: Path) -> list[list[str]]:
+    """Read the pairs of a merges.txt, best first."""
     try:
         lines = _bytes(file).decode().split("\n")
     except UnicodeDecodeError as error:
@@ -157,7 +164,7 @@ def _merges(file: Path) -> list[list[str]]:
             continue
         parts = line.rstrip("\r").split(" ")
         if len(parts) != 2 or not all(parts):
-            raise vocabulary.broken(f"not two tokens: {line[:60]!r}", f"{file}:{number}")
+            raise vocabulary.broken(f"expected two tokens, found {line[:60]!r}", f"{file}:{number}")
         merges.append(parts)
     return merges
 
@@ -166,14 +173,15 @@ def _merges(file: Path) -> list[list[str]]:
 
 
 def _is_llama2c(data: bytes) -> bool:
-    """int32 longest token, then for each token float32 score, int32 size, bytes; the first is `<unk>`."""
+    """Return True for int32 longest token, then for each token float32 score, int32 size, bytes; the first token is `<unk>`."""
     return data[8:17] == b"\x05\0\0\0<unk>"
 
 
 def _llama2c(data: bytes, where: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """https://github.com/karpathy/llama2.c, tokenizer.py: a sentencepiece model with spaces for U+2581 and no types.
+    """Convert a llama2.c vocabulary (https://github.com/karpathy/llama2.c, tokenizer.py), and name its special tokens.
 
-    Llama's layout tells the types: `<unk>`, `<s>`, `</s>` (written with line breaks around them), 256 bytes, pieces.
+    It is a sentencepiece model with spaces for U+2581 and without types. These follow from Llama's order: `<unk>`, `<s>`, `</s>`
+    (written with line breaks around them), 256 bytes, pieces.
     """
     pieces, at = [], 4
     try:
@@ -181,7 +189,7 @@ def _llama2c(data: bytes, where: str) -> tuple[dict[str, Any], dict[str, Any]]:
             score, size = struct.unpack_from("<fi", data, at)
             text = data[at + 8 : at + 8 + size]
             if size < 0 or len(text) < size:
-                raise ValueError("it ends too early")
+                raise ValueError("the file ends too early")
             pieces.append((text.decode(), score))
             at += 8 + size
     except (ValueError, struct.error) as error:
@@ -190,7 +198,7 @@ def _llama2c(data: bytes, where: str) -> tuple[dict[str, Any], dict[str, Any]]:
     byte_names = [f"<0x{byte:02X}>" for byte in range(256)]
     names = [text.strip("\n") for text, _ in pieces[:3]] + [text for text, _ in pieces[3:259]]
     if names != control + byte_names:
-        raise vocabulary.unsupported("a llama2.c vocabulary in another order than Llama's is not supported", where)
+        raise vocabulary.unsupported("a llama2.c vocabulary in an order other than Llama's is not supported", where)
     types = [sentencepiece.UNKNOWN] + [sentencepiece.CONTROL] * 2 + [sentencepiece.BYTE] * 256
     types += [sentencepiece.NORMAL] * (len(pieces) - len(types))
     texts = names + [text.replace(" ", sentencepiece.SPACE) for text, _ in pieces[259:]]

@@ -1,7 +1,6 @@
-"""How a vocabulary fits a text: bytes a token, tokens a document, how much of it is used, and whether the text comes back.
+"""Figures of a vocabulary on a text: bytes per token, tokens per document, the share of tokens in use, and exact reconstruction.
 
-Several vocabularies are measured over one pass, so that they are compared on the same text. Left out: fertility per word (words are
-not defined in every script), speed.
+Several vocabularies are measured in one pass, on the same text. Left out: fertility per word (not every script has words), speed.
 """
 
 from __future__ import annotations
@@ -12,42 +11,44 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tinyllm.text.tokenizer import Tokenizer, printable
+from tinyllm.text.streaming import printable
+from tinyllm.text.tokenizer import Tokenizer
 
 BATCH_CHARACTERS = 1 << 20  # encoded together
-LONGEST = 10  # tokens shown
+LONGEST = 10  # number of longest tokens reported
 
 
 @dataclass
 class Figures:
-    """What one vocabulary made of a text."""
+    """Counts of one vocabulary on a text."""
 
     tokenizer: Tokenizer
     documents: int = 0
     bytes: int = 0
     tokens: int = 0
     inexact: int = 0
-    """documents that decoding their ids does not give back"""
+    """documents that decoding does not reconstruct"""
     first_inexact: str = ""
-    counts: np.ndarray = field(init=False)  # (vocab_size,): how often each token was used
+    counts: np.ndarray = field(init=False)  # int64 (vocab_size,), uses of each token
 
     def __post_init__(self) -> None:
         self.counts = np.zeros(self.tokenizer.vocab_size, dtype=np.int64)
 
     def add(self, texts: list[str]) -> None:
+        """Count some documents."""
         encoded = self.tokenizer.encode_batch(texts)
         self.documents += len(texts)
         self.bytes += sum(len(text.encode()) for text in texts)
         self.tokens += sum(map(len, encoded))
         ids = np.fromiter(itertools.chain.from_iterable(encoded), dtype=np.int64)
         self.counts += np.bincount(ids, minlength=len(self.counts))
-        for text, found in zip(texts, encoded, strict=True):
-            if self.tokenizer.decode(found) != text:
+        for text, row in zip(texts, encoded, strict=True):
+            if self.tokenizer.decode(row) != text:
                 self.inexact += 1
                 self.first_inexact = self.first_inexact or printable(text[:80])
 
     def to_dict(self) -> dict[str, object]:
-        """Stable names, for --json; shares of the tokens that text can use, which control tokens are not."""
+        """Return the figures under stable names, for --json. Shares are of all tokens except control tokens, which no text uses."""
         tokenizer = self.tokenizer
         lengths, longest = tokenizer.byte_lengths(), []
         for i in np.argsort(-lengths, kind="stable")[:LONGEST].tolist():
@@ -72,9 +73,10 @@ class Figures:
 
 
 def measure(tokenizers: Mapping[str, Tokenizer], texts: Iterable[str]) -> dict[str, Figures]:
-    """Name -> figures, over one pass of `texts`. Memory does not grow with the text.
+    """Measure vocabularies, by name, in one pass of `texts`. Memory does not grow with the text.
 
-    Raises: UserError for a text with a lone surrogate.
+    Raises:
+        UserError: a lone surrogate in a text.
     """
     found = {name: Figures(tokenizer) for name, tokenizer in tokenizers.items()}
     for batch in _batches(texts):
@@ -84,13 +86,13 @@ def measure(tokenizers: Mapping[str, Tokenizer], texts: Iterable[str]) -> dict[s
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    held: list[str] = []
+    batch: list[str] = []
     size = 0
     for text in texts:
-        held.append(text)
+        batch.append(text)
         size += len(text)
         if size >= BATCH_CHARACTERS:
-            yield held
-            held, size = [], 0
-    if held:
-        yield held
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch

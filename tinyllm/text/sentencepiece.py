@@ -1,11 +1,10 @@
 """A sentencepiece BPE vocabulary (`tokenizer.model` of Llama 1 and 2, Mistral, TinyLlama …) as a tokenizer.json.
 
-The file is one protobuf message, ModelProto of sentencepiece's `sentencepiece_model.proto`; the few fields that decide ids are read
-here in forty lines, so neither sentencepiece nor protobuf is needed. What BPE does is decided by the pieces' scores: a better score
-is merged earlier. Those become an ordered list of merges.
+The file is one protobuf message, ModelProto of sentencepiece's `sentencepiece_model.proto`. The few fields that decide ids are parsed
+here, so neither sentencepiece nor protobuf is needed. The order of merges follows from the pieces' scores: higher scores merge first.
 
-Left out: Unigram, word and character models, vocabularies without all 256 bytes, normalisation (NFKC, collapsed spaces), spaces written
-behind a word. All of them are refused: they lose text, or another algorithm splits it.
+Left out and refused: Unigram, word and character models, vocabularies without all 256 bytes, normalization (NFKC, collapsed spaces),
+spaces written after a word. They lose text, or need another algorithm.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ _MODELS = {1: "Unigram", 2: "BPE", 3: "word", 4: "character"}  # TrainerSpec.mod
 
 @dataclass(frozen=True)
 class Piece:
-    """One row of the vocabulary; its id is its place in the file."""
+    """One row of the vocabulary; its id is its position in the file."""
 
     text: str
     score: float
@@ -32,7 +31,10 @@ class Piece:
 
 
 def read(data: bytes, where: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The tokenizer.json and the special tokens' names that a `tokenizer.model` comes to.
+    """Convert a `tokenizer.model`: return the content of a tokenizer.json, and the special tokens as in tokenizer_config.json.
+
+    Args:
+        where: path of the file, for messages.
 
     Raises:
         UserError: a kind that is left out (USAGE); a damaged file (INTEGRITY).
@@ -50,18 +52,27 @@ def read(data: bytes, where: str) -> tuple[dict[str, Any], dict[str, Any]]:
         "a sentencepiece model that changes the text it reads": bool(normalizer.get(2, [b""])[-1]),
         "a sentencepiece model that drops repeated spaces": bool(_number(normalizer, 4, 1)),
         "a sentencepiece model that leaves spaces as they are": not _number(normalizer, 5, 1),
-        "a sentencepiece model with spaces behind the words": bool(_number(trainer, 24, 0)),
+        "a sentencepiece model with spaces after the words": bool(_number(trainer, 24, 0)),
         "a sentencepiece model with unused pieces": any(piece.type == UNUSED for piece in pieces),
     }
-    for what, found in refused.items():
-        if found:
+    for what, applies in refused.items():
+        if applies:
             raise vocabulary.unsupported(f"{what} is not supported, only BPE over bytes that keeps all text", where)
     spec = to_spec(pieces, where, leading_space=bool(_number(normalizer, 3, 1)))
     return spec, {key: name for key, name in names.items() if name is not None}
 
 
 def to_spec(pieces: Sequence[Piece], where: str, *, leading_space: bool) -> dict[str, Any]:
-    """A tokenizer.json that gives sentencepiece's ids: pieces in the order of their ids, scores as ranks of merges."""
+    """Return the content of a tokenizer.json that encodes to the same ids as sentencepiece.
+
+    Args:
+        pieces: in the order of their ids.
+        where: path of the file, for messages.
+        leading_space: put a space in front of every text.
+
+    Raises:
+        UserError: two equal pieces (INTEGRITY).
+    """
     vocab = {piece.text: i for i, piece in enumerate(pieces)}
     if len(vocab) < len(pieces):
         raise vocabulary.broken("two pieces are the same", where)
@@ -94,10 +105,10 @@ def to_spec(pieces: Sequence[Piece], where: str, *, leading_space: bool) -> dict
 
 
 def _merges(pieces: Sequence[Piece]) -> list[tuple[str, str]]:
-    """Every way to put a piece together from two others, the best score first.
+    """Return all pairs of pieces that make another piece, ordered by its score, highest first.
 
-    sentencepiece merges the two neighbours whose whole has the best score, and of equals the leftmost; a list of merges ranks pairs.
-    With the longer left part first among equal scores both eat a run of spaces (all scored -1e9) from the left.
+    sentencepiece merges the two neighbors whose union has the highest score, and the leftmost of equals; a list of merges ranks pairs.
+    With the longer left part first among equal scores, both merge a run of spaces (all scored -1e9) from the left.
     """
     scores = {piece.text: piece.score for piece in pieces if piece.type == NORMAL}
     found = [
@@ -118,7 +129,7 @@ _NAMES = {  # tokenizer_config.json's name -> (field of the id, its default, fie
 
 
 def _name(trainer: dict[int, list[Any]], pieces: Sequence[Piece], id_: int, default: int, piece: int) -> str | None:
-    """A special token by the name the trainer gave it, or by its id, if the vocabulary has it as a control token."""
+    """Return a special token by the name the trainer gave it, or by its id; None if it is not a control token of the vocabulary."""
     at = _number(trainer, id_, default)
     control = {p.text for p in pieces if p.type == CONTROL}
     named = trainer[piece][-1].decode() if piece in trainer else pieces[at].text if 0 <= at < len(pieces) else ""
@@ -132,7 +143,7 @@ def _piece(raw: bytes) -> Piece:
 
 
 def _number(fields: dict[int, list[Any]], field: int, default: int) -> int:
-    """An int32 or bool. -1 is written as 2^64 - 1, which is no id either."""
+    """Return the last value of an int32 or bool field. -1 is stored as 2^64 - 1, which is not a valid id either."""
     value = fields.get(field, [default])[-1]
     if not isinstance(value, int):
         raise ValueError(f"field {field} is not a number")
@@ -140,7 +151,7 @@ def _number(fields: dict[int, list[Any]], field: int, default: int) -> int:
 
 
 def _fields(data: bytes) -> dict[int, list[Any]]:
-    """A protobuf message: field number -> its values in order; int for varints, bytes for everything else."""
+    """Parse a protobuf message: field number -> its values in order, int for varints and bytes for everything else."""
     found: dict[int, list[Any]] = {}
     for field, value in _walk(data):
         found.setdefault(field, []).append(value)
@@ -148,6 +159,7 @@ def _fields(data: bytes) -> dict[int, list[Any]]:
 
 
 def _walk(data: bytes) -> Iterator[tuple[int, Any]]:
+    """Yield field number and value of every entry of a protobuf message."""
     at = 0
     while at < len(data):
         key, at = _varint(data, at)
@@ -163,12 +175,13 @@ def _walk(data: bytes) -> Iterator[tuple[int, Any]]:
         else:
             raise ValueError(f"wire type {wire}")
         if at + size > len(data):
-            raise ValueError("it ends too early")
+            raise ValueError("the file ends too early")
         yield key >> 3, data[at : at + size]
         at += size
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """Return the variable-length integer at an offset, and the offset behind it."""
     value = shift = 0
     while shift < 64:
         byte = data[at]

@@ -1,6 +1,6 @@
-"""What a tokenizer.json holds, read for `Tokenizer`: the bytes of each token, and an encoder that knows only text.
+"""The content of a tokenizer.json, read and checked for `Tokenizer`: the bytes of each token, and an encoder without control tokens.
 
-Left out: everything but BPE that can spell all 256 bytes; a vocabulary that cannot would lose text, so it is refused.
+Left out: everything but BPE that can spell all 256 bytes. Any other vocabulary would lose text, so it is refused.
 """
 
 from __future__ import annotations
@@ -17,37 +17,40 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken
 
-from tinyllm import foreign
 from tinyllm.errors import INTEGRITY, UserError
+from tinyllm.io import untrusted_files
 
-MOST_BYTES = 48 << 20  # of a tokenizer.json: Gemma's has 34 MB
-_MOST_GAPS = 8  # ids for each token
-_MOST_LETTERS = 32  # of a pattern, that it is tried on
-_COPY = "copy the tokenizer files again from where they came"
-# Qwen2's split, character for character: GGUF readers know this vocabulary as `pre = qwen2` then, whatever its merges.
+MOST_BYTES = 48 << 20  # of a tokenizer.json; Gemma's has 34 MB
+_MAX_IDS_PER_TOKEN = 8  # the highest id may be so many times the number of tokens
+_PROBE_CHARACTERS = 32  # of a regular expression, that it is probed with
+_COPY = "copy the tokenizer files again from their source"
+# Qwen2's split, character for character, so that GGUF readers know this vocabulary as `pre = qwen2`, whatever its merges.
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
 
 def text_encoder(spec: dict[str, Any]) -> tokenizers.Tokenizer:
-    """An encoder that knows no control token: they are not matched in the text, and no merge leads to one.
+    """Return an encoder without control tokens: they are not matched in text, and no merge produces one.
 
-    The library's `encode_special_tokens` would do only the first, only for tokens flagged special, and until someone
-    switches it off.
+    The library's `encode_special_tokens` would do only the first, only for tokens flagged special, and can be switched off.
     """
     control = {token["content"] for token in spec["added_tokens"]}
     ids = {token["id"] for token in spec["added_tokens"]}
     vocab = {token: i for token, i in spec["model"]["vocab"].items() if token not in control}
-    assert ids.isdisjoint(vocab.values()), "check_ids lets no control token share its id"
+    assert ids.isdisjoint(vocab.values()), "check_ids refuses control tokens that share an id"
     merges = [(a, b) for a, b in spec["model"]["merges"] if a in vocab and b in vocab and a + b in vocab]
-    # No unknown token: every byte is in the vocabulary. No dropout: ids would be random.
+    # No unknown token, since every byte is in the vocabulary. No dropout, which would make ids random.
     model = spec["model"] | {"vocab": vocab, "merges": merges, "unk_token": None, "dropout": None}
     return tokenizers.Tokenizer.from_str(json.dumps(spec | {"added_tokens": [], "model": model}))
 
 
 def bytes_of(spec: dict[str, Any], where: str) -> dict[int, bytes]:
-    """Id -> the bytes it decodes to, in byte-level and in sentencepiece-style vocabularies; control tokens by name."""
+    """Return the bytes that each id decodes to, in byte-level and sentencepiece-style vocabularies; control tokens give their names.
+
+    Raises:
+        UserError: not BPE, or a vocabulary that lacks a byte (USAGE).
+    """
     model = spec["model"]
     if model["type"] != "BPE" or model["continuing_subword_prefix"] or model["end_of_word_suffix"]:
         raise unsupported(f"a {model['type']} vocabulary of this kind is not supported, only BPE over bytes", where)
@@ -57,8 +60,8 @@ def bytes_of(spec: dict[str, Any], where: str) -> dict[int, bytes]:
         single = list(alphabet)
 
         def piece(token: str) -> bytes:
-            known = all(char in alphabet for char in token)
-            return bytes(alphabet[char] for char in token) if known else token.encode()
+            encoded = all(char in alphabet for char in token)
+            return bytes(alphabet[char] for char in token) if encoded else token.encode()
     else:
         single = [f"<0x{byte:02X}>" for byte in range(256)]
 
@@ -75,14 +78,14 @@ def bytes_of(spec: dict[str, Any], where: str) -> dict[int, bytes]:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """The character GPT-2 writes for each byte: itself where it is visible, else the next free one from U+0100 on."""
+    """Return GPT-2's character for each byte, mapped to the byte: itself where it is visible, else the next one from U+0100 on."""
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in visible]
     return {chr(byte): byte for byte in visible} | {chr(0x100 + n): byte for n, byte in enumerate(others)}
 
 
 def parts(component: dict[str, Any] | None, kind: str) -> list[dict[str, Any]]:
-    """The components of one `kind` in a pre-tokenizer or decoder, which may be nested sequences."""
+    """Return the components of one `kind` in a pre-tokenizer or decoder, which may be a nested sequence."""
     if component is None:
         return []
     inner = [*component.get("pretokenizers", []), *component.get("decoders", [])]
@@ -90,56 +93,75 @@ def parts(component: dict[str, Any] | None, kind: str) -> list[dict[str, Any]]:
 
 
 def check_ids(spec: dict[str, Any], whole: tokenizers.Tokenizer, where: str) -> None:
-    """Refuse ids the library would quietly change: two tokens on one id, added tokens that leave a gap; and ids far beyond their number,
-    since a table of all of them is made."""
+    """Refuse ids that the library would silently change, and ids far above the number of tokens, since tables have a row for each.
+
+    Args:
+        whole: the library's tokenizer made from `spec`.
+        where: path of the file, for messages.
+
+    Raises:
+        UserError: two tokens with one id, an added token with another id than in the file, or a too high id (INTEGRITY).
+    """
     vocab = spec["model"]["vocab"]
     if isinstance(vocab, dict):
         if len(set(vocab.values())) < len(vocab):
             raise broken("two tokens share one id", where)
-        if vocab and max(vocab.values()) > _MOST_GAPS * len(vocab):
-            raise broken(f"{len(vocab):,} tokens, and one of them has id {max(vocab.values()):,}", where)
+        if vocab and max(vocab.values()) > _MAX_IDS_PER_TOKEN * len(vocab):
+            raise broken(f"id {max(vocab.values()):,} is too high for {len(vocab):,} tokens", where)
     for added in spec.get("added_tokens", []):
         if whole.token_to_id(added["content"]) != added["id"]:
-            raise broken(f"added token {foreign.short(added['content'])} cannot have id {added['id']}", where)
+            raise broken(
+                f"added token {untrusted_files.short_repr(added['content'])} cannot have id {added['id']}", where
+            )
 
 
 def named_tokens(config: dict[str, Any], whole: tokenizers.Tokenizer, where: str) -> dict[str, str]:
-    """The start, end and padding tokens of a tokenizer_config.json, each a string or an object with `content`."""
+    """Return the start, end and padding tokens of a tokenizer_config.json, each a string or an object with `content`.
+
+    Raises:
+        UserError: a token that is not in the vocabulary (INTEGRITY).
+    """
     named: dict[str, str] = {}
     for key in ("bos_token", "eos_token", "pad_token"):
         value = config.get(key)
         token = value.get("content") if isinstance(value, dict) else value
         if token is None:
             continue
-        if not isinstance(token, str) or not _knows(whole, token):
-            raise broken(f"{key} {foreign.short(token)} is not in the vocabulary", where)
+        if not isinstance(token, str) or not _contains(whole, token):
+            raise broken(f"{key} {untrusted_files.short_repr(token)} is not in the vocabulary", where)
         named[key] = token
     return named
 
 
-def _knows(whole: tokenizers.Tokenizer, token: str) -> bool:
+def _contains(whole: tokenizers.Tokenizer, token: str) -> bool:
     try:
         return whole.token_to_id(token) is not None
-    except UnicodeEncodeError:  # half a character
+    except UnicodeEncodeError:  # a lone surrogate
         return False
 
 
 def probe(encoder: tokenizers.Tokenizer, spec: dict[str, Any], where: str) -> None:
-    """Refuse regular expressions that can match one text in too many ways: on repetitions of their own letters, the engine gives up."""
+    """Refuse regular expressions on which the engine gives up because they match a text in too many ways.
+
+    They are tried on repetitions of the characters that they contain.
+
+    Raises:
+        UserError: the engine gave up (INTEGRITY).
+    """
     patterns = [p for p in _patterns([spec.get("normalizer"), spec.get("pre_tokenizer")]) if p != SPLIT]
     if not patterns:
         return
-    letters = list(dict.fromkeys([*"a1 \n", *"".join(patterns)]))[:_MOST_LETTERS]
+    characters = list(dict.fromkeys([*"a1 \n", *"".join(patterns)]))[:_PROBE_CHARACTERS]
     try:
         with _silent():
-            for pair in combinations_with_replacement(letters, 2):
+            for pair in combinations_with_replacement(characters, 2):
                 encoder.encode("".join(pair) * 32 + "\0", add_special_tokens=False)
     except BaseException as error:
         raise given_up(error, where) from None
 
 
 def _patterns(component: Any) -> Iterator[str]:
-    """Every regular expression in a normalizer or pre-tokenizer."""
+    """Yield every regular expression in a normalizer or pre-tokenizer."""
     if isinstance(component, dict):
         if isinstance(component.get("Regex"), str):
             yield component["Regex"]
@@ -150,32 +172,36 @@ def _patterns(component: Any) -> Iterator[str]:
 
 
 def given_up(error: BaseException, where: str) -> BaseException:
-    """What to raise for an error of the library: its panics are no `Exception`, and mean that a regular expression was given up."""
+    """Return the exception to raise for an error of the library.
+
+    Its panics mean that the regex engine gave up. They do not derive from `Exception`, so that callers must catch `BaseException`.
+    """
     if type(error).__name__ != "PanicException":
         return error
-    what = f"its pattern is given up by the regex engine ({foreign.short(str(error))})"
+    what = f"the regex engine gave up on its pattern ({untrusted_files.short_repr(str(error))})"
     return UserError(what, where=where, fix="use another tokenizer", code=INTEGRITY)
 
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Without the lines that Rust writes to the standard error stream by itself before it panics."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
+    """Discard the lines that Rust writes to the standard error stream before it panics."""
+    stderr, devnull = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, 2)
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(devnull)
 
 
 def control(token: str) -> AddedToken:
+    """Return a control token for the library: flagged special, and matched before normalization."""
     return AddedToken(token, special=True, normalized=False)
 
 
 def flags(token: AddedToken) -> dict[str, Any]:
-    """One entry of `added_tokens_decoder` in tokenizer_config.json."""
+    """Return an entry of `added_tokens_decoder` in tokenizer_config.json."""
     return {
         "content": token.content,
         "lstrip": token.lstrip,
@@ -187,13 +213,16 @@ def flags(token: AddedToken) -> dict[str, Any]:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    return foreign.read_json(file, most=MOST_BYTES, fix=_COPY)
+    """Return the object in a tokenizer's JSON file; see `untrusted_files.read_json` for errors."""
+    return untrusted_files.read_json(file, max_bytes=MOST_BYTES, fix=_COPY)
 
 
 def broken(what: str, where: str) -> UserError:
+    """Return the error for a damaged vocabulary (INTEGRITY)."""
     return UserError(what, where=where, fix=_COPY, code=INTEGRITY)
 
 
 def unsupported(what: str, where: str) -> UserError:
+    """Return the error for a vocabulary of a kind that is left out (USAGE)."""
     fix = "give the tokenizer.json of the same model, or train one with: tinyllm data tokenizer"
     return UserError(what, where=where, fix=fix)

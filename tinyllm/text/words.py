@@ -1,9 +1,10 @@
-"""Encoding long texts word by word: the ids of most words are known from before.
+"""A faster encoder for large amounts of text: the ids of each word are cached.
 
-Byte-level BPE merges within the words that a pattern cuts a text into, so the ids of a word do not depend on its neighbours. A regular
-expression of Python's finds the words and a table has their ids; only new words go to the tokenizers library. The ids are the same, in a
-fifth of its time. What is a letter, a number or a space is asked of the library's own expressions, whose Unicode is not Python's.
-Left out: patterns but the one our own vocabularies have, normalisation, characters beyond U+FFFF (Python's expressions are slow there).
+Byte-level BPE merges only within the words that a pattern splits a text into, so the ids of a word do not depend on its neighbors. A
+regular expression of Python's `re` finds the words, and a table has their ids; only new words go to the tokenizers library. The ids
+are the same, in a fifth of the time. The classes of letters, numbers and spaces are read from the library's own regular expressions,
+because its version of Unicode is not Python's.
+Left out: patterns other than that of vocabularies trained here, normalization, characters above U+FFFF (`re` is slow there).
 """
 
 from __future__ import annotations
@@ -19,20 +20,24 @@ from tokenizers import Regex, pre_tokenizers
 
 from tinyllm.text import vocabulary
 
-_MOST_WORDS = 1 << 16  # in the table: about 12 MB
-_LONGEST = 64  # characters of a word worth remembering
-_OFTEN = 4  # a table that was filled before it was asked so often a word is of no use
-_BEYOND = re.compile("[^\0-\uffff]")
-# all that the pattern distinguishes, for a last check before it is relied on
+_MAX_WORDS = 1 << 16  # in the table, about 12 MB
+_MAX_LENGTH = 64  # characters of a word that is cached
+_MIN_LOOKUPS = 4  # per word before the table is full; with fewer, most words are new and the table does not help
+_ABOVE_FFFF = re.compile("[^\0-\uffff]")
+# Everything that the pattern distinguishes, to compare with the library before the encoder is used.
 _PROBE = "I'll  say: 'Tis ſaid 'ſ, don’t\t\r\n \n12½³ 'RE\xa0x\x85y\x1cz \u2028é\u0301 東京 αβ! ?\n\n  end\u3000 "
 
 
 class Words:
-    """An encoder for one vocabulary. Not for several threads at once."""
+    """An encoder for one vocabulary. Not safe for several threads."""
 
     @classmethod
     def of(cls, text: tokenizers.Tokenizer, dtype: np.dtype) -> Words | None:
-        """None where the vocabulary cuts text in another way. `text` must know no control tokens."""
+        """Return an encoder to ids of `dtype`, or None where the vocabulary splits text differently.
+
+        Args:
+            text: the library's tokenizer without control tokens (`vocabulary.text_encoder`).
+        """
         spec = json.loads(text.to_str())
         if spec["normalizer"] is not None or not _is_own_split(spec["pre_tokenizer"]):
             return None
@@ -50,39 +55,39 @@ class Words:
 
     @property
     def useful(self) -> bool:
-        """False once most words turn out to be new, as where words are not written apart."""
+        """False once most words turned out to be new, as in scripts without spaces between words."""
         return self._table.useful
 
     def encode(self, text: str) -> bytes | None:
-        """The ids, in `dtype`; None for a text with characters that are not dealt with here."""
-        if not text.isascii() and _BEYOND.search(text):
+        """Return the ids as bytes of `dtype`, or None for a text with characters above U+FFFF."""
+        if not text.isascii() and _ABOVE_FFFF.search(text):
             return None
         words = self._words(text)
-        self._table.asked += len(words)
+        self._table.lookups += len(words)
         return b"".join(map(self._table.__getitem__, words))
 
 
 class _Table(dict[str, bytes]):
-    """Word to ids. Emptied when it is full: the frequent words are soon back."""
+    """Word to ids, as bytes. Cleared when it is full; frequent words are soon cached again."""
 
     def __init__(self, text: tokenizers.Tokenizer, dtype: np.dtype):
         super().__init__()
         self.text, self.dtype = text, dtype
-        self.asked, self.useful = 0, True
+        self.lookups, self.useful = 0, True
 
     def __missing__(self, word: str) -> bytes:
         ids = np.array(self.text.encode(word, add_special_tokens=False).ids, self.dtype).tobytes()
-        if len(word) <= _LONGEST:
-            if len(self) >= _MOST_WORDS:
-                self.useful = self.asked >= _OFTEN * len(self)
-                self.asked = 0
+        if len(word) <= _MAX_LENGTH:
+            if len(self) >= _MAX_WORDS:
+                self.useful = self.lookups >= _MIN_LOOKUPS * len(self)
+                self.lookups = 0
                 self.clear()
             self[word] = ids
         return ids
 
 
 def _is_own_split(found: dict[str, Any] | None) -> bool:
-    """Whether a pre-tokenizer cuts at `vocabulary.SPLIT` and at nothing else, and then only renames bytes."""
+    """Return True for a pre-tokenizer that splits at `vocabulary.SPLIT` only, and then maps bytes to characters."""
     split = {"type": "Split", "pattern": {"Regex": vocabulary.SPLIT}, "behavior": "Isolated", "invert": False}
     to_bytes = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
     steps = [{k: v for k, v in step.items() if k != "trim_offsets"} for step in (found or {}).get("pretokenizers", [])]
@@ -91,7 +96,7 @@ def _is_own_split(found: dict[str, Any] | None) -> bool:
 
 @cache
 def _pattern() -> re.Pattern[str]:
-    """The library's pattern in Python's words: every class written out."""
+    """Return the library's pattern for Python's `re`, with every character class written out."""
     inside = {name: _ranges(name) for name in (r"\p{L}", r"\p{N}", r"\s")}
 
     def written_out(found: re.Match[str]) -> str:
@@ -106,7 +111,7 @@ def _pattern() -> re.Pattern[str]:
 
 
 def _ranges(name: str) -> str:
-    """The characters up to U+FFFF of one of the library's classes, as they stand between brackets."""
+    """Return the characters up to U+FFFF of one of the library's classes, as ranges for a bracket expression."""
     characters = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x10000)]))
     split = pre_tokenizers.Split(Regex(f"[^{name}]+"), "removed")
     found = [(characters[start], characters[end - 1]) for _, (start, end) in split.pre_tokenize_str(characters)]

@@ -1,14 +1,13 @@
-"""Checkpoint directories that are either complete or not there.
+"""Checkpoint directories that are either complete or absent.
 
-`step-00000500/` is written under another name, closed by `manifest.json` (size and sha256 of every file) and renamed into place, so a
-kill at any moment leaves the earlier ones as they were; one is removed the same way, renamed first. Resume takes the highest step
-whose manifest verifies; the links `ckpt_latest` and `ckpt_best` are for people. safetensors and JSON only. What is inside is the
-caller's business (`write`). Left out: saving in the background (a copy of the weights, for a pause that small models do not notice).
+`step-00000500/` is written under another name, completed by `manifest.json` (size and sha256 of every file) and renamed into place. So a
+kill at any moment leaves the earlier checkpoints intact. Removal renames first, too. Resume takes the highest step whose manifest
+verifies; the links `ckpt_latest` and `ckpt_best` are for people. The caller's `write` decides what is inside: safetensors and JSON only.
+Left out: saving in the background (it copies the weights, and small models are saved in no time).
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -19,8 +18,10 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from tinyllm import dist, foreign
+from tinyllm import distributed as dist
 from tinyllm.errors import INTEGRITY, RESOURCES, UserError
+from tinyllm.io import untrusted_files
+from tinyllm.io.files import free_bytes, sha256
 
 MANIFEST, VERSION = "manifest.json", 1
 LATEST, BEST = "ckpt_latest", "ckpt_best"
@@ -30,10 +31,10 @@ _PREFIX, _UNFINISHED = "step-", ".unfinished-"
 def save(folder: Path, step: int, write: Callable[[Path], None]) -> Path:
     """Let `write` fill a new directory and publish it as `folder/step-NNNNNNNN`. Returns that path.
 
-    All ranks call it, and `write` runs on each (rank 0 first makes the directory, and publishes it when all have written). An older
-    directory of the same step (a run that was resumed before it and came here again) is replaced.
+    All ranks call it, and `write` runs on each: rank 0 creates the directory before, and publishes it after all have written. An older
+    directory of the same step is replaced (a run that resumed before it and arrived here again).
 
-    Raises: UserError (RESOURCES) where the disk is full or refuses; the draft is removed and the earlier checkpoints are untouched.
+    Raises: UserError (RESOURCES) where the disk is full or not writable; the draft is removed and the earlier checkpoints are untouched.
     """
     target = folder / f"{_PREFIX}{step:08d}"
     draft = folder / dist.broadcast_text(f"{_UNFINISHED}{step:08d}-{uuid.uuid4().hex[:8]}")
@@ -62,25 +63,19 @@ def save(folder: Path, step: int, write: Callable[[Path], None]) -> Path:
     return target
 
 
-def free_bytes(folder: Path) -> int:
-    """What the disk of `folder` (or of its nearest existing parent) has left for us."""
-    place = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    return shutil.disk_usage(place).free
-
-
 def _write_manifest(folder: Path) -> None:
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     for path in (*files, *(p for p in folder.rglob("*") if p.is_dir())):
         _sync(path)
     entries = {p.relative_to(folder).as_posix(): {"size": p.stat().st_size, "sha256": sha256(p)} for p in files}
     path = folder / MANIFEST
-    path.write_text(_written({"version": VERSION, "files": entries}), encoding="utf-8", newline="\n")
+    path.write_text(_manifest_text({"version": VERSION, "files": entries}), encoding="utf-8", newline="\n")
     _sync(path)
     _sync(folder)
 
 
 def _sync(path: Path) -> None:
-    """Have the disk hold it. Windows has no way to do so for a directory, and needs none."""
+    """Flush a file or directory to the disk. Windows cannot do so for a directory, and need not."""
     if path.is_dir() and os.name == "nt":
         return
     handle = os.open(path, os.O_RDONLY)
@@ -93,24 +88,16 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def fingerprint(folder: Path) -> str:
-    """One hash that stands for a checkpoint: its manifest's, and so every file's."""
+    """Return the hash that identifies a checkpoint: that of its manifest, which holds the hash of every file."""
     return sha256(folder / MANIFEST)
 
 
 def faults(folder: Path, *, contents: bool = True) -> Iterator[tuple[Path, str]]:
-    """Every file that is missing, extra, cut or altered, and what is wrong with it. Without `contents`, none is read, only measured."""
+    """Yield every file that is missing, extra, truncated or altered, with a description. Without `contents` only names and sizes count."""
     manifest = _manifest(folder)
     if _is_newer(manifest):
-        yield (
-            folder / MANIFEST,
-            f"written by a newer tinyllm: format {foreign.short(manifest['version'])}, this one reads {VERSION}",
-        )
+        yield folder / MANIFEST, untrusted_files.newer_format(manifest["version"], VERSION)
         return
     try:
         entries = {name: (entry["size"], entry["sha256"]) for name, entry in manifest["files"].items()}
@@ -118,32 +105,31 @@ def faults(folder: Path, *, contents: bool = True) -> Iterator[tuple[Path, str]]
         yield folder / MANIFEST, "the checkpoint has no readable manifest"
         return
     for name in (name for name in entries if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts):
-        yield folder / MANIFEST, f"it lists {foreign.short(name)}, which is not in this folder"
+        yield folder / MANIFEST, f"it lists {untrusted_files.short_repr(name)}, which is not in this folder"
         return
-    there = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_symlink() or not p.is_dir()}
-    there.discard(MANIFEST)
-    for name in sorted(there ^ set(entries)):
-        yield folder / name, f"a file is {'not in the manifest' if name in there else 'missing'}"
-    for name in (name for name in entries if name in there):
+    present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_symlink() or not p.is_dir()}
+    present.discard(MANIFEST)
+    for name in sorted(present ^ set(entries)):
+        yield folder / name, f"a file is {'not in the manifest' if name in present else 'missing'}"
+    for name in (name for name in entries if name in present):
         if what := _difference(folder / name, *entries[name], contents):
             yield folder / name, what
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    """Empty where it is missing, or is nobody's manifest. What a newer tinyllm has written is returned as it is."""
+    """Return the manifest; empty where it is missing or invalid. One of a newer tinyllm is returned unchecked."""
     path = folder / MANIFEST
     try:
-        found = foreign.read_json(path)
-        same = path.read_text(encoding="utf-8") == _written(
-            found
-        )  # every byte counts: the whole checkpoint is known by its hash
+        found = untrusted_files.read_json(path)
+        # every byte counts: the hash of the manifest identifies the checkpoint
+        same = path.read_text(encoding="utf-8") == _manifest_text(found)
     except (UserError, OSError, ValueError):
         return {}
     version = found.get("version")
     return found if type(version) is int and (version > VERSION or (version == VERSION and same)) else {}
 
 
-def _written(manifest: dict[str, Any]) -> str:
+def _manifest_text(manifest: dict[str, Any]) -> str:
     return json.dumps(manifest, indent=2) + "\n"
 
 
@@ -153,12 +139,12 @@ def _is_newer(manifest: dict[str, Any]) -> bool:
 
 def _difference(path: Path, size: int, digest: str, contents: bool) -> str:
     try:
-        foreign.inside(path.parent, path.name)
-        if not path.is_file():  # a pipe would be waited for
+        untrusted_files.path_inside(path.parent, path.name)
+        if not path.is_file():  # reading a pipe would block
             return "not a file"
         if path.stat().st_size != size:
             return f"{path.stat().st_size} bytes, the manifest says {size}"
-        return "the content is not what was written (sha256 differs)" if contents and sha256(path) != digest else ""
+        return "the content has changed (sha256 differs)" if contents and sha256(path) != digest else ""
     except UserError as error:
         return error.what
     except OSError as error:
@@ -166,29 +152,33 @@ def _difference(path: Path, size: int, digest: str, contents: bool) -> str:
 
 
 def verify(folder: Path) -> None:
-    """Raise UserError (exit 3) naming the first file that is missing, extra, cut or altered."""
+    """Check every file of a checkpoint. Raises: UserError (INTEGRITY) naming the first that is missing, extra, truncated or altered."""
     for path, what in faults(folder):
         raise UserError(what, where=str(path), code=INTEGRITY)
 
 
 def step_of(folder: Path) -> int:
+    """Return the step in a checkpoint's name."""
     return int(folder.name.removeprefix(_PREFIX))
 
 
 def steps(folder: Path) -> list[Path]:
-    """The finished checkpoints in `folder`, oldest first."""
+    """Return the finished checkpoints in `folder`, oldest first."""
     if not folder.is_dir():
         return []
     return sorted(p for p in folder.iterdir() if p.name.startswith(_PREFIX) and p.name.removeprefix(_PREFIX).isdigit())
 
 
 def newest(folder: Path, warn: Callable[[UserError, Path], None]) -> Path | None:
-    """The newest checkpoint that verifies; `warn` hears about every newer one that does not, and where it is."""
+    """Return the newest checkpoint that verifies, or None. `warn` is called with the error and path of every newer one that does not.
+
+    Raises: UserError (INTEGRITY) if a newer tinyllm has written the newest one.
+    """
     for path in reversed(steps(folder)):
         try:
             verify(path)
         except UserError as error:
-            if _is_newer(_manifest(path)):  # whole, for all that we know: nothing to pass over
+            if _is_newer(_manifest(path)):  # it may be intact, so it is not skipped
                 raise
             warn(error, path)
         else:
@@ -197,7 +187,7 @@ def newest(folder: Path, warn: Callable[[UserError, Path], None]) -> Path | None
 
 
 def link(folder: Path, name: str, target: Path) -> None:
-    """Let `folder/name` lead to its sibling `target`, swapped in one move; a copy where links cannot be made."""
+    """Let `folder/name` point to its sibling `target`, replaced in one rename; it is a copy where links cannot be created."""
     draft = folder / f"{_UNFINISHED}{name}-{uuid.uuid4().hex[:8]}"
     try:
         draft.symlink_to(target.name, target_is_directory=True)
@@ -209,10 +199,10 @@ def link(folder: Path, name: str, target: Path) -> None:
 
 
 def prune(folder: Path, keep: int, keep_every: int = 0) -> None:
-    """Keep the `keep` newest checkpoints, every one whose step is a multiple of `keep_every`, and whatever a link leads to.
+    """Remove all checkpoints but the `keep` newest, those whose step is a multiple of `keep_every`, and those a link points to.
 
-    Nothing is removed unless the newest has all its files at their sizes, so a good one always remains. Clears what a killed save
-    or removal left behind.
+    Nothing is removed unless the newest has all its files at their sizes, so a good one always remains. Also removes the leftovers of
+    a killed save or removal.
     """
     linked = {(folder / name).resolve() for name in (LATEST, BEST) if (folder / name).exists()}
     found = steps(folder)
@@ -225,7 +215,7 @@ def prune(folder: Path, keep: int, keep_every: int = 0) -> None:
 
 
 def clear_leftovers(folder: Path) -> None:
-    """What a killed save or removal left behind."""
+    """Delete what a killed save or removal left behind."""
     for path in folder.glob(f"{_UNFINISHED}*"):
         if path.is_symlink():
             path.unlink(missing_ok=True)
@@ -233,17 +223,17 @@ def clear_leftovers(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Renamed first: a removal that is interrupted must not leave something that looks whole."""
+    """Delete a checkpoint. It is renamed first, so that an interrupted removal leaves nothing that looks complete."""
     gone = path.with_name(f"{_UNFINISHED}{path.name}-{uuid.uuid4().hex[:8]}")
     try:
         os.replace(path, gone)
-    except OSError:  # a reader on Windows, or rights taken away: it stays, whole
+    except OSError:  # an open file on Windows, or missing permissions: it stays, complete
         return
     shutil.rmtree(gone, ignore_errors=True)
 
 
 def set_aside(path: Path) -> Path:
-    """Give a damaged checkpoint a name that nothing takes for a checkpoint. Returns the new path."""
+    """Rename a damaged checkpoint to `damaged-step-...`, which counts as no checkpoint. Returns the new path."""
     aside = path.with_name(f"damaged-{path.name}")
     while aside.exists():
         aside = aside.with_name(f"{aside.name}~")
@@ -252,7 +242,7 @@ def set_aside(path: Path) -> Path:
 
 
 def _has_its_files(folder: Path) -> bool:
-    """A look at names and sizes: cheap enough for every removal, where `verify` reads every byte."""
+    """Check names and sizes only: cheap enough before every removal, where `verify` would read every byte."""
     try:
         entries = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
         return all((folder / name).stat().st_size == entry["size"] for name, entry in entries.items())

@@ -1,7 +1,7 @@
-"""One optimiser step, for every stage: sum over micro-batches and ranks, divide once, look before updating.
+"""One optimizer step, for every stage: sum over micro-batches and ranks, divide once, and check before updating.
 
-The engine knows a model, a loss and an optimiser; it knows no algorithm, no data set and no run directory, and it has no flags.
-What happens between steps (evaluation, checkpoints, log lines) is hooks, run by the stage that owns it.
+The engine has a model, a loss and an optimizer. It knows no algorithm, dataset or run directory. What happens between steps
+(evaluation, checkpoints, log lines) is `train.trainer`'s.
 """
 
 from __future__ import annotations
@@ -10,96 +10,106 @@ import hashlib
 import inspect
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
-from tinyllm import dist
+from tinyllm import distributed as dist
 from tinyllm.errors import FAILED, INTEGRITY, RESOURCES, UserError
 from tinyllm.mean import Mean
-from tinyllm.train import optim
+from tinyllm.train import optimizers, schedules
+from tinyllm.train.config import OptimConfig
 
-Loss = Callable[[nn.Module, Any], tuple[Mean, dict[str, Mean]]]
+Loss = Callable[[Any, Any], tuple[Mean, dict[str, Mean]]]  # (model, batch) -> (loss, metrics)
+
+
+class _Replicated(Protocol):
+    """The methods that `replicate` adds to a module."""
+
+    def set_requires_gradient_sync(self, requires_gradient_sync: bool) -> None: ...
 
 
 class Engine:
-    """Owns the model while it is trained.
+    """Trains a model one optimizer step at a time.
 
     Args:
-        model: a plain module on its device; under several ranks `replicate` hooks itself into it, in place.
-        loss: (model, batch) -> (Mean, metrics); the gradient of `total` is taken, `count` divides at the end.
-        config: optimiser and schedule.
+        model: a plain module on its device; with several ranks it is replicated in place.
+        loss: (model, batch) -> (Mean, metrics); the gradient of `total` is taken, and divided by the pooled `count`.
+        config: optimizer and schedule.
         total_steps: the length of the schedule.
-        precision: "bf16" runs the forward under autocast; weights, gradients and optimiser state stay float32.
-        seed: dropout at (step, rank, micro-batch) is a function of it, so a resumed run draws the same masks.
+        precision: "bf16" runs the forward pass under autocast; weights, gradients and optimizer state stay float32.
+        seed: dropout is a function of (seed, step, rank, micro-batch), so a resumed run draws the same masks.
     """
 
     def __init__(
         self,
         model: nn.Module,
         loss: Loss,
-        config: optim.OptimConfig,
+        config: OptimConfig,
         total_steps: int,
         *,
         precision: Literal["fp32", "bf16"],
         seed: int,
     ):
         self.model, self.loss, self.config, self.total_steps, self.seed = model, loss, config, total_steps, seed
-        self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.device = next(iter(self.trained.values())).device
+        self.trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.device = next(iter(self.trainable.values())).device
         self.precision = precision
-        self.optimizers = optim.build(model, config)
+        self.optimizers = optimizers.build(model, config)
         self.updates = 0  # done so far
-        if dist.world_size() > 1:
-            replicated(model, self.device)
+        self._replicated = replicate_model(model, self.device) if dist.world_size() > 1 else None
 
     def autocast(self) -> AbstractContextManager:
+        """Return the context for a forward pass in this engine's precision."""
         return autocast(self.precision, self.device)
 
     def step(self, batches: Sequence[Any], extra: dict[str, Mean] | None = None) -> dict[str, float]:
-        """Update once on these micro-batches (one optimiser step's share of this rank; every rank has equally many).
+        """Do one optimizer step on this rank's micro-batches, of which every rank has the same number.
 
-        Returns loss, grad_norm, lr, the algorithm's metrics and `extra`, pooled over micro-batches and ranks.
-        Raises UserError, before any weight has changed, where the loss or the gradient is not finite.
+        Args:
+            extra: further means to pool over ranks and report.
+
+        Returns loss, grad_norm (before clipping), lr, the loss's metrics and `extra`, pooled over micro-batches and ranks.
+        Raises: UserError (FAILED), before any weight has changed, if the loss or the gradient is not finite or no token is scored.
         """
         self.model.train()
         pooled = {name: detached(mean) for name, mean in (extra or {}).items()}
         for number, batch in enumerate(batches):
-            torch.manual_seed(_mixed(self.seed, self.updates, dist.rank(), number))
-            if dist.world_size() > 1:  # ranks meet once, in the last backward pass
-                self.model.set_requires_gradient_sync(number == len(batches) - 1)
+            torch.manual_seed(_mixed_seed(self.seed, self.updates, dist.rank(), number))
+            if self._replicated is not None:  # gradients are exchanged once, in the last backward pass
+                self._replicated.set_requires_gradient_sync(number == len(batches) - 1)
             with self.autocast():
                 loss, metrics = self.loss(self.model, batch)
+            assert isinstance(loss.total, Tensor)
             loss.total.backward()
             for name, mean in {"loss": loss, **metrics}.items():
                 pooled[name] = pooled[name] + detached(mean) if name in pooled else detached(mean)
         pooled = pool_over_ranks(pooled, self.device)
-        rate = optim.learning_rate(self.updates, self.total_steps, self.config)
+        rate = schedules.learning_rate(self.updates, self.total_steps, self.config)
         norm = self._scale_gradients(pooled["loss"], rate)
         self._update(rate)
         return {name: mean.value for name, mean in pooled.items()} | {"grad_norm": norm, "lr": rate}
 
     def _scale_gradients(self, loss: Mean, rate: float) -> float:
-        """Divide the summed gradients by the count, clip, and refuse what is not finite. Returns the norm before clipping."""
-        missing = [name for name, p in self.trained.items() if p.grad is None]
-        if missing:
-            raise AssertionError(f"{len(missing)} trainable parameters received no gradient, first {missing[0]}")
+        """Divide the summed gradients by the count and clip them; refuse what is not finite. Returns the norm before clipping."""
+        missing = [name for name, p in self.trainable.items() if p.grad is None]
+        assert not missing, f"{len(missing)} trainable parameters received no gradient, first {missing[0]}"
         if not float(loss.count):
             raise UserError(
                 f"step {self.updates + 1} has nothing to learn from: every token is masked",
-                fix="inspect the data",
+                fix="check the data with `tinyllm data inspect`",
                 code=FAILED,
             )
-        gradients = [p.grad for p in self.trained.values()]
-        # replicate averages over ranks; times the world size it is the sum again
+        gradients = [p.grad for p in self.trainable.values() if p.grad is not None]
+        # `replicate` averages over ranks; times the world size it is the sum again
         scale = dist.world_size() / float(loss.count)
         norm = float(torch.nn.utils.get_total_norm(gradients)) * scale
         if not (torch.isfinite(torch.tensor([norm, loss.value])).all()):
             self.zero_grad()
             raise UserError(
                 f"step {self.updates + 1}: loss {loss.value:.4g}, gradient norm {norm:.4g} at learning rate {rate:.3g}; "
-                "nothing was updated",
+                "the weights were not updated",
                 fix="lower optim.learning_rate or raise optim.warmup_steps, under another --name or with --no-resume",
                 code=FAILED,
             )
@@ -115,25 +125,27 @@ class Engine:
         self.updates += 1
 
     def zero_grad(self) -> None:
+        """Free all gradients."""
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
 
-    def rehearse(self, batch: Any) -> None:
-        """The memory of a step, without the step: forward, backward, and room for what the optimiser will keep beside each weight."""
-        kept = sum(len(entry) for optimizer in self.optimizers for entry in optimizer.state.values())
-        room = [torch.empty_like(p) for p in self.trained.values() for _ in range(0 if kept else 2)]
+    def probe_memory(self, batch: Any) -> None:
+        """Allocate the memory of a step without the update: forward, backward, and two optimizer tensors for each weight."""
+        has_state = any(entry for optimizer in self.optimizers for entry in optimizer.state.values())
+        reserved = [torch.empty_like(p) for p in self.trainable.values() for _ in range(0 if has_state else 2)]
         self.model.train()
-        if dist.world_size() > 1:  # ranks meet here, too: the first exchange decides in which order later ones add up
-            self.model.set_requires_gradient_sync(True)
+        if self._replicated is not None:  # the first exchange of gradients decides in which order later ones are summed
+            self._replicated.set_requires_gradient_sync(True)
         with self.autocast():
             loss, _ = self.loss(self.model, batch)
+        assert isinstance(loss.total, Tensor)
         loss.total.backward()
         self.zero_grad()
-        del room
+        del reserved
 
     def state(self) -> dict[str, Tensor]:
-        """The optimisers' tensors under `<state>.<parameter name>`; with `updates` it is all that resuming needs."""
-        names = {id(p): name for name, p in self.trained.items()}
+        """Return the optimizer state as `<state>.<parameter name>`: with the weights and `updates`, all that resuming needs."""
+        names = {id(p): name for name, p in self.trainable.items()}
         return {
             f"{key}.{names[id(p)]}": torch.as_tensor(value)
             for optimizer in self.optimizers
@@ -142,9 +154,12 @@ class Engine:
         }
 
     def restore(self, tensors: dict[str, Tensor], updates: int) -> None:
-        """Take up where `state` was taken, after `updates` steps. UserError (INTEGRITY) where that was another model's or optimiser's."""
+        """Restore what `state` returned after `updates` steps.
+
+        Raises: UserError (INTEGRITY) for the state of another model or optimizer.
+        """
         self.updates = updates
-        homes = {
+        optimizer_of = {
             id(p): optimizer
             for optimizer in self.optimizers
             for group in optimizer.param_groups
@@ -152,23 +167,23 @@ class Engine:
         }
         for key, value in tensors.items():
             kind, _, name = key.partition(".")
-            parameter = self.trained.get(name)
+            parameter = self.trainable.get(name)
             if parameter is None or (value.ndim and value.shape != parameter.shape):
                 raise UserError(f"{key!r:.200} belongs to no parameter of this run", code=INTEGRITY)
-            # fused Adam keeps its step count beside the weights, so that it need not be fetched
-            place = self.device if kind != "step" or self.device.type == "cuda" else "cpu"
-            homes[id(parameter)].state[parameter][kind] = value.to(place)
+            # fused Adam keeps its step count on the GPU
+            device = self.device if kind != "step" or self.device.type == "cuda" else "cpu"
+            optimizer_of[id(parameter)].state[parameter][kind] = value.to(device)
         for optimizer in self.optimizers:
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             kinds = {frozenset(optimizer.state.get(p, ())) for p in parameters}
             if len(kinds) > 1 or (updates and kinds == {frozenset()}):
-                raise UserError("the optimiser's state is not complete", code=INTEGRITY)
+                raise UserError("the optimizer state is incomplete", code=INTEGRITY)
 
 
-def replicated(model: nn.Module, device: torch.device) -> None:
-    """Let torch.distributed hook itself into `model`, in place: gradients meet during the backward pass.
+def replicate_model(model: nn.Module, device: torch.device) -> _Replicated:
+    """Add torch.distributed's hooks to `model` in place, which average gradients over ranks during the backward pass. Returns the model.
 
-    Buffers are not exchanged: rotary tables are equal everywhere, and ranks may evaluate unequal numbers of batches.
+    Buffers are not exchanged: rotary tables are equal on all ranks, and ranks may evaluate different numbers of batches.
     """
     from torch.distributed._composable.replicate import replicate
     from torch.nn.parallel import DistributedDataParallel
@@ -178,11 +193,11 @@ def replicated(model: nn.Module, device: torch.device) -> None:
     options["forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"] = False
     if device.type == "cuda":
         options["device_id"] = device
-    replicate(model, **options)
+    return cast(_Replicated, replicate(model, **options))
 
 
 def pool_over_ranks(means: dict[str, Mean], device: torch.device) -> dict[str, Mean]:
-    """Add every (total, count) over all ranks in one exchange, fetched once. All ranks must name the same means."""
+    """Sum every (total, count) over all ranks in one exchange, and fetch them once. All ranks must pass the same names."""
     wide = torch.float32 if device.type == "mps" else torch.float64
     numbers = [
         torch.as_tensor(x, dtype=wide, device=device).detach() for m in means.values() for x in (m.total, m.count)
@@ -192,33 +207,33 @@ def pool_over_ranks(means: dict[str, Mean], device: torch.device) -> dict[str, M
 
 
 def autocast(precision: Literal["fp32", "bf16"], device: torch.device) -> AbstractContextManager:
-    """The context a forward pass runs in."""
+    """Return the context for a forward pass: bfloat16 autocast, or nothing."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 def detached(mean: Mean) -> Mean:
-    """The same mean without its graph, still on its device: metrics are fetched once a step, not once a metric."""
+    """Return the mean without its autograd graph, still on its device: metrics are fetched once per step, not once per metric."""
     return Mean(*(x.detach() if isinstance(x, Tensor) else x for x in (mean.total, mean.count)))
 
 
-def _mixed(*numbers: int) -> int:
-    """A 63-bit seed that depends on all of the numbers."""
+def _mixed_seed(*numbers: int) -> int:
+    """Return a 63-bit seed that depends on all of the numbers."""
     return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest(), "little") >> 1
 
 
-def choose_device(asked: str) -> torch.device:
-    """The device for "auto", "cpu", "cuda" or "mps"; UserError (exit 4) where it is asked for and absent."""
+def choose_device(requested: str) -> torch.device:
+    """Return the device for "auto", "cpu", "cuda" or "mps". Raises: UserError (RESOURCES) if the requested one is not available."""
     # torch.distributed has no backend for mps, so several ranks on a Mac share its CPU
     present = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available() and dist.world_size() == 1,
         "cpu": True,
     }
-    kind = next(name for name, there in present.items() if there) if asked == "auto" else asked
+    kind = next(name for name, available in present.items() if available) if requested == "auto" else requested
     if not present[kind]:
-        raise UserError(
-            f"device {kind} was asked for and is not there", where="device", fix="use --device cpu", code=RESOURCES
-        )
+        name = {"cuda": "CUDA", "mps": "MPS"}[kind]
+        what = f"{name} was requested but is not available"
+        raise UserError(what, where="device", fix="use --device cpu", code=RESOURCES)
     if kind == "cuda":
         if dist.local_rank() >= torch.cuda.device_count():
             raise UserError(
@@ -231,12 +246,16 @@ def choose_device(asked: str) -> torch.device:
     return torch.device(kind)
 
 
-def choose_precision(asked: str, device: torch.device) -> Literal["fp32", "bf16"]:
-    """bf16 where the hardware multiplies it: AVX-512 BF16 or AMX on a CPU, Ampere and newer on NVIDIA. Emulation is slower than fp32."""
-    if asked == "auto":
+def choose_precision(requested: str, device: torch.device) -> Literal["fp32", "bf16"]:
+    """Return the precision for "auto", "fp32" or "bf16".
+
+    "auto" is bf16 where the hardware multiplies it (AVX-512 BF16 or AMX on a CPU, Ampere and newer on NVIDIA). Emulation is
+    slower than fp32.
+    """
+    if requested == "auto":
         if device.type == "cuda":
             fast = torch.cuda.is_bf16_supported(including_emulation=False)
         else:
             fast = device.type == "cpu" and bool(torch.cpu.get_capabilities().get("avx512_bf16"))
         return "bf16" if fast else "fp32"
-    return "bf16" if asked == "bf16" else "fp32"
+    return "bf16" if requested == "bf16" else "fp32"

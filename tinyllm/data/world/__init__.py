@@ -1,20 +1,20 @@
-"""The bundled world: documents, conversations, preference pairs and prompts from one closed world whose truth is
-known.
+"""The bundled world: documents, conversations, preference pairs and prompts about a closed world with known facts.
 
-Twenty-four people and eight towns with 224 facts, and thirteen kinds of question. Everything is generated from a seed:
-nothing is downloaded or shipped, and record i is a pure function of (seed, split, i). Train and val are disjoint by
-content for every seed (docs/world.md). The records are plain dicts in the public formats, so that they are read like
-a user's own files. Left out: other languages, facts of the real world, questions about people who do not exist.
+The world has 24 people and 8 towns with 224 facts, and 13 kinds of questions. Everything is generated from a seed: nothing is
+downloaded or shipped, and record i is a pure function of (seed, split, i). Train and val are disjoint by content for every seed
+(docs/world.md). Records are plain dicts in the public formats, so they are read like a user's own files. Left out: other languages,
+facts of the real world, questions about people who do not exist.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from functools import partial
 
-from tinyllm.data.world.chat import demonstrated, exchange
 from tinyllm.data.world.documents import document
 from tinyllm.data.world.draw import Record, check_choice, check_stream, stream
+from tinyllm.data.world.exchanges import demonstrated, exchange
 from tinyllm.data.world.gold import TASKS, gold
 from tinyllm.data.world.preferences import bad_answer, pair, preference
 from tinyllm.errors import UserError
@@ -25,10 +25,10 @@ Choice = str | tuple[str, ...] | None
 
 
 def documents(count: int, *, seed: int = 0, split: str = "train") -> Iterator[Record]:
-    """Stories, portraits, lists and worked tasks: `{"text"}`, some 100 to 1,500 characters each.
+    """Yield stories, portraits, lists and worked tasks: `{"text"}`, about 100 to 1,500 characters each.
 
     Raises:
-        UserError: a negative count or an unknown split (so do all streams below).
+        UserError: a negative count or an unknown split. So do all functions below.
     """
     check_stream(count, split)
     return stream(document, "documents", count, seed, split)
@@ -43,24 +43,24 @@ def conversations(
     flawed: float = 0.0,
     task: Choice = None,
 ) -> Iterator[Record]:
-    """Questions answered, `{"messages", "task"}`; `task` is the last question's.
+    """Yield questions with answers: `{"messages", "task"}`, where `task` is that of the last question.
 
     Args:
-        wrong: probability that an answer is a wrong one in the right form (an unreliable demonstrator, for RL to beat).
-        flawed: probability that the last answer is one that a judge would reject: wrong, padded, hedged, cut off, refused, in
-            another form (the rejected answers of `pairs`): what alignment is to mend.
-        task: one task or several to draw from; None mixes all.
+        wrong: probability that an answer is wrong, in the right form: an unreliable demonstrator, for RL to improve on.
+        flawed: probability that the last answer is one of the rejected answers of `pairs`: wrong, padded, hedged, truncated, a
+            refusal, or in another form. Alignment should remove these faults.
+        task: one task or several to draw from; None for all.
     """
     check_stream(count, split)
     _check_range(wrong, "wrong", 1.0)
     _check_range(flawed, "flawed", 1.0)
     tasks = _tasks(task)
 
-    def make(rng, split) -> Record:
-        asked = exchange(rng, split, tasks, wrong)
+    def make(rng: random.Random, split: str) -> Record:
+        drawn = exchange(rng, split, tasks, wrong)
         bad = flawed and rng.random() < flawed
-        text = bad_answer(rng, asked.item) if bad else demonstrated(rng, asked.item, wrong)
-        return {"messages": [*asked.messages, {"role": "assistant", "content": text}], "task": asked.item.task}
+        text = bad_answer(rng, drawn.item) if bad else demonstrated(rng, drawn.item, wrong)
+        return {"messages": [*drawn.messages, {"role": "assistant", "content": text}], "task": drawn.item.task}
 
     return stream(make, "conversations", count, seed, split)
 
@@ -68,10 +68,10 @@ def conversations(
 def pairs(
     count: int, *, seed: int = 0, split: str = "train", noise: float = 0.0, task: Choice = None
 ) -> Iterator[Record]:
-    """Two answers of different gold, `{"prompt", "chosen", "rejected", "answer", "task"}`.
+    """Yield two answers of different gold reward: `{"prompt", "chosen", "rejected", "answer", "task"}`.
 
     Args:
-        noise: Bradley-Terry temperature in units of gold; 0 always chooses the better answer (see `preference`).
+        noise: Bradley-Terry temperature in units of the gold reward; with 0 the better answer is always chosen (see `preference`).
         task: as in `conversations`.
     """
     check_stream(count, split)
@@ -80,7 +80,7 @@ def pairs(
 
 
 def prompts(count: int, *, seed: int = 0, split: str = "train", task: Choice = None) -> Iterator[Record]:
-    """Open questions, `{"prompt", "answer", "task"}`; with `split="val"` they are the evaluation questions.
+    """Yield questions without an answer turn: `{"prompt", "answer", "task"}`; `split="val"` has the evaluation questions.
 
     Args:
         task: as in `conversations`.

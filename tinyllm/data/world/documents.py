@@ -1,8 +1,7 @@
-"""The texts of the world: portraits, stories, towns, comparisons, talks, riddles, lessons and word lists.
+"""The documents of the world: portraits, stories, towns, comparisons, talks, riddles, lessons and word lists.
 
-No text can stand in both splits. Every fact is told in documents of both splits, in all its paraphrases; but a fact
-that is held out is never *asked* about here, and the worked tasks of train documents are train instances. `KINDS`
-gives each kind's share of the documents.
+No text is in both splits. Every fact is stated in documents of both splits, in all its paraphrases, but held-out facts are never
+*asked* about here, and worked tasks in train documents are train instances. `KINDS` has the share of each kind of document.
 """
 
 from __future__ import annotations
@@ -28,10 +27,10 @@ from tinyllm.data.world.lexicon import (
 )
 from tinyllm.data.world.questions import single_fact, whose
 from tinyllm.data.world.stories import DAYS, story
+from tinyllm.data.world.task_wordings import WORDINGS
 from tinyllm.data.world.tasks import DRAW, draw_instance, rule_task
-from tinyllm.data.world.wordings import WORDINGS
 
-GROUPS: dict[str, tuple[str, ...]] = {  # {who} is a list of names; all of them, so the sentence may also say that
+GROUPS: dict[str, tuple[str, ...]] = {  # {who} lists all people with this value
     "home": ("{who} live in {v}.", "{v} is the home of {who}.", "The people of {v} are {who}.", "{who} come from {v}."),
     "job": ("{who} work as {vs}.", "{who} are {vs}.", "The {vs} are {who}."),
     "pet": ("{who} have {av} as a pet.", "{who} keep {av} at home.", "{who} share their homes with {av}."),
@@ -40,7 +39,6 @@ GROUPS: dict[str, tuple[str, ...]] = {  # {who} is a list of names; all of them,
     "hobby": ("{who} enjoy {v}.", "The hobby of {who} is {v}.", "{who} are fond of {v}."),
     "month": ("{who} were born in {v}.", "{who} have a birthday in {v}.", "The birthdays of {who} are in {v}."),
 }
-_COUNTS = ("no", "one", "two", "three", "four", "five")
 _TALKS = ('"{q}" asked {x}. "{a}" said {y}.', '{x} asked, "{q}" {y} said, "{s}"', '"{q}" {x} asked. {y} knew it. "{s}"')
 _ORDERS = (
     '"{q}," said {x}. "{a}" said {y}.',
@@ -57,19 +55,19 @@ _LESSONS = (
 _TEACHERS = tuple(person for person in PEOPLE if person.job == "teacher")
 
 
-def _about(name: str) -> list[Fact]:
+def _facts_about(name: str) -> list[Fact]:
     return [fact(attribute, name) for attribute in PEOPLE_ATTRIBUTES]
 
 
-def _other(rng: random.Random, *not_these: str) -> str:
-    while (name := rng.choice(NAMES)) in not_these:
+def _other(rng: random.Random, *excluded: str) -> str:
+    while (name := rng.choice(NAMES)) in excluded:
         pass
     return name
 
 
 def portrait(rng: random.Random, split: str) -> str:
-    """One person, from five to all nine facts, with and without the name."""
-    facts = _about(rng.choice(NAMES))
+    """Describe one person by five to nine facts, some with pronouns."""
+    facts = _facts_about(rng.choice(NAMES))
     rng.shuffle(facts)
     sentences = [rng.choice(statements(facts[0]))]
     for one in facts[1 : rng.randint(5, 9)]:
@@ -78,25 +76,25 @@ def portrait(rng: random.Random, split: str) -> str:
 
 
 def several(rng: random.Random, split: str) -> str:
-    """Unrelated facts one after the other, each with its name: what a model must keep apart."""
+    """List unrelated facts about different people, which a model must tell apart."""
     return " ".join(rng.choice(statements(fact(rng.choice(PEOPLE_ATTRIBUTES), rng.choice(NAMES)))) for _ in range(8))
 
 
 def town(rng: random.Random, split: str) -> str:
-    """A town, its landmark, who lives there and something about one or two of them."""
+    """Describe a town: its landmark, its people, and some facts about a few of them."""
     name = rng.choice(TOWNS)
     people = [person.name for person in PEOPLE if person.home == name]
     rng.shuffle(people)
     place = fact("landmark", name)
     sentences = [rng.choice(statements(place)), rng.choice(_group_sentences("home", name)).format(who=listed(people))]
     for person in people[: rng.randint(1, 3)]:
-        sentences += [rng.choice(statements(one)) for one in rng.sample(_about(person), rng.randint(2, 3))]
+        sentences += [rng.choice(statements(one)) for one in rng.sample(_facts_about(person), rng.randint(2, 3))]
     sentences.append(rng.choice(statements(place)))
     return " ".join(sentences)
 
 
 def listed(names: list[str]) -> str:
-    """ "Ada, Ben and Cleo"."""
+    """Return "Ada, Ben and Cleo"."""
     return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
 
 
@@ -112,7 +110,7 @@ def _holders(attribute: str, value: str) -> tuple[str, ...]:
 
 
 def alike(rng: random.Random, split: str) -> str:
-    """Who shares a value, and how people differ."""
+    """Compare people: who shares a value, and who differs."""
     sentences = []
     for _ in range(rng.randint(2, 3)):
         attribute = rng.choice(tuple(GROUPS))
@@ -126,24 +124,24 @@ def alike(rng: random.Random, split: str) -> str:
 
 
 def _contrast(rng: random.Random, one: Fact, other: Fact) -> str:
-    """Two facts of the same attribute in one sentence."""
+    """Return one sentence with two facts of the same attribute."""
     at = rng.randrange(len(statements(one)))
     first, second = statements(one)[at].removesuffix("."), lower_first(statements(other)[at])
     return f"{first}, and {second} too." if one.value == other.value else f"{first}, but {second}."
 
 
 def _spoken(rng: random.Random, item: Item, asker: str, teller: str) -> str:
-    """A question and its answer as direct speech; an order ("Sort these digits: ...") is said, not asked."""
+    """Return a question and its answer as direct speech; an instruction ("Sort these digits: ...") is said, not asked."""
     question, answer = item.question, item.answer
-    asked = question.endswith("?")
+    is_question = question.endswith("?")
     full = answer if answer.endswith(".") else answer + "."
-    return rng.choice(_TALKS if asked else _ORDERS).format(
-        q=question if asked else question.removesuffix("."), a=full[:-1] + ",", s=full, x=asker, y=teller
+    return rng.choice(_TALKS if is_question else _ORDERS).format(
+        q=question if is_question else question.removesuffix("."), a=full[:-1] + ",", s=full, x=asker, y=teller
     )
 
 
 def talk(rng: random.Random, split: str) -> str:
-    """People ask each other about facts (train facts in train wordings only, whatever the split)."""
+    """Two people ask each other about facts; in both splits these are train facts in train wordings."""
     asker, teller = rng.sample(NAMES, 2)
     lines = [f"{rng.choice(DAYS)} {asker} met {teller} in {rng.choice(TOWNS)}."]
     for _ in range(rng.randint(3, 6)):
@@ -154,25 +152,25 @@ def talk(rng: random.Random, split: str) -> str:
 
 
 def riddle(rng: random.Random, split: str) -> str:
-    """Facts first, the name last."""
+    """State facts about a person without the name, which follows at the end."""
     name = rng.choice(NAMES)
     asker, guesser = _other(rng, name), _other(rng, name)
-    facts = rng.sample([one for one in _about(name) if pronoun_statements(one)], rng.randint(3, 5))
+    facts = rng.sample([one for one in _facts_about(name) if pronoun_statements(one)], rng.randint(3, 5))
     clues = " ".join(rng.choice(pronoun_statements(one)) for one in facts)
     first = rng.choice((f"{asker} thought of a friend.", f'"Who is it?" asked {asker}.', f"{asker} had a riddle."))
     wrong = _other(rng, name, asker, guesser)
     miss = fact(facts[0].attribute, wrong)
     no = f'"Is it {wrong}?" asked {guesser}. "No, {canonical(miss)}" ' if miss.value != facts[0].value else ""
-    told = " ".join(canonical(one) for one in facts[:2])
-    return f'{first} "{clues}" {no}"It is {name}," said {guesser}. "Yes, it is {name}. {told}"'
+    answer = " ".join(canonical(one) for one in facts[:2])
+    return f'{first} "{clues}" {no}"It is {name}," said {guesser}. "Yes, it is {name}. {answer}"'
 
 
 def lesson(rng: random.Random, split: str) -> str:
-    """Worked examples of one or two tasks, at school."""
+    """Worked examples of one or two tasks, in a lesson at school."""
     teacher = rng.choice(_TEACHERS)
     a, b = _other(rng, teacher.name), _other(rng, teacher.name)
-    told = {"t": teacher.name, "home": teacher.home, "day": rng.choice(DAYS), "a": a, "b": b}
-    sentences = [rng.choice(_LESSONS).format_map(told)]
+    values = {"t": teacher.name, "home": teacher.home, "day": rng.choice(DAYS), "a": a, "b": b}
+    sentences = [rng.choice(_LESSONS).format_map(values)]
     for task in rng.sample(tuple(DRAW), rng.randint(1, 2)):
         for _ in range(rng.randint(2, 4)):
             sentences.append(_worked(rng, task, split, teacher.name, rng.choice((a, b))))
@@ -188,7 +186,7 @@ def _worked(rng: random.Random, task: str, split: str, teacher: str, pupil: str)
 
 
 def words(rng: random.Random, split: str) -> str:
-    """What kind of thing a word names, and how it is spelled (every word, held out or not: it is knowledge)."""
+    """Categories and spellings of words; held-out words as well, since they are knowledge."""
     category, other = rng.sample(tuple(CATEGORIES), 2)
     members = rng.sample(CATEGORIES[category], 4)
     stranger = rng.choice(CATEGORIES[other])
@@ -221,7 +219,7 @@ _WEIGHTS = tuple(accumulate(KINDS.values()))
 
 
 def document(rng: random.Random, split: str) -> Record:
-    """One document of a kind drawn by its share; its own text decides which split it may stand in."""
+    """Draw documents, of a kind drawn by its share, until one is in the split; a hash of the text decides."""
     while not belongs(text := rng.choices(_MAKERS, cum_weights=_WEIGHTS)[0](rng, split), split):
         pass
     return {"text": text}

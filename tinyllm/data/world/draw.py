@@ -1,8 +1,7 @@
-"""Randomness and the line between train and val: the two things every other file of the world stands on.
+"""Random streams of records, and the split of content into train and val.
 
-Record i of a stream is a pure function of (seed, split, i), so a stream can be cut, repeated or made in parallel.
-What is held out is decided by a hash of the *content* (a fact, a task instance) and not by the seed: no seed ever
-trains on what another one asks.
+Record i of a stream is a pure function of (seed, split, i), so a stream can be cut, repeated or generated in parallel. Content (a
+fact, a task instance) is held out by its hash and not by the seed, so no seed trains on what another seed evaluates.
 """
 
 from __future__ import annotations
@@ -17,22 +16,22 @@ from typing import Any
 from tinyllm.errors import UserError
 
 SPLITS = ("train", "val")
-HOLD_OUT = 5  # one content key in five belongs to val
-_SALT = "2161|"  # with this one, val holds about a fifth of the facts of every attribute
+HOLD_OUT = 5  # one content key in five is in val
+_SALT = "2161|"  # chosen so that val has about a fifth of the facts of every attribute
 
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One question with its answer, before it becomes messages.
+    """One question with its answer.
 
     Attributes:
         task: the task's name, one of `TASKS`.
-        question: the user's words.
-        answer: the one canonical answer, in the asked form.
-        wrong: answers in the asked form that are not right (the first is a near miss where the task has such a thing).
-        reshaped: the right content in a form that was not asked for.
+        question: the text of the user.
+        answer: the canonical answer, in the requested form.
+        wrong: wrong answers in the requested form (the first is a near miss, where the task has one).
+        reshaped: the right content in another form.
     """
 
     task: str
@@ -43,36 +42,36 @@ class Item:
 
 
 def held_out(key: str) -> bool:
-    """Whether this content (say `home|Ada`, or `sort|1259`) belongs to val only; the same for every seed."""
+    """Return whether this content, for example `home|Ada` or `sort|1259`, is in val; the same for every seed."""
     return blake2b((_SALT + key).encode(), digest_size=4).digest()[0] % HOLD_OUT == 0
 
 
 def belongs(key: str, split: str) -> bool:
-    """Whether a question about this content may be asked in this split."""
+    """Return whether this content is in `split`."""
     return held_out(key) == (split == "val")
 
 
 def stream(
     make: Callable[[random.Random, str], Record], name: str, count: int, seed: int, split: str
 ) -> Iterator[Record]:
-    """Yield `make(rng, split)` for records 0 .. count-1, each with its own generator."""
+    """Yield `make(rng, split)` for the records 0 to count - 1, each with its own generator."""
     for index in range(count):
         yield make(random.Random(f"{name}/{seed}/{split}/{index}"), split)
 
 
 def check_stream(count: int, split: str) -> None:
-    """Refuse a count or a split that does not exist.
+    """Check the arguments of a stream.
 
     Raises:
         UserError: `count` is negative, or `split` is neither train nor val.
     """
     if count < 0:
-        raise UserError(f"the world cannot make {count} records", where="count", fix="ask for 0 or more records")
+        raise UserError(f"a negative number of records: {count}", where="count", fix="use 0 or more")
     check_choice(split, SPLITS, "split")
 
 
 def check_choice(value: str, known: tuple[str, ...], what: str) -> None:
-    """Refuse a name that is not in `known`, with the nearest one that is.
+    """Check that a name is known; the fix suggests the nearest one.
 
     Raises:
         UserError: `value` is not in `known`.
@@ -80,4 +79,4 @@ def check_choice(value: str, known: tuple[str, ...], what: str) -> None:
     if value not in known:
         near = get_close_matches(str(value), known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(known)}"
-        raise UserError(f"the world has no {what} {value!r}", where=what, fix=hint)
+        raise UserError(f"the bundled world has no {what} {value!r}", where=what, fix=hint)

@@ -1,8 +1,8 @@
-"""What is true, said in many ways: the statements that documents are made of and that answers are checked against.
+"""Facts of the world and their paraphrases, which documents are made of and answers are checked against.
 
-Every attribute has eight or more paraphrases. The first one is the canonical answer to a question about the
-attribute; where a question can also run from the value to its owner (`INVERSE`), the second one is that answer. Every
-paraphrase is one sentence. Templates: {n} subject, {v} value, {av} value with its article, {he} {his} pronouns.
+Every attribute has eight or more paraphrases, each one sentence. The first is the canonical answer to a question about the
+attribute. For attributes that can also be asked about from the value to its owner (`INVERSE`), the second is the answer to that
+question. Templates: {n} subject, {v} value, {av} value with its article, {he} {his} pronouns.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ INVERSE = ("pet_name", "landmark")  # one value, one owner: "Whose pet is Rusty?
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """One true cell of the table."""
+    """One fact: an entry of the table."""
 
     attribute: str
     subject: str
@@ -129,7 +129,7 @@ class Fact:
 
     @property
     def key(self) -> str:
-        """What is held out: the fact whichever way round it is asked (best friends are one fact, not two)."""
+        """The unit that is held out: the same for a fact in both directions (best friends are one fact, not two)."""
         subject = min(self.subject, self.value) if self.attribute == "friend" else self.subject
         return f"{self.attribute}|{subject}"
 
@@ -138,43 +138,43 @@ FACTS = tuple(Fact(attribute, subject, value) for (attribute, subject), value in
 
 
 def fact(attribute: str, subject: str) -> Fact:
-    """The fact of this attribute about this person or town."""
+    """Return the fact of this attribute about this person or town."""
     return Fact(attribute, subject, TABLE[attribute, subject])
 
 
 def phrase(template: str, subject: str, value: str) -> str:
-    """Fill a statement template; the value need not be true (wrong answers are made here too)."""
+    """Fill a statement template. The value need not be true: wrong answers are made here too."""
     he, his = (PERSON[subject].he, PERSON[subject].his) if subject in PERSON else ("it", "its")
     return template.format(n=subject, v=value, av=f"{article(value)} {value}", he=he, his=his)
 
 
 @cache
 def statements(of: Fact) -> tuple[str, ...]:
-    """Every paraphrase of a fact, the canonical one first."""
+    """Return all paraphrases of a fact, the canonical one first."""
     return tuple(phrase(template, of.subject, of.value) for template in STATEMENTS[of.attribute])
 
 
 @cache
 def pronoun_statements(of: Fact) -> tuple[str, ...]:
-    """The paraphrases that still read well with "She" or "His" in place of the name (first word, and only once)."""
+    """Return the paraphrases in which the name can be replaced by "She" or "His": where it is the first word and occurs once."""
     he, his = (PERSON[of.subject].he, PERSON[of.subject].his) if of.subject in PERSON else ("it", "its")
-    found = []
+    sentences = []
     for template in STATEMENTS[of.attribute]:
         if template.startswith("{n}") and template.count("{n}") == 1 and "{n} and" not in template:
             short = template.replace("{n}'s", his.capitalize()).replace("{n}", he.capitalize())
-            found.append(phrase(short, of.subject, of.value))
-    return tuple(found)
+            sentences.append(phrase(short, of.subject, of.value))
+    return tuple(sentences)
 
 
 def canonical(of: Fact, inverse: bool = False) -> str:
-    """The sentence that answers a question about this fact (asked from the value to its owner, if `inverse`)."""
+    """Return the sentence that answers a question about this fact; `inverse`: asked from the value to its owner."""
     return statements(of)[1 if inverse else 0]
 
 
 @cache
 def statement_index() -> dict[str, Fact]:
-    """Every true statement of the world -> its fact."""
-    index = {}
+    """Return true statement: fact, for all paraphrases of all facts."""
+    index: dict[str, Fact] = {}
     for one in FACTS:
         for sentence in statements(one):
             index.setdefault(sentence, one)
@@ -182,7 +182,7 @@ def statement_index() -> dict[str, Fact]:
 
 
 def lower_first(sentence: str) -> str:
-    """The sentence as a clause: no capital unless it begins with a name, no full stop."""
+    """Return the sentence as a clause: without a capital, unless it begins with a name, and without a full stop."""
     first = sentence.split(" ", 1)[0].removesuffix("'s")
     clause = sentence.removesuffix(".")
     return clause if first in KIND_OF else clause[0].lower() + clause[1:]

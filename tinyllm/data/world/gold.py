@@ -1,12 +1,11 @@
-"""The gold reward: how good an answer really is, which in this world is known.
+"""The gold reward: the true quality of an answer, which is known in this world.
 
-    gold = correct - 0.25 [not in the asked form] - 0.05 per padding word (0.5 at most) - 0.5 [did not stop], in [-1, 1]
+    gold = correct - 0.25 [not in the requested form] - 0.05 per padding word (0.5 at most) - 0.5 [did not stop], in [-1, 1]
 
-`correct` is 1 for the right content, whatever its dress; 0 for wrong content; between them for sequences (half the
-fraction of items in their right place) and for yes/no with a correction (half for each part). So 1.0 means right,
-complete, in the asked form, not padded out, and stopped; 0.0 a tidy wrong answer; an endless wrong one is at -1. A
-fact may be stated in any of its paraphrases. Left out: grammar and style of what is neither a known statement nor a
-single word.
+`correct` is 1 for the right content in any form and 0 for wrong content; in between for sequences (half the fraction of items in the
+right position) and for yes/no with a correction (half for each part). So 1.0 means right, complete, in the requested form, without
+padding, and stopped; 0.0 is a wrong answer in the right form; an endless wrong answer has -1. A fact may be stated in any of its
+paraphrases. Left out: grammar and style of texts that are neither a known statement nor a single word.
 """
 
 from __future__ import annotations
@@ -32,18 +31,18 @@ _SENTENCE = re.compile(r"[A-Z][^.!?\n]*\.")
 
 
 def gold(record: Record, completion: str, finished: bool) -> float:
-    """The true worth of an answer to a record of `prompts` or `pairs`.
+    """Return the gold reward of an answer to a record of `prompts` or `pairs`.
 
     Args:
         record: needs `task` and `answer`.
-        completion: the assistant's text, without control tokens; white space around it does not count.
-        finished: whether the answer ended by itself (an end token), not by the length limit.
+        completion: the assistant's text, without control tokens. White space around it is ignored.
+        finished: whether the answer ended with an end token, and not at the length limit.
 
     Returns:
-        A number in [-1, 1]; 1.0 is reached by the record's own answer and by equally good ones only.
+        A number in [-1, 1]; 1.0 only for the record's own answer and equally good ones.
 
     Raises:
-        UserError: the record is not one of this world's.
+        UserError: the record is not from this world.
     """
     missing = [name for name in ("answer", "task") if name not in record]
     if missing:
@@ -54,31 +53,31 @@ def gold(record: Record, completion: str, finished: bool) -> float:
         )
     task, answer, reply = record["task"], record["answer"], completion.strip()
     check_choice(task, TASKS, "task")
-    worth = 1.0 if reply in accepted(task, answer) else _graded(task, answer, reply)
-    return max(-1.0, worth - (0.0 if finished else NOT_STOPPED))
+    reward = 1.0 if reply in accepted(task, answer) else _grade(task, answer, reply)
+    return max(-1.0, reward - (0.0 if finished else NOT_STOPPED))
 
 
 @lru_cache(maxsize=4096)
 def accepted(task: str, answer: str) -> frozenset[str]:
-    """Every answer that is as good as the canonical one: a true sentence may be any paraphrase of its fact."""
+    """Return all answers as good as the canonical one: of a true sentence, all paraphrases of its fact."""
     return frozenset(
-        {answer, *(verdict + text for verdict, one in [_told(answer)] if one for text in _fitting(verdict, one))}
+        {answer, *(verdict + text for verdict, one in [_parse(answer)] if one for text in _paraphrases(verdict, one))}
     )
 
 
-def _told(answer: str) -> tuple[str, Fact | None]:
-    """Split "No, Ada lives in Fernby." into its verdict and the fact it states (none for a bare word or number)."""
+def _parse(answer: str) -> tuple[str, Fact | None]:
+    """Split "No, Ada lives in Fernby." into its verdict and the fact it states (None for a single word or number)."""
     verdict = next((start for start in ("Yes, ", "No, ") if answer.startswith(start)), "")
     return verdict, statement_index().get(answer.removeprefix(verdict))
 
 
-def _fitting(verdict: str, one: Fact) -> tuple[str, ...]:
-    """The paraphrases that can follow a verdict: after a comma only those that begin with a name."""
+def _paraphrases(verdict: str, one: Fact) -> tuple[str, ...]:
+    """Return the paraphrases that can follow a verdict: after its comma only those that begin with a name."""
     return tuple(text for text in statements(one) if not verdict or _WORD.findall(text)[0] in KIND_OF)
 
 
-def _graded(task: str, answer: str, reply: str) -> float:
-    """The worth of a reply that is not acceptable as it stands."""
+def _grade(task: str, answer: str, reply: str) -> float:
+    """Return the reward of a reply that is not among the accepted answers."""
     if task in SEQUENCES:
         correct = _sequence_correct(answer, reply)
     elif task in NUMBERS:
@@ -87,14 +86,14 @@ def _graded(task: str, answer: str, reply: str) -> float:
         correct = _yesno_correct(answer, reply)
     else:
         correct = _word_correct(task, answer, reply)
-    good_form = correct < 1.0 and _form_fits(task, answer, reply)
+    good_form = correct < 1.0 and _has_form(task, answer, reply)
     longest = max(len(text.split()) for text in accepted(task, answer))
     padding = min(MAX_PADDING, PAD_WORD * max(0, len(reply.split()) - longest))
     return correct - (0.0 if good_form else BAD_FORM) - padding
 
 
-def _form_fits(task: str, answer: str, reply: str) -> bool:
-    """Whether the reply has the shape asked for: one sentence, one word or number, or items between single spaces."""
+def _has_form(task: str, answer: str, reply: str) -> bool:
+    """Return whether the reply has the requested form: one sentence, one word or number, or items between single spaces."""
     if answer.endswith("."):
         return _SENTENCE.fullmatch(reply) is not None
     if task in SEQUENCES:
@@ -103,7 +102,7 @@ def _form_fits(task: str, answer: str, reply: str) -> bool:
 
 
 def _items(answer: str, reply: str) -> list[str]:
-    """The reply's items, whatever stands between: its digits, or its longest run of single letters or known words."""
+    """Return the items of a reply with any separators: its digits, or its longest run of single letters or known words."""
     if answer.replace(" ", "").isdigit():
         return re.findall(r"[0-9]", reply)
     letters = all(len(item) == 1 for item in answer.split())
@@ -125,34 +124,34 @@ def _sequence_correct(answer: str, reply: str) -> float:
 
 
 def _yesno_correct(answer: str, reply: str) -> float:
-    """The verdict, and the true value where the answer states it; "yes and no" is no verdict."""
-    said = {word.lower() for word in _WORD.findall(reply)} & {"yes", "no"}
-    verdict = float(said == {_WORD.findall(answer)[0].lower()})
-    _, one = _told(answer)
+    """Return the credit for the verdict ("yes and no" is none) and, where the answer states it, for the true value."""
+    verdicts = {word.lower() for word in _WORD.findall(reply)} & {"yes", "no"}
+    verdict = float(verdicts == {_WORD.findall(answer)[0].lower()})
+    _, one = _parse(answer)
     if one is None:
         return verdict
     return 0.5 * verdict + 0.5 * float(_names_only(reply, one.value, _kind(one.value), frozenset({one.subject})))
 
 
 def _word_correct(task: str, answer: str, reply: str) -> float:
-    """The word that was asked for is there, and no other of its kind (naming every colour is not an answer)."""
+    """Return 1.0 if the right word occurs and no other one of its kind (naming every colour is not an answer), else 0.0."""
     if task == "odd":
         return float(_names_only(reply, answer, WORDS, frozenset()))
-    _, one = _told(answer)
+    _, one = _parse(answer)
     if one is None:
-        friend = {TABLE["friend", answer]} if task == "facts" and answer in PERSON else set()  # the one asked about
+        friend = {TABLE["friend", answer]} if task == "facts" and answer in PERSON else set()  # the person in question
         return float(_names_only(reply, answer, _kind(answer), frozenset(friend)))
     key = one.subject if task == "whose" else one.value
     return float(_names_only(reply, key, _kind(key), frozenset({one.subject})))
 
 
 def _kind(value: str) -> tuple[str, ...]:
-    """The values it must be told from; a record's answer that no table holds is a kind of its own."""
+    """Return all values of the same attribute; an answer that is in no table is the only one of its kind."""
     return VALUES[KIND_OF[value]] if value in KIND_OF else (value,)
 
 
 def _names_only(reply: str, key: str, kind: tuple[str, ...], besides: frozenset[str]) -> bool:
-    """Whether `key` is named and nothing else of its kind except `besides` (in any spelling of capitals)."""
+    """Return whether `key` is named and nothing else of its kind except `besides`, ignoring case."""
     spelled = {word.lower(): word for word in kind}
     named = {spelled[word] for word in _WORD.findall(reply.lower()) if word in spelled}
     return key in named and named <= {key} | besides

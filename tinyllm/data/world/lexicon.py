@@ -1,9 +1,8 @@
-"""The closed world's words: who lives in it, what each of them is like, and the categories things fall into.
+"""The words of the closed world: its people and their attributes, its towns, and categories of nouns.
 
-The table below is the truth that every document, question and gold reward is made from. It does not depend on any
-seed, so that pretraining, fine-tuning and evaluation with different seeds still speak of the same world. Each value
-of a column occurs equally often, so that guessing the commonest value is no better than chance. Left out on purpose:
-anything about the real world.
+All documents, questions and gold rewards are made from the table below. It does not depend on a seed, so pretraining,
+fine-tuning and evaluation with different seeds are about the same world. Each value of a column occurs equally often, so guessing
+the most frequent value is no better than chance. Left out on purpose: anything about the real world.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ LANDMARKS = {
     "Brightwater": "fountain",
 }
 
-# A word stands in one category only, so that the odd one out is never a matter of opinion.
+# Every word is in one category only, so that the odd one out is unambiguous.
 CATEGORIES = {
     "fruit": ("apple", "pear", "plum", "peach", "cherry", "banana", "lemon", "grape"),
     "animal": ("dog", "cat", "horse", "cow", "sheep", "goat", "pig", "lion"),
@@ -97,17 +96,17 @@ class Person:
 
 
 def article(word: str) -> str:
-    """`a` or `an`; every word of this world that begins with a vowel letter also begins with a vowel sound."""
+    """Return `a` or `an`; every word of this world that begins with a vowel letter begins with a vowel sound."""
     return "an" if word[0].lower() in "aeiou" else "a"
 
 
 def with_article(word: str) -> str:
-    """The word as it stands after "is": "an owl", but "snow"."""
+    """Return the word as it follows "is": "an owl", but "snow"."""
     return word if word in _MASS else f"{article(word)} {word}"
 
 
 def plural(noun: str) -> str:
-    """The plural of a countable noun of this world."""
+    """Return the plural of a countable noun of this world."""
     if noun in _PLURALS:
         return _PLURALS[noun]
     return noun + ("es" if noun.endswith(("s", "ch", "sh", "x")) else "s")
@@ -129,13 +128,13 @@ TABLE: dict[tuple[str, str], str] = {
     **{(attribute, person.name): value for person in PEOPLE for attribute, value in _row(person).items()},
     **{("landmark", town): landmark for town, landmark in LANDMARKS.items()},
 }
-"""(attribute, subject) -> value: the whole truth of the world."""
+"""(attribute, subject): value, for all facts of the world."""
 
 VALUES: dict[str, tuple[str, ...]] = {
     attribute: tuple(dict.fromkeys(value for (name, _), value in TABLE.items() if name == attribute))
     for attribute in (*PEOPLE_ATTRIBUTES, "landmark")
 }
-"""attribute -> its distinct values; no word is a value of two attributes."""
+"""attribute: its distinct values. No word is a value of two attributes."""
 
 KIND_OF = {value: attribute for attribute, values in VALUES.items() for value in values}
-"""A value's attribute; a person's name counts as `friend`, a town's as `home`."""
+"""value: its attribute. The name of a person counts as `friend`, that of a town as `home`."""

@@ -1,10 +1,8 @@
-"""Questions about the world's facts: `facts` (one fact), `whose` (value to owner), `yesno`, `hops` (two facts
-chained).
+"""Questions about facts: `facts` (one fact), `whose` (from value to owner), `yesno`, `hops` (two facts chained).
 
-Held out twice: one fact in five is never asked about in train (it is still told in the documents), and val uses its
-own wordings. A two-hop question is asked in train only if both its facts are train facts and the chain itself is not
-held out. `hops` is meant to stay hard for a small model: it must look a fact up inside another one without writing
-the first one down.
+Two things are held out: one fact in five is never asked about in train (but stated in the documents), and val has its own wordings.
+A two-hop question is asked in train only if both facts are train facts and the chain itself is not held out. `hops` is meant to stay
+hard for a small model, which must look up one fact by means of another without writing the first one down.
 """
 
 from __future__ import annotations
@@ -13,25 +11,27 @@ import random
 from functools import cache
 from typing import Literal
 
-from tinyllm.data.world.asking import ASK, ASK_INVERSE, CHECK, SHORT
 from tinyllm.data.world.draw import Item, belongs
+from tinyllm.data.world.fact_wordings import ASK, ASK_INVERSE, CHECK, SHORT
 from tinyllm.data.world.facts import FACTS, INVERSE, STATEMENTS, Fact, canonical, fact, lower_first, phrase
 from tinyllm.data.world.lexicon import NAMES, TOWNS, VALUES
 
-Form = Literal["sentence", "word", "word by system"]  # the last one: one word, but the question need not say so
-Told = tuple[str, str]  # an answer as a sentence and as a word
+Form = Literal[
+    "sentence", "word", "word by system"
+]  # of the answer; the last: one word, as the system message requests
+Answer = tuple[str, str]  # as a sentence and as a word
 
 
 @cache
 def askable(split: str, attributes: tuple[str, ...] = ()) -> tuple[Fact, ...]:
-    """The facts that may be asked about in this split (only these attributes, if any are given)."""
+    """Return the facts that are asked about in this split, optionally only of these attributes."""
     return tuple(one for one in FACTS if belongs(one.key, split) and (not attributes or one.attribute in attributes))
 
 
 @cache
 def chains(split: str) -> tuple[tuple[str, str, Fact], ...]:
-    """The two-hop questions of a split: (the subject described, the attribute that links it, the fact asked for)."""
-    found = []
+    """Return the two-hop questions of a split: (description of the subject, linking attribute, fact in question)."""
+    questions = []
     for first in (one for one in FACTS if one.attribute in ("friend", "home", "pet_name")):
         start, end = (first.value, first.subject) if first.attribute == "pet_name" else (first.subject, first.value)
         described = {
@@ -44,65 +44,67 @@ def chains(split: str) -> tuple[tuple[str, str, Fact], ...]:
             own = belongs(f"hops|{start}|{second.attribute}", split)
             known = split == "val" or (belongs(first.key, "train") and belongs(second.key, "train"))
             if own and known:
-                found.append((described, first.attribute, second))
-    return tuple(found)
+                questions.append((described, first.attribute, second))
+    return tuple(questions)
 
 
-def _item(rng: random.Random, split: str, task: str, question: str, form: Form, right: Told, wrong: list[Told]) -> Item:
+def _item(
+    rng: random.Random, split: str, task: str, question: str, form: Form, right: Answer, wrong: list[Answer]
+) -> Item:
     sentence, word = right
     if form == "sentence":
         reshaped = (word, sentence.removesuffix("."), sentence.lower())
-        return Item(task, question, sentence, tuple(told for told, _ in wrong), reshaped)
+        return Item(task, question, sentence, tuple(text for text, _ in wrong), reshaped)
     if form == "word":
         question = f"{question} {rng.choice(SHORT[split])}"
-    return Item(task, question, word, tuple(bare for _, bare in wrong), (sentence, sentence.lower()))
+    return Item(task, question, word, tuple(answer for _, answer in wrong), (sentence, sentence.lower()))
 
 
-def _other(rng: random.Random, values: tuple[str, ...], *not_these: str) -> str:
-    while (value := rng.choice(values)) in not_these:
+def _other(rng: random.Random, values: tuple[str, ...], *excluded: str) -> str:
+    while (value := rng.choice(values)) in excluded:
         pass
     return value
 
 
-def _asked(template: str, who: str) -> str:
-    """Fill {n}, and mind the possessive and the capital."""
-    possessive = {"he": "his", "she": "her"}.get(who, f"{who}'s")
-    text = template.replace("{n}'s", possessive).replace("{n}", who)
+def _fill(template: str, subject: str) -> str:
+    """Fill {n} with a name or pronoun, in the possessive where needed, and capitalize the question."""
+    possessive = {"he": "his", "she": "her"}.get(subject, f"{subject}'s")
+    text = template.replace("{n}'s", possessive).replace("{n}", subject)
     return text[0].upper() + text[1:]
 
 
-def _told(one: Fact, value: str) -> Told:
-    """The canonical sentence with this value in place of the true one."""
-    return phrase(STATEMENTS[one.attribute][0], one.subject, value), value
+def _answer(of: Fact, value: str) -> Answer:
+    """Return the answer with this value in place of the true one."""
+    return phrase(STATEMENTS[of.attribute][0], of.subject, value), value
 
 
-def _about(rng: random.Random, split: str, task: str, one: Fact, form: Form, question: str) -> Item:
-    wrong = [_told(one, _other(rng, VALUES[one.attribute], one.value, one.subject)) for _ in range(2)]
-    return _item(rng, split, task, question, form, _told(one, one.value), wrong)
+def _fact_item(rng: random.Random, split: str, task: str, one: Fact, form: Form, question: str) -> Item:
+    wrong = [_answer(one, _other(rng, VALUES[one.attribute], one.value, one.subject)) for _ in range(2)]
+    return _item(rng, split, task, question, form, _answer(one, one.value), wrong)
 
 
 def single_fact(rng: random.Random, split: str, form: Form = "sentence", about: Fact | None = None) -> Item:
-    """A question about one fact (`about`, or any that may be asked)."""
+    """Return a question about one fact: `about`, or any fact of the split."""
     one = about or rng.choice(askable(split))
-    return _about(rng, split, "facts", one, form, _asked(rng.choice(ASK[one.attribute][split]), one.subject))
+    return _fact_item(rng, split, "facts", one, form, _fill(rng.choice(ASK[one.attribute][split]), one.subject))
 
 
 def follow_up(rng: random.Random, split: str, form: Form, one: Fact, pronoun: str) -> Item:
-    """A question about the person of the question before, who is now "he" or "she"."""
+    """Return a question about the person of the previous question, referred to by a pronoun."""
     wordings = [text for text in ASK[one.attribute][split] if "of {n}" not in text.replace("{n}'s", "")]  # "of her"
-    question = _asked(rng.choice(wordings), pronoun)
-    return _about(rng, split, "facts", one, form, f"And {question[0].lower()}{question[1:]}")
+    question = _fill(rng.choice(wordings), pronoun)
+    return _fact_item(rng, split, "facts", one, form, f"And {question[0].lower()}{question[1:]}")
 
 
 def hops(rng: random.Random, split: str, form: Form = "sentence") -> Item:
-    """A question whose subject must itself be looked up first."""
+    """Return a question with a subject that must be looked up first."""
     described, link, one = rng.choice(chains(split))
     wordings = [text for text in ASK[one.attribute][split] if link != "pet_name" or "{n}'s" not in text]
-    return _about(rng, split, "hops", one, form, _asked(rng.choice(wordings), described))
+    return _fact_item(rng, split, "hops", one, form, _fill(rng.choice(wordings), described))
 
 
 def whose(rng: random.Random, split: str, form: Form = "sentence") -> Item:
-    """A question from a value to its only owner."""
+    """Return a question from a value to its only owner."""
     one = rng.choice(askable(split, INVERSE))
     question = rng.choice(ASK_INVERSE[one.attribute][split]).format(v=one.value)
     owners, template = NAMES if one.attribute == "pet_name" else TOWNS, STATEMENTS[one.attribute][1]
@@ -112,12 +114,12 @@ def whose(rng: random.Random, split: str, form: Form = "sentence") -> Item:
 
 
 def yesno(rng: random.Random, split: str, form: Form = "sentence") -> Item:
-    """A statement to confirm or to put right; true half of the time."""
+    """Return a statement to confirm or to correct; half of them are true."""
     one = rng.choice(askable(split))
     truth = canonical(one)
-    lie, _ = _told(one, _other(rng, VALUES[one.attribute], one.value, one.subject))
+    false, _ = _answer(one, _other(rng, VALUES[one.attribute], one.value, one.subject))
     is_true = rng.random() < 0.5
-    question = rng.choice(CHECK[split]).format(s=lower_first(truth if is_true else lie))
-    yes, no = ("Yes, " + (truth if is_true else lie), "Yes"), ("No, " + (lie if is_true else truth), "No")
+    question = rng.choice(CHECK[split]).format(s=lower_first(truth if is_true else false))
+    yes, no = ("Yes, " + (truth if is_true else false), "Yes"), ("No, " + (false if is_true else truth), "No")
     right, wrong = (yes, no) if is_true else (no, yes)
     return _item(rng, split, "yesno", question, form, right, [wrong])

@@ -1,9 +1,9 @@
-"""Seventeen story skeletons, expanded once into beats, and the people who are put into them.
+"""Stories made from seventeen skeletons and the people of the world.
 
-Notation of the skeletons: `# title`, then one beat after the other: `- ` begins a beat, `| ` is another wording of the
-same beat, `? ` begins a beat that half of the stories leave out, `[one|two]` are alternatives inside a sentence, and
-an indented line goes on with the one before it. `{a}` is the main person, `{b}` the best friend of `{a}`, `{c}`
-somebody else; `{a_home}` and so on are their facts. Every fact told in a story is true.
+A skeleton is a title, `# title`, and a list of beats: `- ` begins a beat, `| ` is another wording of the same beat, `? ` begins a beat
+that half of the stories leave out, `[one|two]` are alternatives inside a sentence, and an indented line continues the one before it.
+`{a}` is the main person, `{b}` the best friend of `{a}`, `{c}` somebody else; `{a_home}` and so on are their facts. All facts in a story
+are true.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from itertools import product
 from tinyllm.data.world import stories_home, stories_town
 from tinyllm.data.world.lexicon import CATEGORIES, LANDMARKS, NAMES, PEOPLE_ATTRIBUTES, PERSON, with_article
 
-Beat = tuple[bool, tuple[str, ...]]  # (may be left out, wordings)
+Beat = tuple[bool, tuple[str, ...]]  # (optional, wordings)
 
 DAYS = (
     "One morning",
@@ -50,23 +50,23 @@ _CHOICE = re.compile(r"\[([^\]]*)\]")
 
 
 def expand(line: str) -> tuple[str, ...]:
-    """Every reading of a line with `[one|two]` alternatives."""
-    parts = _CHOICE.split(line)  # odd places hold the alternatives
+    """Return all variants of a line with `[one|two]` alternatives."""
+    parts = _CHOICE.split(line)  # the alternatives are at odd indices
     return tuple(
-        "".join(reading) for reading in product(*(p.split("|") if i % 2 else (p,) for i, p in enumerate(parts)))
+        "".join(variant) for variant in product(*(p.split("|") if i % 2 else (p,) for i, p in enumerate(parts)))
     )
 
 
 def parse(text: str) -> dict[str, tuple[Beat, ...]]:
-    """Read skeletons: title -> beats."""
+    """Parse skeletons to title: beats."""
     skeletons: dict[str, list[Beat]] = {}
     for line in filter(None, text.replace("\n  ", " ").splitlines()):
         mark, rest = line[0], line[2:]
         if mark == "#":
             beats = skeletons[rest] = []
         elif mark == "|":
-            may_skip, wordings = beats.pop()
-            beats.append((may_skip, wordings + expand(rest)))
+            optional, wordings = beats.pop()
+            beats.append((optional, wordings + expand(rest)))
         else:
             beats.append((mark == "?", expand(rest)))
     return {title: tuple(beats) for title, beats in skeletons.items()}
@@ -74,13 +74,13 @@ def parse(text: str) -> dict[str, tuple[Beat, ...]]:
 
 @cache
 def skeletons() -> tuple[tuple[Beat, ...], ...]:
-    """All stories, in a fixed order."""
+    """Return all skeletons, in a fixed order."""
     return tuple((parse(stories_home.TEXT) | parse(stories_town.TEXT)).values())
 
 
 @cache
 def cast(role: str, name: str) -> dict[str, str]:
-    """What a skeleton may say about the person in this role."""
+    """Return the values of all placeholders for the person in this role."""
     person = PERSON[name]
     values = {attribute: getattr(person, attribute) for attribute in PEOPLE_ATTRIBUTES}
     words = {
@@ -101,7 +101,7 @@ def cast(role: str, name: str) -> dict[str, str]:
 
 @cache
 def _strangers(name: str) -> tuple[str, ...]:
-    """Who differs from this person and their friend in all that a story sets side by side."""
+    """Return the people who differ from this person and their friend in every attribute that stories compare."""
     a, b = PERSON[name], PERSON[PERSON[name].friend]
     differ = ("home", "food", "colour")
     values = {(attribute, getattr(person, attribute)) for person in (a, b) for attribute in differ}
@@ -111,15 +111,15 @@ def _strangers(name: str) -> tuple[str, ...]:
 
 
 def story(rng: random.Random, split: str) -> str:
-    """One story of some six to eight sentences and more than ten facts."""
+    """Return one story of about six to eight sentences with more than ten facts."""
     a = rng.choice(NAMES)
     b = PERSON[a].friend
     c = rng.choice(_strangers(a))
     day = rng.choice(DAYS)
-    told = {**cast("a", a), **cast("b", b), **cast("c", c), "day": day, "day_low": day[0].lower() + day[1:]}
-    told["weather"], told["fruit"] = rng.choice(WEATHER), with_article(rng.choice(CATEGORIES["fruit"]))
+    values = {**cast("a", a), **cast("b", b), **cast("c", c), "day": day, "day_low": day[0].lower() + day[1:]}
+    values["weather"], values["fruit"] = rng.choice(WEATHER), with_article(rng.choice(CATEGORIES["fruit"]))
     chosen = []
-    for may_skip, wordings in rng.choice(skeletons()):
-        if not (may_skip and rng.random() < 0.5):
+    for optional, wordings in rng.choice(skeletons()):
+        if not (optional and rng.random() < 0.5):
             chosen.append(rng.choice(wordings))
-    return " ".join(chosen).format_map(told)
+    return " ".join(chosen).format_map(values)

@@ -1,4 +1,4 @@
-"""Story skeletons told at home: pets, birthdays, meals, letters. See `stories.py` for the notation."""
+"""Story skeletons set at home: pets, birthdays, meals, letters. See `stories.py` for the notation."""
 
 TEXT = """
 # the lost pet

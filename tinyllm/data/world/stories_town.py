@@ -1,4 +1,4 @@
-"""Story skeletons told in town and on the road: work, visits, fairs. See `stories.py` for the notation."""
+"""Story skeletons set in town and on journeys: work, visits, fairs. See `stories.py` for the notation."""
 
 TEXT = """
 # the visit

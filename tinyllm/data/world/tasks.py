@@ -1,11 +1,9 @@
-"""Small tasks whose answers follow by rule: sequences (sort, copy, reverse, spell), numbers (count, sums, addition,
-compare), odd.
+"""Rule-based tasks: sequences (sort, copy, reverse, spell), numbers (count, sums, addition, compare), odd.
 
-Each task draws an instance, and the hash of that instance decides whether it belongs to train or to val: the same
-digits are never sorted in both, in whatever order they are given. `sort`, `copy` and `compare` are within reach of a
-1.4M model in minutes; `addition` (three digits) and long `reverse` are meant not to be. `spell` is knowledge, not
-rule, for a model that sees whole words as one token: the documents spell every word, val asks for words never asked
-for in train.
+Each task draws an instance, and a hash of it decides between train and val: the same digits, in any order, are never sorted in both.
+A model of 1.4M parameters learns `sort`, `copy` and `compare` in minutes; `addition` (three digits) and long `reverse` are meant to
+stay out of its reach. For a model that has whole words as tokens, `spell` is knowledge and not a rule: the documents spell every word,
+and val asks for words that train does not ask for.
 """
 
 from __future__ import annotations
@@ -16,14 +14,14 @@ from dataclasses import dataclass
 
 from tinyllm.data.world.draw import Item, belongs
 from tinyllm.data.world.lexicon import CATEGORIES, COUNTABLE, WORDS, plural
-from tinyllm.data.world.wordings import WORDINGS
+from tinyllm.data.world.task_wordings import WORDINGS
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One drawn task: `key` is what train and val divide; `ask` is the kind of question, where a task has several."""
+    """An instance of a task: `key` decides its split, `ask` is the kind of question where a task has several."""
 
     key: str
     x: str
@@ -33,7 +31,7 @@ class Instance:
 
 
 def _swap(rng: random.Random, items: list[str]) -> list[str]:
-    """Exchange two neighbours that differ; the same list back where all are equal."""
+    """Return the list with two neighbors swapped that differ, or unchanged if all items are equal."""
     places = [i for i in range(len(items) - 1) if items[i] != items[i + 1]]
     if not places:
         return items
@@ -46,8 +44,8 @@ def _replace(rng: random.Random, items: list[str], pool: tuple[str, ...] | str) 
     return [*items[:at], rng.choice([x for x in pool if x != items[at]]), *items[at + 1 :]]
 
 
-def _mangled(rng: random.Random, items: list[str], pool: tuple[str, ...] | str) -> tuple[str, ...]:
-    """Wrong sequences: a swap, a replacement, one item lost, one item twice."""
+def _wrong_sequences(rng: random.Random, items: list[str], pool: tuple[str, ...] | str) -> tuple[str, ...]:
+    """Return wrong sequences: a swap, a replacement, one item lost, one item twice."""
     at = rng.randrange(len(items))
     lost, twice = items[:at] + items[at + 1 :], items[: at + 1] + items[at:]
     variants = [_swap(rng, items), _replace(rng, items, pool), lost, twice]
@@ -64,32 +62,32 @@ def _sort(rng: random.Random) -> Instance:
     digits = [rng.choice("0123456789") for _ in range(rng.randint(4, 6))]
     answer = sorted(digits)
     given = " ".join(digits)
-    wrong = _mangled(rng, answer, "0123456789") + ((given,) if digits != answer else ())
+    wrong = _wrong_sequences(rng, answer, "0123456789") + ((given,) if digits != answer else ())
     return Instance("".join(answer), given, " ".join(answer), wrong)
 
 
-def _copied(rng: random.Random) -> tuple[list[str], tuple[str, ...] | str]:
+def _draw_items(rng: random.Random) -> tuple[list[str], tuple[str, ...] | str]:
     if rng.random() < 0.6:
         return [rng.choice(_LETTERS) for _ in range(rng.randint(3, 7))], _LETTERS
     return [rng.choice(WORDS) for _ in range(rng.randint(2, 5))], WORDS
 
 
 def _copy(rng: random.Random) -> Instance:
-    items, pool = _copied(rng)
+    items, pool = _draw_items(rng)
     text = " ".join(items)
-    return Instance(text, text, text, _mangled(rng, items, pool))
+    return Instance(text, text, text, _wrong_sequences(rng, items, pool))
 
 
 def _reverse(rng: random.Random) -> Instance:
-    items, pool = _copied(rng)
+    items, pool = _draw_items(rng)
     given, back = " ".join(items), items[::-1]
-    wrong = _mangled(rng, back, pool) + ((given,) if items != back else ())
+    wrong = _wrong_sequences(rng, back, pool) + ((given,) if items != back else ())
     return Instance(min(given, " ".join(back)), given, " ".join(back), wrong)
 
 
 def _spell(rng: random.Random) -> Instance:
     word = rng.choice(WORDS)
-    return Instance(word, word, " ".join(word), _mangled(rng, list(word), _LETTERS))
+    return Instance(word, word, " ".join(word), _wrong_sequences(rng, list(word), _LETTERS))
 
 
 def _count(rng: random.Random) -> Instance:
@@ -152,12 +150,12 @@ DRAW: dict[str, Callable[[random.Random], Instance]] = {
     "compare": _compare,
     "odd": _odd,
 }
-SEQUENCES = ("sort", "copy", "reverse", "spell")  # partial credit by position
+SEQUENCES = ("sort", "copy", "reverse", "spell")  # these have partial credit by position
 NUMBERS = ("count", "sums", "addition", "compare")
 
 
 def draw_instance(rng: random.Random, task: str, split: str) -> Instance:
-    """Draw until the instance belongs to the split (one in `HOLD_OUT` belongs to val)."""
+    """Draw instances until one is in the split (one in `HOLD_OUT` is in val)."""
     draw = DRAW[task]
     while not belongs(f"{task}|{(instance := draw(rng)).key}", split):
         pass
@@ -165,7 +163,7 @@ def draw_instance(rng: random.Random, task: str, split: str) -> Instance:
 
 
 def rule_task(rng: random.Random, task: str, split: str, wordings: str = "") -> Item:
-    """A question whose answer follows by rule, in one of the split's wordings (or those of `wordings`)."""
+    """Return a question of a rule-based task, in a wording of the split, or of the split `wordings`."""
     instance = draw_instance(rng, task, split)
     wording = WORDINGS[task + ("/" + instance.ask if instance.ask else "")]
     templates = wording.val if (wordings or split) == "val" else wording.train
@@ -174,7 +172,7 @@ def rule_task(rng: random.Random, task: str, split: str, wordings: str = "") -> 
 
 
 def _reshape(task: str, answer: str) -> tuple[str, ...]:
-    """The right content in a form that was not asked for."""
+    """Return the right content in other forms than the requested one."""
     wordy = f"The answer is {answer}."
     if task in SEQUENCES:
         return wordy, answer.replace(" ", ", "), answer.replace(" ", "-")

@@ -1,0 +1,50 @@
+"""Output of `tinyllm eval --task`: plain columns, every figure with its 95 % interval.
+
+Not a rich table, which outside a terminal would wrap lines at 80 characters and break names.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+_LEFT_OUT = ("acc_bytes",)  # as acc_norm but beyond ASCII; --json has it
+
+
+def table(found: dict[str, Any]) -> None:
+    """Print a block per task: one row per file, and last the mean over the files."""
+    for task, files in found["group_subtasks"].items():
+        names = [name for name in found["higher_is_better"][task] if name not in _LEFT_OUT]
+        print(f"{task} (chance level: {names[0]} {_number(found['baseline'][task])})")
+        keys = [*files, task]
+        labels = {key: key.removeprefix(f"{task}/") for key in files}
+        labels[task] = f"mean of {len(files)} files" if files else found["configs"][task]["data"]
+        rows = [("data", "n", *names)]
+        for key in keys:
+            samples = f"{found['n-samples'][key]['effective']:,}"
+            rows.append((labels[key], samples, *(_figure(found, key, name) for name in names)))
+        _columns(rows)
+    moved = found["moved"]
+    print(f"eval: {moved['what']} {_number(moved['from'])} -> {_number(moved['to'])} in {found['seconds']:.1f} s")
+    print(f"  {found['checkpoint']}")
+
+
+def _figure(found: dict[str, Any], key: str, name: str) -> str:
+    """`0.527 (0.470 to 0.583)`."""
+    value = found["results"][key].get(f"{name},none")
+    interval = found["intervals"][key].get(name)
+    if value is None:
+        return ""
+    return _number(value) + (f" ({_number(interval[0])} to {_number(interval[1])})" if interval else "")
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def _columns(rows: list[tuple[str, ...]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        name, samples, *figures = row
+        cells = [name.ljust(widths[0]), samples.rjust(widths[1])]
+        cells += [figure.ljust(width) for figure, width in zip(figures, widths[2:], strict=True)]
+        print("  " + "  ".join(cells).rstrip())

@@ -1,0 +1,103 @@
+"""Output of `tinyllm verify`: one line per check as it finishes, a table on a terminal, one JSON object with --json."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from tinyllm.errors import FAILED, UserError
+
+if TYPE_CHECKING:
+    from tinyllm.diagnostics.checks.result import CheckResult
+
+_COLOURS = {"ok": "green", "failed": "bold red", "skipped": "yellow"}
+
+
+def watcher(*, as_json: bool, quiet: bool) -> Callable[[CheckResult], None]:
+    """Return a function that prints each finished check: as the result in a pipe, else as progress on stderr."""
+    if not as_json and not sys.stdout.isatty():
+        return lambda result: print(*_lines(result.to_json()), sep="\n", flush=True)
+    if quiet:
+        return lambda result: None
+    return lambda result: print(
+        f"{result.status:<8}{result.name:<14}{result.seconds:5.1f} s", file=sys.stderr, flush=True
+    )
+
+
+def show(found: dict[str, Any], *, as_json: bool) -> None:
+    """Print the result.
+
+    Raises: UserError (FAILED) with the failed checks and their differences.
+    """
+    if as_json:
+        print(json.dumps(found, ensure_ascii=False))
+    else:
+        if sys.stdout.isatty():
+            _table(found)
+        print(_verdict(found))
+    failed = [check for check in found["checks"] if check["status"] == "failed"]
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(found['checks'])} checks failed: {'; '.join(map(_why, failed))}",
+            fix="check your changes to the code; without any, report the output of `tinyllm verify --json`",
+            code=FAILED,
+        )
+
+
+def _lines(check: dict[str, Any]) -> list[str]:
+    """Format one line per comparison: `ok      lora          2.1e-05 <= 0.0001 nats   base with adapter, and merged weights`."""
+    start = f"{check['status']:<8}{check['name']:<14}"
+    if not check["compared"]:
+        return [start + check["reason"]]
+    return [f"{start}{_against(row):<26}{row['what']}" for row in check["compared"]]
+
+
+def _against(row: dict[str, Any]) -> str:
+    return f"{_number(row['difference'])} {'<=' if row['passed'] else '> '} {_number(row['allowed'])} {row['unit']}"
+
+
+def _number(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.2g}"
+
+
+def _why(check: dict[str, Any]) -> str:
+    worst = [row for row in check["compared"] if not row["passed"]]
+    if not worst:
+        return f"{check['name']} ({check['reason']})"
+    row = worst[0]
+    return f"{check['name']} ({_number(row['difference'])} {row['unit']}, allowed {_number(row['allowed'])}: {row['what']})"
+
+
+def _verdict(found: dict[str, Any]) -> str:
+    """`verify: 12 checks ok, 1 skipped in 14.2 s (cpu, 2 threads, torch 2.13.0, …)`."""
+    counts = {status: sum(check["status"] == status for check in found["checks"]) for status in _COLOURS}
+    said = ", ".join(f"{count} {status}" for status, count in counts.items() if count or status == "ok")
+    here = found["machine"]
+    threads = f"{here['threads']} thread{'s' if here['threads'] != 1 else ''}"
+    place = f"{here['device']}, {threads}, torch {here['torch']}, {here['platform']}"
+    return f"verify: {said} in {found['seconds']:.1f} s ({place})\n  {found['of']}"
+
+
+def _table(found: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table()
+    for column in ("check", "compared"):
+        table.add_column(column, overflow="fold")
+    for column in ("largest\ndifference", "allowed", "s"):
+        table.add_column(column, justify="right")
+    table.add_column("")
+    for check in found["checks"]:
+        status = Text(check["status"], style=_COLOURS[check["status"]])
+        seconds = f"{check['seconds']:.1f}"
+        if not check["compared"]:
+            table.add_row(check["name"], Text(check["reason"]), "", "", seconds, status)
+        for number, row in enumerate(check["compared"]):
+            first = (check["name"], seconds, status) if number == 0 else ("", "", "")
+            allowed = f"{_number(row['allowed'])} {row['unit']}".strip()
+            table.add_row(first[0], Text(row["what"]), _number(row["difference"]), allowed, *first[1:])
+    Console().print(table)

@@ -1,0 +1,106 @@
+"""The commands that run one configured stage: training, alignment, evaluation and chat."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tinyllm.cli.options import READING, TRAINING, TUNING, Common, command
+from tinyllm.cli.run_stage import run_stage
+from tinyllm.errors import UserError
+
+if TYPE_CHECKING:
+    from tinyllm.algorithms import Family
+
+Algorithm = Annotated[
+    str | None, typer.Option("--algorithm", "-a", help="Name of an algorithm, or path/to/my_loss.py.")
+]
+Lora = Annotated[bool, typer.Option("--lora", help="Train a LoRA adapter instead of all weights.")]
+Task = Annotated[list[str] | None, typer.Option("--task", "-t", help="Name of a task, see above. Repeatable.")]
+Prompts = Annotated[list[str] | None, typer.Option("--prompt", "-p", help="Answer this prompt and exit. Repeatable.")]
+
+
+def register_learning(app: typer.Typer, panel: str) -> None:
+    command(app, "pretrain", TRAINING, panel)(pretrain)
+    command(app, "sft", TUNING, panel)(sft)
+
+
+def register_alignment(app: typer.Typer, panel: str) -> None:
+    command(app, "rm", TUNING, panel)(rm)
+    command(app, "align-offline", TUNING, panel, more=partial(_listed, "offline", "dpo"))(align_offline)
+    command(app, "align-online", TUNING, panel, more=partial(_listed, "online", "grpo"))(align_online)
+
+
+def register_use(app: typer.Typer, panel: str) -> None:
+    command(app, "eval", READING, panel, more=_tasks)(evaluate)
+    command(app, "chat", tuple(name for name in READING if name != "nproc"), panel)(chat)
+
+
+def pretrain(common: Common) -> None:
+    """Train a base model on raw text."""
+    run_stage("pretrain", common)
+
+
+def sft(common: Common, lora: Lora = False) -> None:
+    """Fine-tune a base model on conversations (supervised fine-tuning)."""
+    run_stage("sft-lora" if lora else "sft", common, requires="lora" if lora else "")
+
+
+def rm(common: Common) -> None:
+    """Train a reward model on preference pairs."""
+    run_stage("rm", common)
+
+
+def align_offline(common: Common, algorithm: Algorithm = None) -> None:
+    """Align on preference data. Default: DPO; --algorithm selects another."""
+    run_stage(_known(algorithm, "offline") or "dpo", common, default="dpo", keys={"algorithm": algorithm})
+
+
+def align_online(common: Common, algorithm: Algorithm = None) -> None:
+    """Align with rewards for generated answers. Default: GRPO; --algorithm selects another."""
+    run_stage(_known(algorithm, "online") or "grpo", common, default="grpo", keys={"algorithm": algorithm})
+
+
+def evaluate(common: Common, task: Task = None) -> None:
+    """Report perplexity and bits per byte of a checkpoint on held-out text; with --task, benchmarks."""
+    run_stage("eval", common, keys={"task": f"[{', '.join(task)}]" if task else None})
+
+
+def chat(common: Common, prompt: Prompts = None) -> None:
+    """Chat with a checkpoint."""
+    if common.json and not prompt:
+        raise UserError("--json needs a prompt", where="--json", fix='add -p "..."')
+    run_stage("chat", common, prompts=prompt or [], stream=not common.json)
+
+
+def _known(algorithm: str | None, family: Family) -> str | None:
+    """Return the algorithm. UserError if it is neither built in nor a file."""
+    from tinyllm import algorithms  # brings pydantic, which --help does not need
+
+    if algorithm is None or algorithms.is_file(algorithm) or algorithm in (known := algorithms.names(family)):
+        return algorithm
+    from tinyllm.config import nearest
+
+    near = " or ".join(nearest(algorithm, known))
+    fix = f"use --algorithm {near}" if near else f"choose one of {', '.join(known)}, or path/to/my_loss.py"
+    raise UserError(f"unknown {family} algorithm {algorithm!r}", where="--algorithm", fix=fix)
+
+
+def _listed(family: Family, default: str) -> str:
+    """Return one line per algorithm of a family: its name and the title of its file."""
+    from tinyllm import algorithms
+
+    lines = []
+    for entry in algorithms.entries(family):
+        title = (entry.module.__doc__ or "").partition("\n")[0].split(":")[0].rstrip(".")
+        lines.append(f"{entry.name}{' (default)' if entry.name == default else ''}: {title}")
+    return "\n\n".join(["Algorithms:", *lines])
+
+
+def _tasks() -> str:
+    """Return one line per benchmark task: its name and the title of its file."""
+    from tinyllm.evals import tasks
+
+    return "\n\n".join(["Tasks:", *(f"{name}: {tasks.title_of(name)}" for name in tasks.names())])

@@ -1,0 +1,109 @@
+"""Messages and progress bars on stderr, from rank 0: a live bar on a terminal, a line every ten seconds in a pipe."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tinyllm import distributed as dist
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class Quiet:
+    """The option --quiet: only results and errors are printed."""
+
+    on = False
+
+
+class Log:
+    """The log file of the current run, to which `say` appends; set by `train.run.Run`."""
+
+    path: Path | None = None
+
+
+def say(text: str) -> None:
+    """Print one line on stderr from rank 0, unless --quiet is given, and append it to the run's log."""
+    if not dist.is_main():
+        return
+    if Log.path is not None:
+        with (
+            suppress(OSError),
+            Log.path.open("a", encoding="utf-8") as file,
+        ):  # a full disk is reported by what needs it
+            file.write(text + "\n")
+    if not Quiet.on:
+        print(text, file=sys.stderr, flush=True)
+
+
+class ProgressBar:
+    """A progress bar.
+
+        with ProgressBar("prepare", total=size) as bar:
+            bar.update(read, "12 MB of text")
+
+    Args:
+        total: the value of `completed` at the end; 0 if unknown.
+        start: the value of `completed` at the beginning, for the estimate of the remaining time.
+        line_at_once: print the first line at the first update, and not after ten seconds.
+    """
+
+    def __init__(self, title: str, total: int, *, start: int = 0, line_at_once: bool = False):
+        self.title, self.total, self.start = title, total, start
+        self.started = time.monotonic()
+        self._last_line = float("-inf") if line_at_once else self.started
+        self._live: tuple[Progress, TaskID] | None = None
+
+    def __enter__(self) -> ProgressBar:
+        if dist.is_main() and not Quiet.on and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (TextColumn("{task.description}"), BarColumn(24), TimeRemainingColumn())
+            numbers = TextColumn("{task.fields[numbers]}")
+            live = Progress(*columns, numbers, console=Console(stderr=True), transient=True)
+            live.start()
+            self._live = live, live.add_task(self.title, total=self.total or None, completed=self.start, numbers="")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live[0].stop()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the start, never zero."""
+        return max(1e-9, time.monotonic() - self.started)
+
+    def eta(self, completed: int) -> str:
+        """Return the estimated remaining time, as `eta 1m05s`."""
+        left = self.elapsed / max(1, completed - self.start) * (self.total - completed)
+        return f"eta {int(left // 60)}m{int(left % 60):02d}s"
+
+    def update(self, completed: int, numbers: str, line: str = "", *, last: bool = False) -> None:
+        """Show that `completed` of `total` is done.
+
+        Args:
+            numbers: the text beside the bar.
+            line: the text of a line in a pipe; `numbers` by default.
+            last: print the line now, whenever the line before was printed.
+        """
+        if self._live is not None:
+            live, task = self._live
+            live.update(task, completed=completed, numbers=numbers)
+        elif last or time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
+            self._last_line = time.monotonic()
+            say(f"{self.title} {line or numbers}")
+
+
+def show_reading(bar: ProgressBar, read: int, done: int) -> None:
+    """Update the bar of a pass over files: `read` bytes of the files, and `done` bytes of text processed."""
+    numbers = f"{done / 1e6:,.0f} MB of text, {done / 1e6 / bar.elapsed:.1f} MB/s"
+    line = f"{read / bar.total:.0%} {numbers} {bar.eta(read)}" if bar.total else numbers
+    bar.update(read, numbers, line)

@@ -1,0 +1,177 @@
+"""Turns (parsed by `messages`) to records: consecutive turns joined, and everything that cannot be trained on removed.
+
+A row that lacks something raises `BadRow`. A valid row that cannot be trained on (an empty answer, `chosen` equal to `rejected`)
+raises `Dropped`. Every repair is passed to `note`.
+
+Left out: images and sound.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tinyllm.data.records.types import Conversation, Messages, Pair, Record, Row, UnpairedPreference
+from tinyllm.data.sources.errors import BadRow, preview
+from tinyllm.text.chat import Message
+
+Note = Callable[[str], None]
+
+
+class Dropped(Exception):  # noqa: N818 (not an error: counted)
+    """A valid row that cannot be trained on; `reason` is shared by all rows dropped for it."""
+
+    def __init__(self, reason: str):
+        super().__init__(reason)
+        self.reason = reason
+
+
+# --- values of a row -------------------------------------------------------------------------------------------------------------
+
+
+def list_columns(columns: Mapping[str, Any]) -> str:
+    """Return the column names for an error message."""
+    names = [name if name.isprintable() and len(name) < 40 else preview(name) for name in columns]
+    return ", ".join(names[:12]) + (", …" if len(names) > 12 else "") or "nothing"
+
+
+def text_of(row: Mapping[str, Any], column: str, path: str = "") -> str:
+    """Return a column that holds text; `path` precedes its name in the error. Raises: BadRow."""
+    value = row[column]
+    if not isinstance(value, str):
+        raise BadRow("wrong type", f"{path}{column}: expected a text, found {preview(value)}")
+    return value
+
+
+def optional_text(row: Mapping[str, Any], column: str) -> str:
+    return "" if row.get(column) is None else text_of(row, column)
+
+
+def number_of(row: Mapping[str, Any], column: str) -> float | None:
+    value = row.get(column)
+    if value is None:
+        return None
+    try:
+        if not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value):
+            return float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        pass
+    raise BadRow("wrong type", f"{column}: expected a finite number, found {preview(value)}")
+
+
+MEDIA = ("image", "images", "audio", "audios", "video", "videos")
+
+
+def refuse_media(row: Mapping[str, Any]) -> None:
+    """Raises: BadRow for a row with images, sound or video."""
+    for column in MEDIA:
+        if row.get(column):
+            raise BadRow("not text only", f"{column}: {preview(row[column])}; only text is supported")
+
+
+# --- turns ---------------------------------------------------------------------------------------------------------------------
+
+
+def with_system(row: Row, messages: list[Message], note: Note) -> list[Message]:
+    """Return the messages with the columns `system` and `tools` in the system turn."""
+    parts = [optional_text(row, "system")]
+    if tools := row.get("tools"):
+        if not isinstance(tools, str | list | dict):
+            raise BadRow("wrong type", f"tools: expected a list of tools or a text, found {preview(tools)}")
+        parts.append("Tools:\n" + (tools if isinstance(tools, str) else json.dumps(tools, ensure_ascii=False)))
+        note("column tools added to the system turn")
+    if messages and messages[0]["role"] == "system":
+        parts, messages = [messages[0]["content"], *parts], messages[1:]
+    content = "\n\n".join(part for part in parts if part.strip())
+    return [Message(role="system", content=content), *messages] if content else messages
+
+
+def _merge_consecutive(messages: list[Message], note: Note) -> list[Message]:
+    merged: list[Message] = []
+    for message in messages:
+        if merged and merged[-1]["role"] == message["role"] != "tool":
+            merged[-1] = Message(role=message["role"], content=f"{merged[-1]['content']}\n\n{message['content']}")
+            note("consecutive turns of one role joined by a blank line")
+        else:
+            merged.append(message)
+    return merged
+
+
+def drop_leading_answers(messages: list[Message], note: Note) -> list[Message]:
+    """Return the messages from the first user turn on, after all system turns that are not empty."""
+    first = next((i for i, m in enumerate(messages) if m["role"] == "user"), None)
+    if first is None:
+        raise Dropped("no user turn")
+    if any(m["role"] != "system" for m in messages[:first]):
+        note("assistant turns before the first user turn left out")
+    kept = [m for m in messages[:first] if m["role"] == "system"] + messages[first:]
+    return [m for m in kept if m["role"] != "system" or m["content"].strip()]
+
+
+# --- records ---------------------------------------------------------------------------------------------------------------------
+
+
+def as_conversation(messages: list[Message], note: Note) -> Conversation:
+    if not any(m["role"] == "assistant" for m in messages):
+        raise Dropped("no assistant turn")
+    if not any(m["role"] == "assistant" and m["content"].strip() for m in messages):
+        raise Dropped("empty answer")
+    messages = drop_leading_answers(messages, note)
+    empty = next((i for i, m in enumerate(messages) if _is_empty(m)), len(messages))
+    kept = _merge_consecutive(messages[:empty], note)
+    last = max((i for i, m in enumerate(kept) if m["role"] == "assistant"), default=None)
+    if last is None:
+        raise Dropped("no answer after the first user turn")
+    if empty < len(messages):
+        note("turns from the first empty turn on left out")
+    elif last + 1 < len(kept):
+        note("turns after the last answer left out")
+    return Conversation(tuple(kept[: last + 1]))
+
+
+def _is_empty(message: Message) -> bool:
+    return message["role"] != "tool" and not message["content"].strip()
+
+
+def as_prompt(messages: list[Message], note: Note) -> Messages:
+    messages = _merge_consecutive(drop_leading_answers(messages, note), note)
+    if any(_is_empty(m) for m in messages):
+        raise Dropped("empty prompt")
+    if messages[-1]["role"] not in ("user", "tool"):
+        raise Dropped("the prompt does not end with a user turn")
+    return tuple(messages)
+
+
+def as_answer(messages: list[Message], note: Note) -> Messages:
+    messages = _merge_consecutive(messages, note)
+    if not messages or not any(m["content"].strip() for m in messages):
+        raise Dropped("empty answer")
+    if messages[0]["role"] != "assistant":
+        raise Dropped("the answer does not start with an assistant turn")
+    if len(messages) > 1:
+        note("turns after the first answer left out")
+    if _is_empty(messages[0]):
+        raise Dropped("empty answer")
+    return (messages[0],)
+
+
+def as_pair(
+    row: Row, prompt: list[Message], chosen: list[Message], rejected: list[Message], note: Note
+) -> list[Record]:
+    question = as_prompt(with_system(row, prompt, note), note)
+    good, bad = as_answer(chosen, note), as_answer(rejected, note)
+    if good[0]["content"].strip() == bad[0]["content"].strip():
+        raise Dropped("chosen equals rejected")
+    return [Pair(question, good, bad, number_of(row, "margin"))]
+
+
+def as_unpaired(row: Row, messages: list[Message], note: Note) -> list[Record]:
+    """Return the last answer of a conversation with the label of the row."""
+    good = row["label"]
+    if not isinstance(good, bool):
+        raise BadRow("wrong type", f"label: expected true or false, found {preview(good)}")
+    if not messages or messages[-1]["role"] != "assistant":
+        raise Dropped("the conversation does not end with an answer")
+    return [UnpairedPreference(as_prompt(messages[:-1], note), as_answer(messages[-1:], note), good)]

@@ -1,0 +1,98 @@
+"""The table of all documents of a preparation, on disk: a few numbers for each, and the keys by which duplicates are found.
+
+Duplicates and validation documents are chosen here, once the table is complete. In memory is one byte per document.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tinyllm.data.tokens import dedup
+from tinyllm.data.tokens.manifest import Removed, writing
+from tinyllm.data.tokens.preparation import FIELDS, SPLIT_HASHES, Chunk
+
+KEPT, EXACT, NEAR = range(3)  # the status of a document
+
+
+@dataclass(frozen=True)
+class ChunkRows:
+    """The rows of the table with the documents of one chunk."""
+
+    chunk: Path
+    source: str
+    is_val: bool  # the user named this source for validation
+    start: int
+    stop: int
+
+
+class DocumentTable:
+    """The table, in files of `folder`.
+
+    Args:
+        duplicates: none, exact or near: which ones are looked for.
+    """
+
+    def __init__(self, folder: Path, duplicates: str):
+        keys = {"none": 0, "exact": 1, "near": 1 + dedup.BANDS}[duplicates]
+        self.chunks: list[ChunkRows] = []
+        self.documents = self.bytes = 0
+        self._paths = [folder / "rows", *(folder / f"keys-{number:02d}" for number in range(keys))]
+        with writing(folder):
+            self._files = [path.open("wb") for path in self._paths]
+
+    def close(self) -> None:
+        for file in self._files:
+            file.close()
+
+    def add_source(
+        self, source: str, chunks: Generator[Chunk, None, None], progress: Callable[[int], None], *, is_val: bool
+    ) -> None:
+        """Append all documents of one source."""
+        with closing(chunks):  # so that its threads have ended when something fails
+            for chunk in chunks:
+                columns = [chunk.fields, chunk.fields["key"], *chunk.near_keys.T]
+                with writing(self._paths[0]):
+                    for file, column in zip(self._files, columns, strict=False):
+                        file.write(column.tobytes())
+                stop = self.documents + len(chunk.fields)
+                self.chunks.append(ChunkRows(chunk.path, source, is_val, self.documents, stop))
+                self.documents, self.bytes = stop, self.bytes + int(chunk.fields["bytes"].sum())
+                progress(self.bytes)
+
+    def rows(self, chunk: ChunkRows) -> np.ndarray:
+        """Return the numbers of a chunk's documents, (documents,) of dtype FIELDS."""
+        count, offset = chunk.stop - chunk.start, chunk.start * FIELDS.itemsize
+        return np.fromfile(self._paths[0], FIELDS, count, offset=offset)
+
+    def status(self) -> np.ndarray:
+        """Return KEPT, EXACT or NEAR (a duplicate of an earlier document) for all documents, uint8 (documents,)."""
+        status = np.full(self.documents, KEPT, np.uint8)
+        for path in reversed(self._paths[1:]):  # exact duplicates last: they have precedence
+            for positions in dedup.duplicate_positions(path):
+                status[positions] = EXACT if path == self._paths[1] else NEAR
+        return status
+
+    def removed(self, status: np.ndarray, sources: Iterable[str]) -> tuple[Removed, ...]:
+        """Return the number of duplicates in each source."""
+        counts = {source: np.zeros(3, np.int64) for source in sources}
+        for chunk in self.chunks:
+            counts[chunk.source] += np.bincount(status[chunk.start : chunk.stop], minlength=3)
+        return tuple(Removed(source, int(number[EXACT]), int(number[NEAR])) for source, number in counts.items())
+
+    def threshold(self, status: np.ndarray, val_fraction: float) -> int:
+        """Return the split hash below which documents are for validation.
+
+        If a split of a small set would be empty, the threshold is moved just enough to give it one document.
+        """
+        lowest, highest = SPLIT_HASHES, 0
+        for chunk in self.chunks:
+            hashes = self.rows(chunk)["split_hash"][status[chunk.start : chunk.stop] == KEPT]
+            lowest = min(lowest, int(hashes.min(initial=SPLIT_HASHES)))
+            highest = max(highest, int(hashes.max(initial=0)))
+        return min(max(math.ceil(val_fraction * SPLIT_HASHES), lowest + 1), highest)

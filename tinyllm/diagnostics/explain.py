@@ -1,0 +1,123 @@
+"""`tinyllm explain RUN`: diagnose a run from its log. Each finding has a symptom, evidence, likely causes, and one thing to try.
+
+Reads three files of one run directory and does not import torch. The checks are in `symptoms`. Findings do not change the exit code.
+Not done: comparing runs, looking at data or weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from tinyllm.console import say
+from tinyllm.diagnostics.run_log import FACTS, METRICS, Point, RunLog, has_log, read_run_log
+from tinyllm.diagnostics.symptoms import CHECKS
+from tinyllm.diagnostics.symptoms.finding import Finding
+from tinyllm.errors import UserError
+from tinyllm.stages.parents import RUNS
+from tinyllm.train.run import FAST_DEV_RUN
+
+_BY_SEVERITY = ("broken", "warning", "note")
+_MAIN_METRIC = {
+    "pretrain": "bits_per_byte",
+    "sft": "loss",
+    "rm": "accuracy",
+    "online": "reward",
+}  # as in the stages' results
+_NEAR_ZERO = 0.01  # margins start at 0, up to rounding, where there is a reference model
+
+
+def run(folder: Path | None) -> dict[str, Any]:
+    """Diagnose the run in `folder`, or the newest one under runs/.
+
+    Raises: UserError (USAGE) where there is no run.
+    """
+    log = read_run_log(_find_run(folder))
+    findings = _findings(log)
+    return {
+        "schema_version": 1,
+        "stage": "explain",
+        "run": log.folder.as_posix(),
+        "of": log.stage,
+        "status": log.facts.get("status"),
+        "step": log.step,
+        "steps": log.steps,
+        "moved": _main_metric_change(log),
+        "healthy": all(f.severity == "note" for f in findings),
+        "checks": len(CHECKS[log.family]),
+        "damaged_lines": log.damaged_lines,
+        "other_name": FAST_DEV_RUN not in log.folder.name and any(_changes_settings(f) for f in findings),
+        "findings": [asdict(f) for f in findings],
+    }
+
+
+def _findings(log: RunLog) -> list[Finding]:
+    found = [(check, check(log)) for check in CHECKS[log.family]]
+    named = [replace(finding, check=check.__name__) for check, finding in found if finding is not None]
+    return sorted(named, key=lambda finding: _BY_SEVERITY.index(finding.severity))
+
+
+def _changes_settings(finding: Finding) -> bool:
+    """Return whether the advice is a changed setting, and not a command to repeat."""
+    return "--set" in finding.try_this and "tinyllm" not in finding.try_this
+
+
+def main_metric(family: str, first_margin: float | None) -> str:
+    """Return the metric by which a stage is judged.
+
+    first_margin: rewards/margins before the first step. Near 0 there is a reference model, and margins are meaningful.
+    """
+    has_reference = first_margin is not None and abs(first_margin) < _NEAR_ZERO
+    return _MAIN_METRIC.get(family, "rewards/margins" if has_reference else "rewards/accuracies")
+
+
+def _main_metric_change(log: RunLog) -> dict[str, Any] | None:
+    """Return the main metric at the first evaluation and at `ckpt_best`; None before the first evaluation."""
+    margins = log.held_out("rewards/margins")
+    series = log.held_out(main_metric(log.family, margins.first.value if len(margins) else None))
+    best = log.best_point()
+    if not len(series) or best is None:
+        return None
+    at: Point = next((p for p in series if p.step == best.step), series.last)
+    return {"what": series.name, "from": series.first.value, "to": at.value, "step": at.step}
+
+
+# --- which run -------------------------------------------------------------------------------------------------------------------
+
+
+def _find_run(given: Path | None) -> Path:
+    if given is None:
+        if (newest := _newest_run(RUNS)) is None:
+            raise UserError("there are no runs yet", where=str(RUNS), fix="run `tinyllm pretrain --fast-dev-run` first")
+        say(f"newest run: {newest}")
+        return newest
+    if has_log(given):
+        return given
+    suggestion = _suggest_run(given)
+    fix = f"`tinyllm explain {suggestion}`" if suggestion else "run `tinyllm pretrain --fast-dev-run` first"
+    what = f"{given} is not a run directory: it has no {FACTS}" if given.exists() else f"{given} does not exist"
+    raise UserError(what, where="RUN", fix=fix)
+
+
+def _suggest_run(given: Path) -> Path | None:
+    """Return the run that contains `given`, else the newest run below it, else the newest of all. Searches runs/ only."""
+    containing = next((parent for parent in given.parents if has_log(parent)), None)
+    below = _newest_run(given) if given.resolve().is_relative_to(RUNS.resolve()) else None
+    return containing or below or _newest_run(RUNS)
+
+
+def _newest_run(folder: Path) -> Path | None:
+    """Return the run below `folder` that was last written to. Runs that were moved aside (NAME~1) do not count."""
+    return max(_runs_below(folder), key=_last_written, default=None)
+
+
+def _runs_below(folder: Path) -> Iterator[Path]:
+    for facts in sorted(folder.rglob(FACTS)):
+        if has_log(facts.parent) and "~" not in facts.parent.name:
+            yield facts.parent
+
+
+def _last_written(run: Path) -> float:
+    return max(p.stat().st_mtime for p in (run / FACTS, run / METRICS) if p.is_file())

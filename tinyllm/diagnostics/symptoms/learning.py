@@ -1,0 +1,174 @@
+"""Symptoms of losses and gradients, for every stage: a loss that is not finite, does not change, or rises again."""
+
+from __future__ import annotations
+
+import math
+
+from tinyllm.diagnostics.run_log import Evidence, RunLog, Series, is_number
+from tinyllm.diagnostics.symptoms.advice import (
+    longer_rows,
+    lower_learning_rate,
+    more_records,
+    raise_learning_rate,
+    set_option,
+)
+from tinyllm.diagnostics.symptoms.finding import Causes, Finding
+
+UNCHANGED = 0.005  # of the first loss; the smallest fast-dev-run changes it by a twentieth, rounding by a millionth
+NO_GRADIENT = 1e-6  # gradient norms in training are above 0.01 in every stage; rounding leaves about 1e-7
+BATCH_NOISE = 0.1  # relative difference between the means of a few batches under the same model
+ROSE = 0.03  # of the best held-out loss; measured on the same records, it varies by about one percent
+SPIKE = 10.0  # times the median; batches differ by a factor of two to four
+VANISHED = 0.05  # of clip_norm; near the end the gradient can be so small that every step is many times the median
+FREQUENT = 0.02  # of the steps; a rare outlier is clipped and does no harm
+MIN_ROWS = 10  # fewer give no useful median
+GAIN = 0.02  # of a perfect reward; less is within the noise of a hundred answers
+
+_OVERFITTING = "overfitting: too many epochs over too few records"
+_OTHER_RECORDS = "the held-out records differ in kind from the training records"
+
+
+def not_finite(log: RunLog) -> Finding | None:
+    """The loss is NaN, which is logged as null, or infinite."""
+    bad = [row for row in log.rows if "loss" in row and not is_number(row["loss"])]
+    if not bad:
+        return None
+    first = bad[0]
+    value = first["loss"]
+    name = "infinite" if isinstance(value, float) and math.isinf(value) else "not a number"
+    evidence = [Evidence(f"{first['split']} loss", name, first["step"])]
+    before = log.train("grad_norm").where(lambda step: step <= first["step"])
+    evidence += [before.evidence(before.last)] if len(before) else []
+    causes = ("the learning rate is too high", "overflow in bf16", "a batch in which every token is masked")
+    return Finding("broken", "the loss is not finite", tuple(evidence), causes, lower_learning_rate(log))
+
+
+def still_warming(log: RunLog) -> Finding | None:
+    warmup, rates = int(log.setting("optim.warmup_steps", 0)), log.train("lr")
+    if not log.steps or warmup < log.steps or not len(rates):
+        return None
+    settings = (log.setting_evidence("optim.warmup_steps"), log.setting_evidence("train.steps"))
+    return Finding(
+        "warning",
+        "the learning rate is still warming up when the run ends",
+        (*settings, rates.evidence(rates.last)),
+        ("optim.warmup_steps is meant for a longer run",),
+        f"warm up for a tenth of the run: {set_option('optim.warmup_steps', max(1, log.steps // 10))}",
+    )
+
+
+def is_unchanged(loss: Series) -> bool:
+    """Return whether a loss ends where it started."""
+    return abs(loss.last.value - loss.first.value) < UNCHANGED * abs(loss.first.value)
+
+
+def training_loss_fell(log: RunLog) -> bool:
+    """Return whether the training loss ends clearly below its start."""
+    loss = log.train("loss")
+    return bool(len(loss)) and loss.tail(0.2).mean < loss.head(0.2).mean - BATCH_NOISE * abs(loss.head(0.2).mean)
+
+
+def has_no_gradient(log: RunLog) -> bool:
+    norms = log.train("grad_norm")
+    return bool(len(norms)) and norms.highest.value < NO_GRADIENT
+
+
+def never_moved(log: RunLog) -> Finding | None:
+    """The held-out loss does not change. Not for alignment, where the policy can change at the same loss; it has its own checks."""
+    held, loss = log.held_out("loss"), log.train("loss")
+    if log.family in ("online", "offline") or len(held) < 2 or not is_unchanged(held):
+        return None
+    if training_loss_fell(log):
+        return Finding(
+            "warning",
+            "the training loss falls, but the held-out loss does not change",
+            (*held.first_and_last(), loss.head(0.2).average(), loss.tail(0.2).average()),
+            (_OTHER_RECORDS, _OVERFITTING),
+            more_records(log),
+        )
+    if has_no_gradient(log):
+        causes: Causes = ("no gradient reaches the weights: all trainable parts are frozen or masked",)
+        advice = f"{longer_rows(log)}; logs/run.log names records that were cut"
+    else:
+        causes = (
+            "the learning rate is too low",
+            "warm-up takes most of the run",
+            "the parent already knows these data",
+        )
+        advice = raise_learning_rate(log, 10)
+    evidence = (*held.first_and_last(), *learning_rate_and_gradient(log))
+    return Finding("broken", "the loss did not change", evidence, causes, advice)
+
+
+def learning_rate_and_gradient(log: RunLog) -> list[Evidence]:
+    """Return the highest learning rate and the largest gradient norm."""
+    return [series.evidence(series.highest) for name in ("lr", "grad_norm") if len(series := log.train(name))]
+
+
+def eval_turned(log: RunLog) -> Finding | None:
+    """The held-out loss rises after its best value: overfitting if the training loss still falls, else divergence."""
+    held = log.held_out("loss")
+    if log.family == "online" or len(held) < 3:
+        return None
+    best, last = held.lowest, held.last
+    if best.step == held.first.step or last.value - best.value < max(ROSE * abs(best.value), 0.01):
+        return None
+    before = log.train("loss").where(lambda step: step <= best.step)
+    after = log.train("loss").where(lambda step: step > best.step)
+    evidence = [held.evidence(best), held.evidence(last)]
+    if len(before) and len(after):
+        before = before.tail(min(1.0, len(after) / len(before)))
+        evidence += [before.average(), after.average()]
+    if len(before) and len(after) and after.mean > before.mean:
+        causes = ("the learning rate is too high: the training loss rises as well", "the data change during the run")
+        symptom = f"training and held-out loss rise after step {best.step}"
+        return Finding("warning", symptom, tuple(evidence), causes, lower_learning_rate(log))
+    symptom = f"the held-out loss rises after step {best.step} while the training loss falls; ckpt_best is from step {best.step}"
+    return Finding("warning", symptom, tuple(evidence), (_OVERFITTING, _OTHER_RECORDS), more_records(log))
+
+
+def gradient_spikes(log: RunLog) -> Finding | None:
+    clip = float(log.setting("optim.clip_norm", 1.0))
+    norms = log.train("grad_norm").where(lambda step: step > int(log.setting("optim.warmup_steps", 0)))
+    if len(norms) < MIN_ROWS:
+        return None
+    median = norms.median
+    if median < VANISHED * clip:
+        return None
+    spikes = [p for p in norms if p.value > max(SPIKE * median, clip)]
+    if not spikes:
+        return None
+    worst = max(spikes, key=lambda p: p.value)
+    often = len(spikes) > max(1, FREQUENT * len(norms))
+    evidence = (
+        norms.evidence(worst),
+        Evidence("train grad_norm, median", median),
+        Evidence("lines with a spike", f"{len(spikes)} of {len(norms)}"),
+    )
+    causes = (
+        "unusual records: very long, garbled, or in another language",
+        "the learning rate is too high",
+    )
+    advice = f"clip at the median norm: {set_option('optim.clip_norm', median)}"
+    return Finding("warning" if often else "note", "the gradient norm has spikes", evidence, causes, advice)
+
+
+def never_improved(log: RunLog) -> Finding | None:
+    """`ckpt_best` is the model before training, and the later ones are worse."""
+    name, direction = log.best_by
+    series, best = log.held_out(name), log.best_point()
+    if len(series) < 2 or best is None or best.step != 0:
+        return None
+    worse = abs(series.last.value - best.value)
+    if worse < (GAIN * log.max_reward if direction == "max" else UNCHANGED * abs(best.value)):
+        return None  # unchanged, which other checks report
+    symptom = f"held-out {name} was never better than before training; ckpt_best is the model before training"
+    if name == "loss" and training_loss_fell(log):
+        loss = log.train("loss")
+        evidence = (*series.first_and_last(), loss.head(0.2).average(), loss.tail(0.2).average())
+        return Finding("warning", symptom, evidence, (_OVERFITTING, _OTHER_RECORDS), more_records(log))
+    causes = ("the learning rate is too high for a trained model", _OTHER_RECORDS)
+    return Finding("warning", symptom, series.first_and_last(), causes, lower_learning_rate(log))
+
+
+CHECKS = (not_finite, still_warming, never_moved, eval_turned, gradient_spikes, never_improved)

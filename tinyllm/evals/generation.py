@@ -1,0 +1,97 @@
+"""Generate answers to questions in batches that the ranks share, and score each with reward rules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tinyllm import distributed as dist
+from tinyllm.console import say
+from tinyllm.errors import UserError
+from tinyllm.evals.formats import Question
+from tinyllm.evals.likelihood import batches, sum_over_ranks
+from tinyllm.model.generate import Completion, Sampling, generate
+from tinyllm.model.transformer import CausalLM
+from tinyllm.rollout.rewards import Reward
+from tinyllm.text import chat
+from tinyllm.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    max_new_tokens: int
+    temperature: float
+    seed: int
+    chat: bool
+    """use the chat template, not a continuation of plain text"""
+    until: tuple[str, ...]
+    """strings that end a plain continuation"""
+    tokens: int
+    """in one batch, prompts and answers together"""
+
+
+def prompt_ids(
+    model: CausalLM, tokenizer: Tokenizer, questions: Sequence[Question], settings: GenerationSettings
+) -> list[list[int]]:
+    """Return the token ids to continue. Prompts that leave no room for an answer lose their beginning, and are counted in a message."""
+    room = model.config.max_position_embeddings - settings.max_new_tokens
+    if room < 1:
+        context = model.config.max_position_embeddings
+        what = f"max_new_tokens {settings.max_new_tokens} leaves no room for a prompt in a context of {context}"
+        raise UserError(what, where="max_new_tokens", fix="lower it: --set max_new_tokens=64")
+    if settings.chat:
+        found = [r.ids for r in chat.render_many(tokenizer, [q.turns for q in questions], generation_prompt=True)]
+    else:
+        found = [[tokenizer.document_start, *ids] for ids in tokenizer.encode_batch([q.text for q in questions])]
+    if cut := sum(len(ids) > room for ids in found):
+        say(f"{cut:,} questions are longer than {room} tokens; their beginning is cut off")
+    return [ids[-room:] for ids in found]
+
+
+def generate_and_score(
+    model: CausalLM,
+    tokenizer: Tokenizer,
+    questions: Sequence[Question],
+    rules: Sequence[Reward],
+    settings: GenerationSettings,
+    *,
+    samples: int = 1,
+) -> tuple[list[list[float]], list[float]]:
+    """Generate `samples` answers per question and score them.
+
+    Batches and their random numbers do not depend on the number of ranks, so neither do the answers.
+
+    Returns:
+        for each rule its values of all answers, those to one question next to each other; and 1 for every answer that ended, else 0.
+    """
+    prompts = [ids for ids in prompt_ids(model, tokenizer, questions, settings) for _ in range(samples)]
+    repeated = [question for question in questions for _ in range(samples)]
+    values = [[0.0] * len(prompts) for _ in range(len(rules) + 1)]
+    all_batches = batches([len(ids) + settings.max_new_tokens for ids in prompts], settings.tokens)
+    for number in range(dist.rank(), len(all_batches), dist.world_size()):
+        batch, seed = all_batches[number], _seed(settings.seed, number)
+        sampling = Sampling(settings.max_new_tokens, settings.temperature, stop=tokenizer.stop_ids, seed=seed)
+        for i, answer in zip(batch, generate(model, [prompts[i] for i in batch], sampling), strict=True):
+            text, finished = _text_of(tokenizer, answer, settings)
+            for column, rule in zip(values, rules, strict=False):
+                column[i] = float(rule(repeated[i].columns, text, finished))
+            values[-1][i] = float(finished)
+    device = model.lm_head.weight.device
+    *by_rule, ended = [sum_over_ranks(column, device) for column in values]
+    return by_rule, ended
+
+
+def _seed(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _text_of(tokenizer: Tokenizer, answer: Completion, settings: GenerationSettings) -> tuple[str, bool]:
+    """Return the text of an answer and whether it ended. Plain text has no end of turn: it ends where the next question would begin."""
+    text = tokenizer.decode(answer.ids)
+    if settings.chat:
+        return text, answer.finished
+    start = len(text) - len(text.lstrip())
+    ends = [at for stop in settings.until if (at := text.find(stop, start)) >= 0]
+    return text[: min(ends, default=len(text))], answer.finished or bool(ends)

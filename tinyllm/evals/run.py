@@ -1,0 +1,136 @@
+"""`tinyllm eval`: perplexity and bits per byte of a checkpoint on held-out text, every token scored once; with --task, benchmarks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from tinyllm import distributed as dist
+from tinyllm.config import dump
+from tinyllm.console import say
+from tinyllm.data import world
+from tinyllm.data.config import is_world
+from tinyllm.data.records.reader import configured_reader
+from tinyllm.data.records.types import Document
+from tinyllm.errors import UserError
+from tinyllm.evals import tasks
+from tinyllm.evals.benchmark import Benchmark, read_all, world_count
+from tinyllm.evals.evaluator import Evaluator
+from tinyllm.evals.formats import Question
+from tinyllm.evals.results import BenchmarkResult, lm_eval_results
+from tinyllm.evals.rows import prefix_ids
+from tinyllm.evals.settings import EvalSettings
+from tinyllm.evals.task import Task
+from tinyllm.rollout import rewards
+from tinyllm.stages.common import load_language_model, set_up
+from tinyllm.stages.origin import is_chat_model
+from tinyllm.stages.parents import Parent, find_checkpoint
+from tinyllm.train.run import Invocation
+
+
+def run(config: EvalSettings, invocation: Invocation) -> dict[str, Any]:
+    """Evaluate a checkpoint. Without tasks return the metrics of held-out text, with tasks an object in the shape of lm-eval's."""
+    started = time.monotonic()
+    device = set_up(config)
+    parent = find_checkpoint("eval", config.parent, fast=invocation.fast)
+    model, tokenizer = load_language_model(parent, device)
+    chat_model = is_chat_model(parent.folder, tokenizer)
+    evaluator = Evaluator(model.eval(), tokenizer, prefix_ids(parent.folder), chat_model, config)
+    found = _run_tasks(evaluator, parent) if config.task else _score_text(evaluator)
+    dist.barrier()
+    return {
+        "schema_version": 1,
+        "stage": "eval",
+        "checkpoint": parent.folder.as_posix(),
+        "manifest_sha256": parent.sha256 or None,
+        "seconds": round(time.monotonic() - started, 2),
+        **found,
+    }
+
+
+# --- without a task --------------------------------------------------------------------------------------------------------------
+
+
+def _score_text(evaluator: Evaluator) -> dict[str, Any]:
+    texts = _load_texts(evaluator.config)
+    metrics = evaluator.text_metrics(texts)
+    uniform = evaluator.uniform_bits_per_byte(metrics)
+    what = "bits per byte (before: uniform distribution)"
+    return {
+        "documents": len(texts),
+        "context": evaluator.context,
+        **metrics,
+        "moved": {"what": what, "from": uniform, "to": metrics["bits_per_byte"]},
+    }
+
+
+def _load_texts(config: EvalSettings) -> list[str]:
+    data = config.data
+    found: list[str] = []
+    for source in data.val or data.train:
+        if is_world(source):
+            count = world_count(source, config.rows)
+            found += [row["text"] for row in world.documents(count, seed=config.seed, split="val")]
+        else:
+            reader = configured_reader([source], "documents", data)
+            found += [record.text for record in reader if isinstance(record, Document)]
+            for line in reader.report.lines():
+                say(line)
+    if not found:
+        raise UserError("no documents to evaluate on", where="data.val", fix="name a file: --set data.val=[file.txt]")
+    return found[: config.rows]
+
+
+# --- with tasks ------------------------------------------------------------------------------------------------------------------
+
+
+def _run_tasks(evaluator: Evaluator, parent: Parent) -> dict[str, Any]:
+    config = evaluator.config
+    chosen = [tasks.load(name) for name in dict.fromkeys(config.task)]
+    benchmarks = _load_benchmarks(chosen, config)
+    kind = "chat model" if evaluator.is_chat_model else "base model: questions are text to continue"
+    say(f"evaluating {parent.folder} ({kind})")
+    measured: list[BenchmarkResult] = []
+    for task in chosen:
+        for benchmark in (b for b in benchmarks if b.kind == task.reads):
+            result = task.measure(evaluator, benchmark, task.settings_in(config))
+            measured.append(BenchmarkResult(task.name, benchmark, result, evaluator.uses_chat_template(benchmark)))
+            name, estimate = next(iter(result.metrics.items()))
+            say(f"{task.name} {benchmark.name}: {name} {estimate.value:.4g} (chance level: {result.baseline:.4g})")
+    found = lm_eval_results(measured)
+    first, metric = chosen[0].name, next(iter(measured[0].result.metrics))
+    found["config"] = {
+        "model": "tinyllm",
+        "model_args": f"pretrained={parent.folder.as_posix()}",
+        "batch_size": config.batch_size,
+        "device": str(evaluator.model.lm_head.weight.device),
+        "limit": config.rows,
+        "random_seed": config.seed,
+        "settings": dump(config),
+    }
+    found["moved"] = {
+        "what": f"{metric if metric == first else f'{first} {metric}'} (before: chance level)",
+        "from": found["baseline"][first],
+        "to": found["results"][first][f"{metric},none"],
+    }
+    return found
+
+
+def _load_benchmarks(chosen: Sequence[Task], config: EvalSettings) -> list[Benchmark]:
+    """Read the benchmarks of the tasks, and check for the columns that their rules read."""
+    benchmarks = read_all(list(dict.fromkeys(task.reads for task in chosen)), config)
+    for task in chosen:
+        for rule in task.rules(task.settings_in(config)):
+            for question in (q for b in benchmarks if b.kind == task.reads for q in b.items):
+                _check_columns(rule, question)
+    return benchmarks
+
+
+def _check_columns(rule: str, question: Question) -> None:
+    required = rewards.REQUIRED_COLUMNS.get(rule, ())
+    missing = next((column for column in required if column not in question.columns), None)
+    if missing:
+        what = f"the rule {rule} needs a column {missing!r}; the question has {', '.join(question.columns)}"
+        fix = "use --task exact_match" if rule == "gold" else f"name it: --set data.field.{missing}=COLUMN"
+        raise UserError(what, where=question.place, fix=fix)

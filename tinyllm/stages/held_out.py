@@ -1,0 +1,75 @@
+"""Held-out figures: the loss of a stage over validation records, and how well a model predicts whole documents."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import torch
+
+from tinyllm import distributed as dist
+from tinyllm.data.datasets.batches import Source
+from tinyllm.data.datasets.datasets import SFTDataset, scored_documents
+from tinyllm.mean import Mean
+from tinyllm.stages.config import TunedConfig
+from tinyllm.text.tokenizer import Tokenizer
+from tinyllm.train.engine import Engine, detached, pool_over_ranks
+
+
+def held_out_loss(source: Source, config: TunedConfig) -> Callable[[Engine], dict[str, float]]:
+    """Return an `evaluate` for a `Job`: loss and metrics over the validation records, pooled over batches and ranks."""
+
+    def evaluate(engine: Engine) -> dict[str, float]:
+        return {name: mean.value for name, mean in pooled_loss(engine, source, config.train.eval_rows).items()}
+
+    return evaluate
+
+
+def pooled_loss(engine: Engine, source: Source, rows: int) -> dict[str, Mean]:
+    """Return the engine's loss and metrics over the first `rows` records of `source`, pooled over all ranks.
+
+    A rank without a record takes part in the exchange with a batch that counts nothing.
+    """
+    pooled: dict[str, Mean] = {}
+    batches = list(source.in_order(rows))
+    idle = not batches
+    for batch in batches or source.dummy_batch():
+        with engine.autocast():
+            loss, metrics = engine.loss(engine.model, batch.to(engine.device))
+        for name, mean in {"loss": loss, **metrics}.items():
+            mean = Mean(detached(mean).total * (not idle), detached(mean).count * (not idle))
+            pooled[name] = pooled[name] + mean if name in pooled else mean
+    return pool_over_ranks(pooled, engine.device)
+
+
+@torch.no_grad()
+def score_documents(
+    engine: Engine, documents: Iterable[Sequence[int] | np.ndarray], tokenizer: Tokenizer, context: int, rows: int
+) -> dict[str, float]:
+    """Return how well documents are predicted: loss (nats per token), perplexity, bits_per_byte, and what was counted.
+
+    Every token counts once, with the same weight in every document, batch and rank. Bits per byte divides by the UTF-8 bytes of the text,
+    so models with different vocabularies can be compared; the end-of-text token is part of the numerator.
+
+    Args:
+        documents: token ids, each document ending in end-of-text.
+        context: tokens in a row at most; longer documents are read through overlapping windows.
+        rows: rows in a forward pass.
+    """
+    arrays = [np.asarray(document, dtype=np.int64) for document in documents]
+    rows_of = scored_documents((document.tolist() for document in arrays), context, tokenizer.document_start)
+    scored = sorted(rows_of, key=lambda row: len(row[0]))
+    dataset = SFTDataset(scored, tokenizer.padding_id)
+    ranks = dist.world_size()
+    source = Source(dataset, rows * ranks, rows, seed=0, rank=dist.rank(), world_size=ranks)
+    loss = pooled_loss(engine, source, len(scored))["loss"]
+    bytes_of = tokenizer.byte_lengths()
+    size = sum(int(bytes_of[document].sum()) for document in arrays)
+    return {
+        "loss": loss.value,
+        "perplexity": math.exp(min(loss.value, 700.0)),
+        "bits_per_byte": float(loss.total) / math.log(2) / size,
+        "tokens": float(loss.count),
+        "bytes": size,
+    }
