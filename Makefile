@@ -1,6 +1,6 @@
 .PHONY: check format lint types test slow
 
-check: lint test      # `make types` is not clean yet
+check: lint types test
 
 format:
 	ruff format tinyllm tests benchmarks
@@ -14,7 +14,7 @@ types:
 	mypy tinyllm
 
 test:
-	pytest
+	pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 slow:
 	pytest -m slow

@@ -1,10 +1,9 @@
-"""What every file of a folder is taken for, and what is read of it.
+"""Print the detected kind and format of every file in a folder, and what is read from it.
 
-    python benchmarks/formats.py [FOLDER] [--json]
+    python benchmarks/formats.py FOLDER [--json]
 
-For each file: the kind of record and the format that are detected by looking inside, rows, records, what was dropped or mended and why,
-and what was left out. Files that only `tinyllm eval` reads (BLiMP) are tried as its choices. FOLDER is by default `shared/data` beside
-this checkout. Exit code 1 where a file is refused.
+For each file: kind and format, rows, records, what was dropped or repaired and why, and the columns that were not read. Files that only
+`tinyllm eval` reads (BLiMP) are tried as its choices. Exit code 1 if a file is refused.
 """
 
 from __future__ import annotations
@@ -16,20 +15,21 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tinyllm.data.files import expand
-from tinyllm.data.records import kind_of, read, read_rows
-from tinyllm.errors import UserError, harmless
-from tinyllm.stages.evals import items
+from tinyllm.data.records.detect import guess_kind
+from tinyllm.data.records.reader import read_records, read_rows
+from tinyllm.data.sources.paths import expand
+from tinyllm.errors import UserError, escape_unprintable
+from tinyllm.evals import formats
 
 
-def described(path: Path) -> dict[str, Any]:
-    """One line of the table."""
+def describe(path: Path) -> dict[str, Any]:
+    """Return one row of the table."""
     try:
-        kind = kind_of(path)
+        kind = guess_kind(path)
     except UserError as error:
         return as_choices(path) or {"kind": "", "format": "refused", "why": error.what}
     started = time.perf_counter()
-    reader = read([path], kind)
+    reader = read_records([path], kind)
     try:
         count = sum(1 for _ in reader)
     except UserError as error:
@@ -37,8 +37,8 @@ def described(path: Path) -> dict[str, Any]:
     report = reader.report
     (file,) = report.files
     why = [f"{tally.count:,} dropped: {reason}" for reason, tally in report.dropped.items()]
-    why += [f"{tally.count:,} mended: {what}" for what, tally in report.mended.items()]
-    why += [*file.notes, *([f"without {', '.join(file.left_out)}"] if file.left_out else [])]
+    why += [f"{tally.count:,} repaired: {what}" for what, tally in report.repaired.items()]
+    why += [*file.notes, *([f"without {', '.join(file.ignored)}"] if file.ignored else [])]
     return {
         "kind": kind,
         "format": file.format,
@@ -51,12 +51,12 @@ def described(path: Path) -> dict[str, Any]:
 
 
 def as_choices(path: Path) -> dict[str, Any] | None:
-    """The file as what `tinyllm eval --task choice` reads; None where it is none of that."""
+    """Return the row of a file that `tinyllm eval --task choice` reads; None for any other file."""
     rows = list(read_rows(path))
-    format = next((name for name, known in items.FORMATS["choices"].items() if known.fits(rows[0])), None)
+    format = next((name for name, known in formats.FORMATS["choices"].items() if known.fits(rows[0])), None)
     if format is None:
         return None
-    found = [item for row in rows for item in items.FORMATS["choices"][format].convert(row, "text")]
+    found = [item for row in rows for item in formats.FORMATS["choices"][format].convert(row, "text")]
     return {
         "kind": "choices",
         "format": format,
@@ -69,23 +69,25 @@ def as_choices(path: Path) -> dict[str, Any] | None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "data")
+    parser.add_argument("folder", type=Path)
     parser.add_argument("--json", action="store_true", help="one object")
-    given = parser.parse_args()
-    table = {str(path.relative_to(given.folder)): described(path) for path in expand([given.folder])}
-    if given.json:
+    options = parser.parse_args()
+    table = {str(path.relative_to(options.folder)): describe(path) for path in expand([options.folder])}
+    if options.json:
         print(json.dumps(table, indent=2, ensure_ascii=False))
     else:
-        shown(table)
+        print_table(table)
     return int(any(row["format"] == "refused" for row in table.values()))
 
 
-def shown(table: dict[str, dict[str, Any]]) -> None:
+def print_table(table: dict[str, dict[str, Any]]) -> None:
     columns = ("kind", "format", "rows", "records", "dropped", "why")
     rows = [("file", *columns)] + [(name, *(cell(row.get(c, "")) for c in columns)) for name, row in table.items()]
     widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
     for row in rows:
-        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=False)), harmless(row[-1]))
+        print(
+            "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=False)), escape_unprintable(row[-1])
+        )
     total = sum(row.get("records", 0) for row in table.values())
     print(f"\n{len(table)} files, {total:,} records, {sum(row.get('dropped', 0) for row in table.values()):,} dropped")
 

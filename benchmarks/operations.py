@@ -14,8 +14,8 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from tinyllm import dist
-from tinyllm.model.heads import token_scores
+from tinyllm import distributed as dist
+from tinyllm.model.heads import token_log_probs
 from tinyllm.model.kernels import attention, rms_norm
 
 ROWS, LENGTH, WIDTH, HEADS, VOCABULARY = 16, 256, 128, 2, 4096
@@ -54,7 +54,7 @@ def cases(dtype: torch.dtype) -> dict[str, tuple[Callable[[], None], Callable[[]
             lambda: rms_norm(x, gain, 1e-6).sum().backward(),
             lambda: F.rms_norm(x, (WIDTH,), gain.to(dtype), 1e-6).sum().backward(),
         ),
-        "log-probabilities": (lambda: (-token_scores(x, head, ids, mask).log_probs.sum()).backward(), cross_entropy),
+        "log-probabilities": (lambda: (-token_log_probs(x, head, ids, mask).sum()).backward(), cross_entropy),
     }
 
 

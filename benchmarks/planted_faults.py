@@ -1,9 +1,9 @@
-"""Do the gates see a broken stage? One fault is planted in a stage of a finished life, the stage is trained again, its gates are read.
+"""Test the acceptance gates: plant one fault in a stage of a finished lifecycle, train the stage again, and check its gates.
 
     tinyllm lifecycle && python benchmarks/planted_faults.py
 
-Run it where `tinyllm lifecycle` was run: parents come from that life, and only the broken stage is trained. Prints a table and exits with
-1 if a fault passed every gate of its stage. About a minute a fault on two cores; `--only STAGE` runs its faults alone.
+Run it in the folder of `tinyllm lifecycle`: parents come from that lifecycle, and only the faulty stage is trained. Prints a table.
+Exits with 1 if a fault passes every gate of its stage. About a minute per fault on two cores; `--only STAGE` selects faults.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ from unittest import mock
 import torch
 
 from tinyllm.algorithms import bradley_terry, dpo, grpo, gspo, orpo, ppo
-from tinyllm.cli.lives import lives
+from tinyllm.cli.lifecycle import pipeline_configs
 from tinyllm.cli.options import Common
-from tinyllm.data.batches import Pairs, Samples
+from tinyllm.data import loading
+from tinyllm.data.datasets.batches import PreferenceBatch, Samples
 from tinyllm.errors import UserError
+from tinyllm.lifecycle.pipeline import Pipeline
 from tinyllm.model import lora
 from tinyllm.rollout.judge import Judge
-from tinyllm.stages import align_offline, reading
-from tinyllm.stages.life import Life
+from tinyllm.stages import align_offline
 from tinyllm.text import chat
 from tinyllm.train.engine import Engine
 
@@ -39,11 +40,11 @@ class Fault:
     name: str
     stage: str
     what: str
-    plant: Callable[[], Any]  # a context in which the fault is there
+    plant: Callable[[], Any]  # a context manager that applies the fault
 
 
 def frozen() -> Any:
-    """Gradients are computed and never used."""
+    """Compute gradients and never apply them."""
 
     def update(engine: Engine, rate: float) -> None:
         engine.zero_grad()
@@ -53,54 +54,54 @@ def frozen() -> Any:
 
 
 def no_end_token() -> Any:
-    """The assistant's <|im_end|> is left out of the loss."""
-    honest = chat.render_many
+    """Leave the assistant's <|im_end|> out of the loss."""
+    original = chat.render_many
 
     def render_many(tokenizer: Any, conversations: Any, **options: Any) -> list[chat.Rendered]:
-        found = honest(tokenizer, conversations, **options)
+        found = original(tokenizer, conversations, **options)
         return [
             replace(r, mask=[m and token != tokenizer.im_end for m, token in zip(r.mask, r.ids, strict=True)])
             for r in found
         ]
 
-    return mock.patch.object(reading.chat, "render_many", render_many)
+    return mock.patch.object(loading.chat, "render_many", render_many)
 
 
 def empty_mask() -> Any:
-    honest = chat.render_many
+    original = chat.render_many
 
     def render_many(tokenizer: Any, conversations: Any, **options: Any) -> list[chat.Rendered]:
-        return [replace(r, mask=[False] * len(r.mask)) for r in honest(tokenizer, conversations, **options)]
+        return [replace(r, mask=[False] * len(r.mask)) for r in original(tokenizer, conversations, **options)]
 
-    return mock.patch.object(reading.chat, "render_many", render_many)
+    return mock.patch.object(loading.chat, "render_many", render_many)
 
 
 def dead_adapter() -> Any:
-    """The low-rank branch is computed without its scale: alpha is 0."""
-    honest = lora.LoRALinear.__init__
+    """Scale the low-rank branch by almost zero."""
+    original = lora.LoRALinear.__init__
 
     def start(layer: lora.LoRALinear, *arguments: Any) -> None:
-        honest(layer, *arguments)
+        original(layer, *arguments)
         layer.scaling = 1e-6
 
     return mock.patch.object(lora.LoRALinear, "__init__", start)
 
 
 def swapped(module: Any) -> Callable[[], Any]:
-    """Chosen and rejected change places in the loss, in training only."""
+    """Swap chosen and rejected in the training loss."""
 
     def plant() -> Any:
-        honest = module.loss
+        original = module.loss
 
-        def loss(settings: Any, model: Any, batch: Pairs) -> Any:
+        def loss(settings: Any, model: Any, batch: PreferenceBatch) -> Any:
             if not torch.is_grad_enabled():
-                return honest(settings, model, batch)
+                return original(settings, model, batch)
             turn = torch.arange(len(batch.ids)).roll(batch.count)
-            reference = None if batch.reference is None else batch.reference[turn]
+            reference = None if batch.ref_log_probs is None else batch.ref_log_probs[turn]
             moved = replace(
-                batch, ids=batch.ids[turn], mask=batch.mask[turn], real=batch.real[turn], reference=reference
+                batch, ids=batch.ids[turn], mask=batch.mask[turn], real=batch.real[turn], ref_log_probs=reference
             )
-            return honest(settings, model, moved)
+            return original(settings, model, moved)
 
         return mock.patch.object(module, "loss", loss)
 
@@ -108,11 +109,11 @@ def swapped(module: Any) -> Callable[[], Any]:
 
 
 def shuffled_labels() -> Any:
-    """Which of two answers is the chosen one is drawn by lot."""
-    honest = reading.preferences_from
+    """Choose at random which of two answers is the chosen one."""
+    original = loading.preference_dataset
 
-    def preferences_from(pairs: Any, tokenizer: Any, length: int, what: str) -> Any:
-        found = honest(pairs, tokenizer, length, what)
+    def preference_dataset(pairs: Any, tokenizer: Any, length: int, what: str) -> Any:
+        found = original(pairs, tokenizer, length, what)
         if what == "train":
             coin = torch.rand(len(found.pairs), generator=torch.Generator().manual_seed(0)) < 0.5
             found.pairs = [
@@ -123,15 +124,15 @@ def shuffled_labels() -> Any:
 
     from tinyllm.stages import rm
 
-    return mock.patch.object(rm, "preferences_from", preferences_from)
+    return mock.patch.object(rm, "preference_dataset", preference_dataset)
 
 
 def random_reference() -> Any:
-    """The reference is noise of the size that real log-probabilities have."""
-    honest = align_offline.reference_log_probs
+    """Replace reference log-probabilities by noise of a similar scale."""
+    original = align_offline.reference_log_probs
 
     def reference_log_probs(*arguments: Any) -> torch.Tensor:
-        real = honest(*arguments)
+        real = original(*arguments)
         noise = torch.randn(real.shape, generator=torch.Generator().manual_seed(0))
         return real.mean() + 20 * real.std() * noise
 
@@ -140,34 +141,34 @@ def random_reference() -> Any:
 
 def shuffled_advantages(module: Any) -> Callable[[], Any]:
     def plant() -> Any:
-        honest = module.credit
+        original = module.compute_advantages
 
-        def credit(settings: Any, samples: Samples) -> Any:
+        def compute_advantages(settings: Any, samples: Samples) -> Any:
             generator = torch.Generator().manual_seed(int(samples.ids.sum()))
             order = torch.randperm(len(samples.reward), generator=generator)
-            return honest(settings, replace(samples, reward=samples.reward[order]))
+            return original(settings, replace(samples, reward=samples.reward[order]))
 
-        return mock.patch.object(module, "credit", credit)
+        return mock.patch.object(module, "compute_advantages", compute_advantages)
 
     return plant
 
 
 def negated_reward() -> Any:
-    honest = Judge.__call__
+    original = Judge.__call__
 
     def judge(self: Judge, *arguments: Any) -> Any:
-        reward, parts = honest(self, *arguments)
+        reward, parts = original(self, *arguments)
         return -reward, parts
 
     return mock.patch.object(Judge, "__call__", judge)
 
 
 FAULTS = (
-    Fault("frozen model", "pretrain", "gradients are never used", frozen),
+    Fault("frozen model", "pretrain", "gradients are never applied", frozen),
     Fault("no end token", "sft", "the end token is not in the loss", no_end_token),
     Fault("empty mask", "sft", "no token is in the loss", empty_mask),
-    Fault("dead adapter", "sft-lora", "the branch has no weight", dead_adapter),
-    Fault("labels by lot", "rm", "chosen and rejected are drawn by lot", shuffled_labels),
+    Fault("dead adapter", "sft-lora", "the low-rank branch has no weight", dead_adapter),
+    Fault("shuffled labels", "rm", "chosen and rejected are random", shuffled_labels),
     Fault("swapped reward model", "rm", "the rejected answer is to score higher", swapped(bradley_terry)),
     Fault("swapped pairs", "dpo", "the rejected answer is preferred", swapped(dpo)),
     Fault("random reference", "dpo", "the reference is noise", random_reference),
@@ -175,43 +176,42 @@ FAULTS = (
     Fault("wrong sign", "ppo", "the reward is negated", negated_reward),
     Fault("shuffled advantages", "ppo", "rewards go to other answers", shuffled_advantages(ppo)),
     Fault("shuffled advantages", "gspo", "rewards go to other answers", shuffled_advantages(gspo)),
-    Fault("frozen policy", "grpo", "gradients are never used", frozen),
+    Fault("frozen policy", "grpo", "gradients are never applied", frozen),
     Fault("shuffled advantages", "grpo", "rewards go to other answers", shuffled_advantages(grpo)),
 )
 
 
 @contextmanager
-def broken_life(fault: Fault, good: str, sets: list[str]) -> Iterator[Life]:
-    """A life whose earlier stages are the good one's and whose one stage is broken; its files go afterwards."""
+def faulty_pipeline(fault: Fault, good: str, sets: list[str]) -> Iterator[Pipeline]:
+    """Yield a lifecycle with the good one's earlier stages and one stage still to train. Delete its files afterwards."""
     common = Common(set=sets)
     name = f"{good}-fault"
-    resolved = lives("laptop", replace(common, name=good), [], 1, os.environ)[good]
-    own = lives("laptop", replace(common, name=name), [], 1, os.environ)[name][fault.stage]
-    update = {} if fault.stage == "pretrain" else {"parent": resolved[fault.stage].config.parent}
-    if fault.stage == "ppo":
-        update["reward_model"] = resolved["ppo"].config.reward_model
+    resolved = pipeline_configs("laptop", replace(common, name=good), [], 1, os.environ)[good]
+    own = pipeline_configs("laptop", replace(common, name=name), [], 1, os.environ)[name][fault.stage]
+    config = resolved[fault.stage].config
+    update = {key: getattr(config, key) for key in ("parent", "reward_model") if key in type(config).model_fields}
     own = replace(own, config=own.config.model_copy(update=update))
     order = list(resolved)
-    chosen = {stage: resolved[stage] for stage in order[: order.index(fault.stage)]} | {fault.stage: own}
+    earlier = order[: order.index(fault.stage)]
     folder = Path("runs") / "lifecycle" / name
     shutil.rmtree(folder, ignore_errors=True)
-    life = Life(name, chosen, resume=True)
-    for stage in order[: order.index(fault.stage)]:
+    pipeline = Pipeline(name, {stage: resolved[stage] for stage in earlier} | {fault.stage: own}, resume=True)
+    for stage in earlier:
         shutil.copy(Path("runs") / "lifecycle" / good / f"{stage}.json", folder)
-    shutil.rmtree(life.run_of(fault.stage), ignore_errors=True)
+    shutil.rmtree(pipeline.run_dir(fault.stage), ignore_errors=True)
     try:
-        yield life
+        yield pipeline
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        shutil.rmtree(life.run_of(fault.stage), ignore_errors=True)
+        shutil.rmtree(pipeline.run_dir(fault.stage), ignore_errors=True)
 
 
-def found_by(fault: Fault, good: str, sets: list[str]) -> list[tuple[str, float, str, float, bool]]:
-    """(gate, value, rule, bound, passed) of the broken stage; an error before training counts as a gate that failed."""
-    with broken_life(fault, good, sets) as life:
+def gates_of(fault: Fault, good: str, sets: list[str]) -> list[tuple[str, float, str, float, bool]]:
+    """Return (gate, value, rule, bound, passed) of the faulty stage. An error before training counts as a failed gate."""
+    with faulty_pipeline(fault, good, sets) as pipeline:
         try:
             with fault.plant():
-                record = life.go()[-1]
+                record = pipeline.run()[-1]
         except UserError as error:
             return [(f"refused: {error.what}", float("nan"), "", float("nan"), False)]
         return [(g["name"], g["value"], g["rule"], g["bound"], g["passed"]) for g in record["gates"]]
@@ -219,25 +219,24 @@ def found_by(fault: Fault, good: str, sets: list[str]) -> list[tuple[str, float,
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--life", default="laptop", help="the name of the finished life")
-    parser.add_argument("--only", action="append", default=[], metavar="STAGE[/NAME]", help="may be repeated")
-    parser.add_argument("--set", action="append", default=[], help="as the life was run with")
+    parser.add_argument("--lifecycle", "--life", default="laptop", help="name of the finished lifecycle")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="STAGE[/NAME]", help="faults to plant; repeatable"
+    )
+    parser.add_argument("--set", action="append", default=[], help="the same as for the finished lifecycle")
     given = parser.parse_args()
-    missed, rows = 0, []
+    missed, total = 0, 0
+    print(f"{'stage':9} {'fault':21} {'gate':28} {'value':>8}    {'bound':>8}")
     for fault in FAULTS:
         if given.only and not {fault.stage, f"{fault.stage}/{fault.name}"} & set(given.only):
             continue
-        gates = found_by(fault, given.life, given.set)
-        seen = any(not passed for *_, passed in gates)
-        missed += not seen
-        rows += [(fault, gate, seen) for gate in gates]
-    print(f"{'stage':9} {'fault':21} {'gate':28} {'value':>8}    {'bound':>8}")
-    for fault, (gate, value, rule, bound, passed) in ((f, g) for f, g, _ in rows):
-        print(
-            f"{fault.stage:9} {fault.name:21} {gate[:60]:28} {value:8.3f} {rule:2} {bound:8.3f}  {'passed' if passed else 'RED'}"
-        )
-    total = len({id(f) for f, _, _ in rows})
-    print(f"{total - missed} of {total} faults turned a gate of their stage red")
+        gates = gates_of(fault, given.lifecycle, given.set)
+        total += 1
+        missed += all(passed for *_, passed in gates)
+        for gate, value, rule, bound, passed in gates:
+            outcome = "passed" if passed else "FAILED"
+            print(f"{fault.stage:9} {fault.name:21} {gate[:60]:28} {value:8.3f} {rule:2} {bound:8.3f}  {outcome}")
+    print(f"{total - missed} of {total} faults were caught by a gate of their stage")
     return int(missed > 0)
 
 

@@ -1,15 +1,15 @@
-"""Preparing text for training, against Hugging Face `datasets`: the same text, the same tokenizer, the same run, in turns.
+"""Compare `tinyllm data prepare` with Hugging Face `datasets`: same text, same tokenizer, alternating in one run.
 
     pip install datasets
     python benchmarks/preparation.py [--megabytes 100] [--rounds 3] [--text FILE.jsonl] [--dedup exact|near|none] [--scale 1000]
 
-Prints megabytes of text a second and peak memory of each contestant (the median over rounds), and ours as a multiple of theirs.
-`tinyllm data prepare` is the whole command: it starts Python, reads and checks JSON lines, removes duplicates, encodes, splits and writes
-shards. `Dataset.map` is only `map`, with as many processes as there are cores, on a data set that `load_dataset` has turned into Arrow
-files before; the second line adds that. Its function calls `tokenizers` directly, which is faster than a tokenizer of `transformers`.
-Memory is that of a process with all its children, sampled from /proc (so: Linux): resident sets summed up, and shared pages divided
-among those who share them (PSS). --scale prepares so many megabytes as well, with ours alone: memory must not grow.
-Text is made from a seed (the bundled world, 10 MB/s) unless --text names some. Everything happens in a temporary folder.
+Prints megabytes of text per second and peak memory of both (the median over rounds), and their ratios. `tinyllm data prepare` is the
+whole command: it starts Python, reads and checks JSON lines, removes duplicates, encodes, splits and writes shards. `Dataset.map` is only
+`map`, with one process per core, on a data set that `load_dataset` has converted to Arrow files before; a second line includes that. Its
+function calls `tokenizers` directly, which is faster than a tokenizer of `transformers`. Memory is that of a process with all its children,
+sampled from /proc (Linux only): the sum of the resident sets, and with shared pages divided among the processes that share them (PSS).
+--scale also prepares that many megabytes with tinyllm: memory must not grow. The text is generated from a seed (the bundled world, 10 MB/s)
+unless --text is given. Everything is written to a temporary folder.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tinyllm.data import records, world
+from tinyllm.data import world
+from tinyllm.data.records.reader import read_rows
 from tinyllm.text.tokenizer import Tokenizer
 
 CORES = len(os.sched_getaffinity(0))
@@ -59,7 +60,7 @@ class Measured:
 
 
 def children(pid: int) -> list[int]:
-    """A process and all that came from it."""
+    """Return a process and all its descendants."""
     found = [pid]
     for parent in found:
         try:
@@ -71,7 +72,7 @@ def children(pid: int) -> list[int]:
 
 
 def memory(pid: int) -> tuple[float, float]:
-    """(summed resident sets, shared pages divided) of a process tree in megabytes."""
+    """Return (sum of resident sets, sum of PSS) of a process tree in megabytes."""
     rss = pss = 0
     for each in children(pid):
         try:
@@ -86,7 +87,7 @@ def memory(pid: int) -> tuple[float, float]:
 
 
 def measured(command: list[str], folder: Path, **environment: str) -> Measured:
-    """One command, watched."""
+    """Run a command and measure it."""
     folder.mkdir()
     before = sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
     began = time.perf_counter()
@@ -107,11 +108,11 @@ def measured(command: list[str], folder: Path, **environment: str) -> Measured:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    printed, said = process.communicate()
+    printed, errors = process.communicate()
     seconds = time.perf_counter() - began
     watcher.join()
     if process.returncode:
-        sys.exit(said)
+        sys.exit(errors)
     cpu = sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2]) - before
     return Measured(seconds, cpu, *peak, printed)
 
@@ -133,11 +134,11 @@ def documents() -> Iterator[str]:
 
 
 def write(path: Path, megabytes: float) -> float:
-    """JSON lines with so many megabytes of text, from a seed; how many they really are."""
+    """Write JSON lines with this many megabytes of generated text; return the exact number."""
     size = 0
     with path.open("w", encoding="utf-8") as file:
         for number, text in enumerate(documents()):
-            text = f"{number}. {text}"  # the world is small: without the number it would repeat itself now and then
+            text = f"{number}. {text}"  # unique: the world is small and would repeat some documents
             file.write(json.dumps({"text": text}) + "\n")
             size += len(text.encode())
             if size >= megabytes * 1e6:
@@ -159,20 +160,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--text", type=Path, help='JSON lines with a column "text"')
     parser.add_argument("--dedup", default="exact")
-    parser.add_argument("--scale", type=float, default=0, help="megabytes that ours prepares as well")
-    parser.add_argument("--no-datasets", action="store_true", help="ours alone")
+    parser.add_argument("--scale", type=float, default=0, help="also prepare this many megabytes with tinyllm")
+    parser.add_argument("--no-datasets", action="store_true", help="only tinyllm")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         text, megabytes = folder / "text.jsonl", options.megabytes
         if options.text:
             text = options.text.absolute()
-            megabytes = sum(len(row["text"].encode()) for row in records.read_rows(text)) / 1e6
+            megabytes = sum(len(row["text"].encode()) for row in read_rows(text)) / 1e6
         else:
             megabytes = write(text, megabytes)
-        sample = (row["text"] for row, _ in zip(records.read_rows(text), range(TRAINED_ON // 1000), strict=False))
+        sample = (row["text"] for row, _ in zip(read_rows(text), range(TRAINED_ON // 1000), strict=False))
         Tokenizer.train(sample, VOCABULARY).save(folder / "tokenizer", model_max_length=256)
-        print(f"{megabytes:,.1f} MB of text, {CORES} cores, {options.rounds} rounds in turns", flush=True)
+        print(f"{megabytes:,.1f} MB of text, {CORES} cores, {options.rounds} alternating rounds", flush=True)
         found: dict[str, list[Measured]] = {"ours": [], "theirs": []}
         for number in range(options.rounds):
             found["ours"].append(ours(text, folder / "tokenizer", folder / f"ours-{number}", options.dedup))
@@ -183,9 +184,9 @@ def main() -> None:
         if not options.no_datasets:
             other = found["theirs"]
             alone = [float(m.printed.split()[-1]) for m in other]
-            their_speed, their_rss = report(f"datasets, map alone (num_proc={CORES})", other, alone, megabytes)
+            their_speed, their_rss = report(f"datasets, map only (num_proc={CORES})", other, alone, megabytes)
             report("datasets, the whole script", other, [m.seconds for m in other], megabytes)
-            print(f"ours: {speed / their_speed:.2f} x the speed of map in {rss / their_rss:.2f} x the memory")
+            print(f"tinyllm: {speed / their_speed:.2f} x the speed of map, {rss / their_rss:.2f} x its memory")
         if options.scale:
             large = write(folder / "large.jsonl", options.scale)
             scaled = ours(folder / "large.jsonl", folder / "tokenizer", folder / "ours-large", options.dedup)

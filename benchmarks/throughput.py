@@ -17,9 +17,9 @@ from functools import partial
 
 import torch
 
-from tinyllm import dist
+from tinyllm import distributed as dist
 from tinyllm.algorithms import next_token
-from tinyllm.data.batches import Rows
+from tinyllm.data.datasets.batches import TokenBatch
 from tinyllm.model.config import ModelConfig
 from tinyllm.model.transformer import CausalLM, compile_blocks, initialise
 from tinyllm.train.config import OptimConfig
@@ -38,7 +38,7 @@ def ours(*, optimizer: str, precision: str, compiled: bool) -> Callable[[torch.T
         compile_blocks(model)
     mask = torch.ones(ROWS, LENGTH + 1, dtype=torch.bool)
     mask[:, 0] = False
-    return lambda ids: engine.step([Rows(ids, mask)])
+    return lambda ids: engine.step([TokenBatch(ids, mask)])
 
 
 def theirs(*, bf16: bool) -> Callable[[torch.Tensor], None]:

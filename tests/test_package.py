@@ -1,4 +1,4 @@
-"""What the whole source promises: no pickle, no setting read with a default, nothing swallowed, one place that shifts by a token."""
+"""Rules for the whole source: no pickle, no settings read with a default, no bare `except`, one place that shifts by a token."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tinyllm.cli.stages import STAGES, resolve
+from tinyllm.cli.resolve import STAGES, resolve
 from tinyllm.config import Config
 from tinyllm.errors import UserError
 
@@ -31,7 +31,7 @@ def nodes(source: str) -> Iterator[ast.AST]:
 
 
 def pickles(source: str) -> list[str]:
-    """Everything in a source by which a pickle could be written or read."""
+    """Return everything in a source that can write or read a pickle."""
     found = []
     for node in nodes(source):
         if isinstance(node, ast.Import):
@@ -46,8 +46,8 @@ def pickles(source: str) -> list[str]:
     return found
 
 
-def silent(source: str) -> list[str]:
-    """Where a missing setting, attribute or error would go unnoticed."""
+def silent_failures(source: str) -> list[str]:
+    """Return the places where a missing setting, attribute or error would go unnoticed."""
     found = []
     for node in nodes(source):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
@@ -59,10 +59,10 @@ def silent(source: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_nothing_is_pickled_and_nothing_defaults_in_silence(name: str) -> None:
+def test_no_pickles_and_no_silent_defaults(name: str) -> None:
     source = SOURCES[name].read_text(encoding="utf-8")
     assert pickles(source) == []
-    assert silent(source) == []
+    assert silent_failures(source) == []
 
 
 @pytest.mark.parametrize(
@@ -77,16 +77,13 @@ def test_nothing_is_pickled_and_nothing_defaults_in_silence(name: str) -> None:
         "try:\n    f()\nexcept:\n    pass",
     ],
 )
-def test_the_check_sees_it(line: str) -> None:
-    assert pickles(line) + silent(line)
+def test_the_check_finds_violations(line: str) -> None:
+    assert pickles(line) + silent_failures(line)
 
 
-def test_the_shift_by_a_token_is_in_one_place() -> None:
-    """Log-probabilities come from `model/heads.py`; whoever shifts or normalises on his own will some day do it otherwise.
-
-    `tinyllm verify` compares with the whole distribution, written out on purpose.
-    """
-    verifying = {"stages/checks/files.py", "stages/checks/forward.py"}
+def test_log_probs_are_computed_in_one_place() -> None:
+    """Only `model/heads.py` shifts by a token and normalizes. `tinyllm verify` compares with an independent version."""
+    verifying = {"diagnostics/checks/export.py", "diagnostics/checks/forward.py"}
     allowed = {
         "log_softmax": {"model/heads.py", "model/generate.py"} | verifying,
         "cross_entropy": set(),
@@ -104,7 +101,7 @@ def test_the_shift_by_a_token_is_in_one_place() -> None:
 
 @pytest.mark.parametrize("key", STAGES)
 def test_a_typo_in_any_section_is_refused(key: str) -> None:
-    """Every section of every command: one wrong key among right ones is an error that names it."""
+    """One unknown key in any section of any command is an error that names it."""
     config = resolve(STAGES[key], None, [], {}, {}, fast=False).config
     sections = [name for name, value in config if isinstance(value, Config)]
     for name in ["", *sections]:

@@ -1,54 +1,50 @@
-"""No setting of any algorithm is ignored: another value is another gradient. And what the closed forms elsewhere leave open."""
+"""Every setting of every algorithm changes the gradient; further closed forms."""
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-import zoo
-
+from tests.algorithms import cases
 from tinyllm.algorithms import common, grpo, gspo, ppo
-from tinyllm.data.batches import Samples
+from tinyllm.data.datasets.batches import Samples
 
-WITH = {"ipo_sum": {"variant": "ipo"}, "variant": {"label_smoothing": 0.1}}  # settings that only act beside others
+WITH = {"ipo_sum": {"variant": "ipo"}, "variant": {"label_smoothing": 0.1}}  # settings that only act with others
 
 
-def values(module: Any, name: str, default: Any) -> list[tuple[Any, Any]]:
-    """Two values of a setting that must differ in what they do; of a choice, every pair with the default."""
-    kind = module.Settings.model_fields[name].annotation
+def values(algorithm: Any, name: str, default: Any) -> list[tuple[Any, Any]]:
+    """Pairs of values of a setting whose gradients must differ; for a choice, the default with every other."""
+    kind = algorithm.settings.model_fields[name].annotation
     if get_origin(kind) is Literal:
         return [(default, choice) for choice in get_args(kind) if choice != default]
     if isinstance(default, bool):
         return [(default, not default)]
     if "clip" in name:
-        return [(1e-6, 1e3)]  # all that moved is clipped, nothing is
+        return [(1e-6, 1e3)]  # everything is clipped, nothing is
     return [(default, default / 2 or 0.1)]
 
 
 def gradient(family: str, name: str, changes: dict[str, Any]) -> torch.Tensor:
-    """Of credit and loss together."""
-    case = zoo.of(family, name)
+    """Gradient of the loss, with advantages computed from these settings."""
+    case = cases.of(family, name)
     settings = case.settings.model_copy(update=changes)
     batch = case.batch
     if family == "online":
-        batch = batch if case.module.uses_reference(settings) else replace(batch, reference=None)
-        batch, _ = case.module.credit(settings, batch)
-    found, _ = case.module.loss(settings, case.model, batch)
+        batch = batch if case.algorithm.uses_reference(settings) else replace(batch, ref_log_probs=None)
+        batch, _ = case.algorithm.compute_advantages(settings, batch)
+    found, _ = case.algorithm.loss(settings, case.model, batch)
     return case.gradient(found.total / found.count)
 
 
 def knobs() -> list[tuple[str, str, str, Any, Any]]:
     found = []
-    for family, name in zoo.ALL:
-        module, defaults = zoo.algorithms.load(name, family), zoo.of(family, name).settings
-        for field in module.Settings.model_fields:
-            found += [(family, name, field, *two) for two in values(module, field, getattr(defaults, field))]
+    for family, name in cases.ALL:
+        algorithm, defaults = cases.algorithms.load(name, family), cases.of(family, name).settings
+        for field in algorithm.settings.model_fields:
+            found += [(family, name, field, *two) for two in values(algorithm, field, getattr(defaults, field))]
     return found
 
 
@@ -59,49 +55,49 @@ def test_every_setting_changes_the_gradient(family: str, name: str, field: str, 
     assert (after - before).abs().max() > 1e-6 * before.abs().max()
 
 
-@pytest.mark.parametrize("name", zoo.NAMES["online"])
-def test_a_configured_kl_asks_for_the_reference(name: str) -> None:
-    module = zoo.algorithms.load(name, "online")
-    if "kl_coef" in module.Settings.model_fields:
-        assert module.uses_reference(module.Settings(kl_coef=0.1))
-        assert not module.uses_reference(module.Settings(kl_coef=0.0))
+@pytest.mark.parametrize("name", cases.NAMES["online"])
+def test_a_configured_kl_needs_the_reference(name: str) -> None:
+    algorithm = cases.algorithms.load(name, "online")
+    if "kl_coef" in algorithm.settings.model_fields:
+        assert algorithm.uses_reference(algorithm.settings(kl_coef=0.1))
+        assert not algorithm.uses_reference(algorithm.settings(kl_coef=0.0))
     else:
-        assert not module.uses_reference(module.Settings())
+        assert not algorithm.uses_reference(algorithm.settings())
 
 
 def samples() -> Samples:
-    return zoo.of("online", "grpo").batch
+    return cases.of("online", "grpo").batch
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-def test_gspo_s_kl_is_the_mean_over_answers_of_k3_a_token(weighted: bool) -> None:
-    batch, policy = samples(), zoo.rough(0)
+def test_gspo_kl_is_k3_averaged_over_tokens_and_answers(weighted: bool) -> None:
+    batch, policy = samples(), cases.rough(0)
     losses = [
         gspo.loss(gspo.Settings(kl_coef=coef, kl_weighted=weighted), policy, batch)[0].total / 6 for coef in (0.0, 0.4)
     ]
-    log_p = policy.log_probs(batch.ids, batch.mask).log_probs
+    log_p = policy.log_probs(batch.ids, batch.mask)
     rows = []
     for i in range(6):
-        d = (log_p[i] - batch.reference[i])[batch.mask[i]]
-        weight = (log_p[i] - batch.old[i])[batch.mask[i]].exp() if weighted else 1.0
+        d = (log_p[i] - batch.ref_log_probs[i])[batch.mask[i]]
+        weight = (log_p[i] - batch.old_log_probs[i])[batch.mask[i]].exp() if weighted else 1.0
         rows.append((weight * ((-d).exp() - 1 + d)).mean())
     torch.testing.assert_close(losses[1] - losses[0], 0.4 * torch.stack(rows).mean(), atol=1e-12, rtol=1e-9)
 
 
-def test_grpo_s_weighted_kl_is_k3_times_the_ratio() -> None:
-    batch, policy = samples(), zoo.rough(0)
+def test_grpo_weighted_kl_is_k3_times_the_ratio() -> None:
+    batch, policy = samples(), cases.rough(0)
     losses = [grpo.loss(grpo.Settings(kl_coef=coef), policy, batch)[0].total / 6 for coef in (0.0, 0.4)]
-    log_p = policy.log_probs(batch.ids, batch.mask).log_probs
-    d, ratio = log_p - batch.reference, (log_p - batch.old).exp()
+    log_p = policy.log_probs(batch.ids, batch.mask)
+    d, ratio = log_p - batch.ref_log_probs, (log_p - batch.old_log_probs).exp()
     per_token = ratio * ((-d).exp() - 1 + d) * batch.mask
     want = 0.4 * (per_token.sum(1) / batch.mask.sum(1)).mean()
     torch.testing.assert_close(losses[1] - losses[0], want, atol=1e-12, rtol=1e-9)
 
 
-def test_ppo_s_k3_is_that_of_the_policy_from_the_reference() -> None:
+def test_ppo_k3_estimates_the_kl_from_policy_to_reference() -> None:
     batch = samples()
     rewards = ppo.token_rewards(ppo.Settings(kl_coef=0.3, kl_estimator="k3"), batch)
-    d = batch.old - batch.reference
+    d = batch.old_log_probs - batch.ref_log_probs
     want = -0.3 * ((-d).exp() - 1 + d) * batch.mask
     ends = [int(row.nonzero()[-1]) for row in batch.mask]
     for i, end in enumerate(ends):
@@ -109,23 +105,23 @@ def test_ppo_s_k3_is_that_of_the_policy_from_the_reference() -> None:
     torch.testing.assert_close(rewards, want, atol=1e-12, rtol=0)
 
 
-def test_returns_are_what_the_critic_is_to_say_and_are_not_whitened() -> None:
+def test_returns_are_advantages_plus_values_and_not_whitened() -> None:
     batch = samples()
-    plain, white = (ppo.credit(ppo.Settings(whiten=whiten), batch)[0] for whiten in (False, True))
-    torch.testing.assert_close(plain.returns, plain.advantage + batch.values * batch.mask, atol=1e-12, rtol=0)
+    plain, white = (ppo.compute_advantages(ppo.Settings(whiten=whiten), batch)[0] for whiten in (False, True))
+    torch.testing.assert_close(plain.returns, plain.advantages + batch.values * batch.mask, atol=1e-12, rtol=0)
     torch.testing.assert_close(white.returns, plain.returns, atol=1e-12, rtol=0)
-    torch.testing.assert_close(white.advantage, common.whitened(plain.advantage, batch.mask), atol=1e-12, rtol=0)
+    torch.testing.assert_close(white.advantages, common.masked_whiten(plain.advantages, batch.mask), atol=1e-12, rtol=0)
 
 
-def test_ppo_is_its_formula_away_from_the_behaviour_policy() -> None:
-    case = zoo.of("online", "ppo")
+def test_ppo_equals_its_formula_off_policy() -> None:
+    case = cases.of("online", "ppo")
     batch, model = case.batch, case.model
     settings = ppo.Settings(clip=0.05, value_clip=0.1, vf_coef=0.7)
-    log_p = model.policy.log_probs(batch.ids, batch.mask).log_probs
+    log_p = model.policy.log_probs(batch.ids, batch.mask)
     scores = model.critic(batch.ids)
     terms, clipped = [], 0
     for i, t in batch.mask.nonzero().tolist():
-        rho, a, r = (log_p[i, t] - batch.old[i, t]).exp(), batch.advantage[i, t], batch.returns[i, t]
+        rho, a, r = (log_p[i, t] - batch.old_log_probs[i, t]).exp(), batch.advantages[i, t], batch.returns[i, t]
         surrogate = torch.maximum(-a * rho, -a * rho.clamp(0.95, 1.05))
         clipped += surrogate.item() != (-a * rho).item()
         v, v_old = scores[i, t - 1], batch.values[i, t]
@@ -136,13 +132,16 @@ def test_ppo_is_its_formula_away_from_the_behaviour_policy() -> None:
     torch.testing.assert_close(found.total / found.count, torch.stack(terms).mean(), atol=1e-10, rtol=1e-9)
 
 
-def test_rows_that_are_picked_keep_their_last_token() -> None:
-    """Columns that only padding fills are cut off, whatever column an answer ends in."""
+def test_selected_rows_keep_their_last_token() -> None:
+    """Columns of padding are cut off, whatever column an answer ends in."""
     batch = samples()
     for end in range(1, 40):
         mask = torch.zeros(6, 48, dtype=torch.bool)
         mask[2, end] = True
         wide = replace(batch, ids=torch.arange(48).expand(6, 48), mask=mask)
-        others = {n: torch.zeros(6, 48) for n in ("sampled", "old", "reference", "advantage", "values")}
+        others = {
+            n: torch.zeros(6, 48)
+            for n in ("sampler_log_probs", "old_log_probs", "ref_log_probs", "advantages", "values")
+        }
         picked = replace(wide, **others, returns=None).rows([2])
         assert picked.ids[picked.mask].tolist() == [end]

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tinyllm.algorithms import bradley_terry, dpo, orpo
-from tinyllm.data.batches import Pairs
-from tinyllm.data.datasets import Preferences, TokenPair
+from tinyllm.data.datasets.batches import PreferenceBatch
+from tinyllm.data.datasets.datasets import PreferenceDataset, TokenPair
 from tinyllm.model.config import ModelConfig
 from tinyllm.model.transformer import CausalLM, SequenceScorer
 
@@ -44,9 +44,9 @@ def model() -> CausalLM:
     return rough(CausalLM, 0)
 
 
-def batch(pairs: list[TokenPair] = PAIRS, reference: torch.Tensor | None = None) -> Pairs:
-    found = Preferences(pairs, pad=0).collate(range(len(pairs)), 0, range(len(pairs)))
-    return replace(found, reference=reference)
+def batch(pairs: list[TokenPair] = PAIRS, reference: torch.Tensor | None = None) -> PreferenceBatch:
+    found = PreferenceDataset(pairs, pad=0).collate(range(len(pairs)), 0, range(len(pairs)))
+    return replace(found, ref_log_probs=reference)
 
 
 def answer_log_probs(model: CausalLM, pairs: list[TokenPair]) -> torch.Tensor:
@@ -64,7 +64,7 @@ def value(result: tuple) -> torch.Tensor:
     return result[0].total / result[0].count
 
 
-def test_dpo_is_ln_2_where_policy_is_reference(model: CausalLM) -> None:
+def test_dpo_loss_is_ln_2_if_policy_is_reference(model: CausalLM) -> None:
     reference = answer_log_probs(model, PAIRS).detach()
     loss, metrics = dpo.loss(dpo.Settings(), model, batch(reference=reference))
     assert abs(float(loss.total / loss.count) - math.log(2)) < 1e-12
@@ -74,7 +74,7 @@ def test_dpo_is_ln_2_where_policy_is_reference(model: CausalLM) -> None:
 
 @pytest.mark.parametrize("variant", dpo.VARIANTS)
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_dpo_is_the_paper_s_formula(model: CausalLM, variant: str, smoothing: float) -> None:
+def test_dpo_equals_the_formula_of_the_paper(model: CausalLM, variant: str, smoothing: float) -> None:
     reference = answer_log_probs(rough(CausalLM, 9), PAIRS).detach()
     settings = dpo.Settings(beta=0.3, variant=variant, label_smoothing=smoothing)
     u = answer_log_probs(model, PAIRS) - reference
@@ -93,7 +93,7 @@ def test_dpo_is_the_paper_s_formula(model: CausalLM, variant: str, smoothing: fl
     torch.testing.assert_close(got, want, atol=1e-10, rtol=1e-10)
 
 
-def test_dpo_s_gradient_pushes_chosen_up_and_rejected_down(model: CausalLM) -> None:
+def test_dpo_gradient_raises_chosen_and_lowers_rejected(model: CausalLM) -> None:
     """At d = 0 the gradient is -beta/2 (grad chosen - grad rejected) / P exactly."""
     reference = answer_log_probs(model, PAIRS).detach()
     head = model.lm_head.weight
@@ -103,7 +103,7 @@ def test_dpo_s_gradient_pushes_chosen_up_and_rejected_down(model: CausalLM) -> N
     torch.testing.assert_close(got, want, atol=1e-12, rtol=1e-9)
 
 
-def test_orpo_is_the_paper_s_formula(model: CausalLM) -> None:
+def test_orpo_equals_the_formula_of_the_paper(model: CausalLM) -> None:
     lengths = torch.tensor([4, 1, 2, 2, 3, 5])
     mean = answer_log_probs(model, PAIRS) / lengths
     odds = mean.exp() / (1 - mean.exp())
@@ -120,9 +120,9 @@ def test_orpo_is_the_paper_s_formula(model: CausalLM) -> None:
     torch.testing.assert_close(got, answers_only + 0.7 * preference, atol=1e-10, rtol=1e-10)
 
 
-def test_orpo_normalises_over_the_whole_step(model: CausalLM) -> None:
+def test_orpo_normalizes_over_the_whole_step(model: CausalLM) -> None:
     """Three micro-batches of one pair add up to the batch of three: totals over counts, tokens and pairs alike."""
-    data = Preferences(PAIRS, pad=0)
+    data = PreferenceDataset(PAIRS, pad=0)
     whole, metrics = orpo.loss(orpo.Settings(), model, data.collate([0, 1, 2], 0, [0, 1, 2]))
     parts = [orpo.loss(orpo.Settings(), model, data.collate([i], 0, [0, 1, 2])) for i in range(3)]
     summed = sum(p[0].total for p in parts) / sum(p[0].count for p in parts)
@@ -131,7 +131,7 @@ def test_orpo_normalises_over_the_whole_step(model: CausalLM) -> None:
     assert abs(pooled.value - metrics["nll_loss"].value) < 1e-12
 
 
-def test_log1mexp_where_the_plain_formula_fails() -> None:
+def test_log1mexp_is_accurate_and_finite() -> None:
     x = torch.tensor([-1e-4, -0.5, -math.log(2), -1.0, -50.0], dtype=torch.float64, requires_grad=True)
     got = orpo.log1mexp(x)
     want = [math.log(-math.expm1(v)) for v in x.tolist()]
@@ -143,7 +143,7 @@ def test_log1mexp_where_the_plain_formula_fails() -> None:
     assert torch.isfinite(certain.grad).all()
 
 
-def test_bradley_terry_closed_form() -> None:
+def test_bradley_terry_equals_its_formula() -> None:
     scorer = rough(SequenceScorer, 2)
     pairs = [replace(p, margin=m) for p, m in zip(PAIRS, (0.0, 0.5, 1.0), strict=True)]
     rewards = torch.stack(
@@ -156,7 +156,7 @@ def test_bradley_terry_closed_form() -> None:
     assert metrics["accuracy"].value == float((c > r).double().mean())
 
 
-def test_rows_are_scored_alike_whatever_they_are_batched_with(model: CausalLM) -> None:
+def test_dpo_loss_of_a_pair_does_not_depend_on_its_batch(model: CausalLM) -> None:
     reference = torch.zeros(6, dtype=torch.float64)
     together, _ = dpo.loss(dpo.Settings(), model, batch(reference=reference))
     alone = [dpo.loss(dpo.Settings(), model, batch([p], reference=reference[:2]))[0].total for p in PAIRS]

@@ -1,4 +1,4 @@
-"""Where values come from, which source wins, and what comes back out of `to_yaml`."""
+"""Precedence of sources, origins of values, and round trips through `to_yaml`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError
 
-from tinyllm.config import Config, Resolved, dump, flat, load, parse_set
+from tinyllm.config import Config, Resolved, dump, flatten, load, parse_set
 from tinyllm.errors import UserError
 
 
@@ -98,7 +98,7 @@ def test_the_last_source_wins(base, child, fast, environ, overrides, steps, orig
     assert resolved.origins["train.batch_size"] == "default"
 
 
-def test_extends_is_relative_to_the_file_that_says_it() -> None:
+def test_extends_is_relative_to_the_file_that_contains_it() -> None:
     write("deep/base.yaml", "extends: ../root.yaml\nseed: 1\n")
     write("root.yaml", "seed: 2\nname: root\n")
     resolved = read("extends: deep/base.yaml\n")
@@ -116,12 +116,12 @@ def test_later_files_win() -> None:
 
 def test_every_value_has_an_origin() -> None:
     resolved = read("lora: {r: 4}\n")
-    assert list(resolved.origins) == list(flat(resolved.config))
+    assert list(resolved.origins) == list(flatten(resolved.config))
     assert "lora.targets" in resolved.origins
     assert list(read().origins)[-1] == "lora"
 
 
-def test_sections_merge_and_everything_else_is_replaced() -> None:
+def test_sections_are_merged_and_everything_else_is_replaced() -> None:
     write("base.yaml", "data: {files: [a, b], length: 8}\nrewards: {gold: 1, b.py:f: 2}\n")
     resolved = read("extends: base.yaml\ndata: {files: [c]}\nrewards: {exact: 1}\n")
     assert resolved.config.data == Data(files=("c",), length=8)
@@ -155,14 +155,14 @@ def test_a_section_that_may_be_none(text: str, sets: list[tuple[str, str]], lora
     assert read(text, overrides=[(*pair, "--set") for pair in sets]).config.lora == lora
 
 
-def test_what_was_replaced_is_no_origin() -> None:
+def test_a_replaced_value_is_not_an_origin() -> None:
     sets = [("lora", "null", "--set"), ("lora", "{}", "--set")]
     assert read("lora: {r: 4}\n", overrides=sets).origins["lora.r"] == "default"
     sets = [("rewards.gold", "2", "--one"), ("rewards", "{a: 1}", "--two")]
     assert read(overrides=sets).origins["rewards"] == "--two"
 
 
-def test_an_empty_section_is_no_section() -> None:
+def test_an_empty_section_changes_nothing() -> None:
     assert read("train:\n  # steps: 3\n").config.train == Train()
 
 
@@ -240,13 +240,13 @@ def test_settings_made_in_python_are_strict_too(values: dict[str, Any]) -> None:
         Stage(**values)
 
 
-def test_settings_are_frozen_documented_and_equal_by_value() -> None:
+def test_settings_are_frozen_documented_and_compared_by_value() -> None:
     with pytest.raises(ValidationError):
         Stage().seed = 1
     assert Optim.model_fields["learning_rate"].description == "at its peak"
     assert Stage.model_validate_json('{"data": {"files": ["a"]}, "tokenizer": "x", "seed": 1}').data.files == ("a",)
     assert dump(Stage(tokenizer=Path("x")))["tokenizer"] == "x"
-    assert flat(Stage())["optim.betas"] == [0.9, 0.95]
+    assert flatten(Stage())["optim.betas"] == [0.9, 0.95]
 
 
 TRICKY = ["on", "No", "~", "", "null", "0123", "1e3", "1.", "12:30:45", "0x1F", "- a", "a: b", "#x"]
@@ -268,7 +268,7 @@ def test_to_yaml_round_trip(text: str, number: float, seed: int, rewards: dict[s
     assert "default" not in again.origins.values()
 
 
-def test_the_example_in_yaml_stands_alone() -> None:
+def test_to_yaml_is_self_contained() -> None:
     write("base.yaml", "name: base\n")
     resolved = read("extends: base.yaml\nfast_dev_run: {seed: 3}\n", fast=True)
     text = resolved.to_yaml()

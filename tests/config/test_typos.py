@@ -1,5 +1,7 @@
-"""Rows 16 to 19 of the fault list, over the real settings: what was meant by a key, an option, a name with one letter wrong, and values
-that cannot be. The rates are printed: `pytest -s tests/config/test_typos.py`."""
+"""Typos in keys, options and names of the real commands, and invalid values of real settings.
+
+Success rates are printed by `pytest -s tests/config/test_typos.py`.
+"""
 
 from __future__ import annotations
 
@@ -15,19 +17,21 @@ from typer.main import get_command
 
 from tinyllm import algorithms, cli
 from tinyllm.cli.app import app
-from tinyllm.cli.stages import STAGES
-from tinyllm.config import Config, hints, load
-from tinyllm.config.base import names
-from tinyllm.config.complaints import FILE_KEYS, Source, unknown
+from tinyllm.cli.resolve import STAGES
+from tinyllm.config import Config, load
+from tinyllm.config.base import dotted_keys
+from tinyllm.config.formatting import format_value
+from tinyllm.config.problems import Source
+from tinyllm.config.validation_errors import FILE_KEYS, unknown_key
 from tinyllm.errors import USAGE, UserError
 from tinyllm.stages import config as stages
-from tinyllm.stages import contradictions
+from tinyllm.stages import consistency
 
 CLASSES = sorted({stage.config for stage in STAGES.values()}, key=lambda cls: cls.__name__)
-MUST = 0.95
+REQUIRED_RATE = 0.95
 
 
-def changed(draw: random.Random, word: str, place: int) -> str:
+def substituted(draw: random.Random, word: str, place: int) -> str:
     return word[:place] + draw.choice(string.ascii_lowercase) + word[place + 1 :]
 
 
@@ -43,11 +47,11 @@ def swapped(draw: random.Random, word: str, place: int) -> str:
     return word[:place] + word[place + 1 : place + 2] + word[place] + word[place + 2 :]
 
 
-KINDS: tuple[Callable[[random.Random, str, int], str], ...] = (changed, dropped, doubled, swapped)
+KINDS: tuple[Callable[[random.Random, str, int], str], ...] = (substituted, dropped, doubled, swapped)
 
 
 def typos(words: list[str], taken: set[str], kind: Callable[..., str], seed: int) -> Iterator[tuple[str, str]]:
-    """(word, the same with one mistake); what is a word itself, or none any more, is no mistake."""
+    """Yield (word, the word with one typo). Typos that give another known word, or an empty part, are left out."""
     draw = random.Random(seed)
     for word in words:
         wrong = kind(draw, word, draw.choice([i for i, c in enumerate(word) if c not in ".-"]))
@@ -57,7 +61,7 @@ def typos(words: list[str], taken: set[str], kind: Callable[..., str], seed: int
 
 
 class Score:
-    """How often the right word was suggested."""
+    """Count of how often the right word was suggested."""
 
     def __init__(self, what: str):
         self.what, self.right, self.missed = what, 0, list[str]()
@@ -73,30 +77,30 @@ class Score:
             f"\n{self.what}: {self.right} of {total} = {self.right / total:.2%}; missed: {', '.join(self.missed[:12])}"
         )
         assert total >= least
-        assert self.right / total >= MUST
+        assert self.right / total >= REQUIRED_RATE
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
-def test_a_letter_wrong_in_any_key_of_any_stage(kind: Callable[..., str]) -> None:
-    """Anywhere in the dotted key, its sections included; in a file, with --set and in the environment."""
-    sources = (Source("a.yaml", lined=True), Source("--set"), Source("env", spell=lambda key: f"<{key}>"))
+def test_a_typo_in_any_key_of_any_stage(kind: Callable[..., str]) -> None:
+    """Anywhere in the dotted key, including its sections; in a file, with --set and in the environment."""
+    sources = (Source("a.yaml", is_file=True), Source("--set"), Source("env", spell=lambda key: f"<{key}>"))
     score = Score(f"a letter {kind.__name__}")
     for seed, cls in enumerate(CLASSES):
-        known = list(names(cls))
+        known = list(dotted_keys(cls))
         for word, wrong in typos(known * 3, {*known, *FILE_KEYS}, kind, seed):
             for source in sources:
-                problem, near = unknown(cls, tuple(wrong.split(".")), source, 1)
-                told = f"did you mean {source.spell(word)}?" in problem.what
-                assert told == (near == word)
-                score.count(word, wrong, told)
+                problem, near = unknown_key(cls, tuple(wrong.split(".")), source, 1)
+                is_suggested = f"did you mean {source.spell(word)}?" in problem.what
+                assert is_suggested == (near == word)
+                score.count(word, wrong, is_suggested)
     score.hold(1500)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
-def test_the_fix_of_a_wrong_letter_is_the_edit_that_mends_it(kind: Callable[..., str], tmp_path: Path) -> None:
-    """Through the whole loader, for the keys of one stage: what it says, done, makes the file load."""
-    known = [key for key in names(stages.SftConfig) if key.startswith("train.")]
-    for word, wrong in typos(known, set(names(stages.SftConfig)), kind, 7):
+def test_the_fix_is_the_edit_that_corrects_the_typo(kind: Callable[..., str], tmp_path: Path) -> None:
+    """Through the whole loader, for the keys of one stage."""
+    known = [key for key in dotted_keys(stages.SftConfig) if key.startswith("train.")]
+    for word, wrong in typos(known, set(dotted_keys(stages.SftConfig)), kind, 7):
         section, _, leaf = wrong.rpartition(".")
         path = tmp_path / "a.yaml"
         path.write_text(f"{section}:\n  {leaf}: 1\n")
@@ -114,32 +118,32 @@ def commands(command: Any = None, way: tuple[str, ...] = ()) -> Iterator[tuple[t
         yield from commands(below, (*way, name))
 
 
-def said(arguments: list[str], capsys: pytest.CaptureFixture) -> str:
+def error_output(arguments: list[str], capsys: pytest.CaptureFixture) -> str:
     assert cli.run(cli.modern(arguments)) == USAGE
     text = capsys.readouterr().err
     assert [line.partition(":")[0] for line in text.splitlines()] == ["error", "fix"]
     return text
 
 
-def test_a_letter_wrong_in_any_option_of_any_verb(capsys: pytest.CaptureFixture) -> None:
+def test_a_typo_in_any_option_of_any_command(capsys: pytest.CaptureFixture) -> None:
     score = Score("options")
     for way, command in commands():
         options = [o for p in command.params for o in (*p.opts, *p.secondary_opts) if o.startswith("--")]
         for kind in KINDS:
             for word, wrong in typos(options, set(options), kind, len(way)):
-                text = said([*way, wrong, "1"], capsys)
+                text = error_output([*way, wrong, "1"], capsys)
                 score.count(word, wrong, f"did you mean {word}?\nfix: write {word} instead of {wrong}\n" in text)
     with capsys.disabled():
         score.hold(500)
 
 
-def test_a_letter_wrong_in_any_verb(capsys: pytest.CaptureFixture) -> None:
-    score = Score("verbs")
+def test_a_typo_in_any_command(capsys: pytest.CaptureFixture) -> None:
+    score = Score("commands")
     for way, command in commands():
         verbs = list(getattr(command, "commands", {}))
         for kind in KINDS:
             for word, wrong in typos(verbs * 3, set(verbs), kind, len(way)):
-                score.count(word, wrong, f"'{word}'" in said([*way, wrong], capsys))
+                score.count(word, wrong, f"'{word}'" in error_output([*way, wrong], capsys))
     with capsys.disabled():
         score.hold(100)
 
@@ -156,19 +160,17 @@ def test_a_letter_wrong_in_any_verb(capsys: pytest.CaptureFixture) -> None:
         ("chat --temprature 1", "--set temperature=VALUE"),
     ],
 )
-def test_a_setting_written_as_an_option_is_told_how_to_write_it(
-    arguments: str, meant: str, capsys: pytest.CaptureFixture
-) -> None:
-    assert f"did you mean {meant}?" in said(arguments.split(), capsys)
+def test_a_setting_written_as_an_option_suggests_set(arguments: str, meant: str, capsys: pytest.CaptureFixture) -> None:
+    assert f"did you mean {meant}?" in error_output(arguments.split(), capsys)
 
 
 @pytest.mark.parametrize("family", ["offline", "online"])
-def test_a_letter_wrong_in_any_algorithm(family: str, capsys: pytest.CaptureFixture) -> None:
-    """Names of three or four letters that differ in one: a mistake may lie between two of them, and then both are named."""
+def test_a_typo_in_any_algorithm(family: str, capsys: pytest.CaptureFixture) -> None:
+    """Some names differ in one letter only, so a typo can be equally near to two; both are suggested then."""
     known, score = algorithms.names(family), Score(f"{family} algorithms")
     for kind in KINDS:
         for word, wrong in typos(known * 3, set(known), kind, 1):
-            text = said([f"align-{family}", "--algorithm", wrong], capsys)
+            text = error_output([f"align-{family}", "--algorithm", wrong], capsys)
             near = text.partition("fix: use --algorithm ")[2].strip().split(" or ")
             assert len(near) <= 2
             score.count(word, wrong, word in near)
@@ -176,13 +178,13 @@ def test_a_letter_wrong_in_any_algorithm(family: str, capsys: pytest.CaptureFixt
         score.hold(20)
 
 
-def test_a_letter_wrong_in_any_task_of_eval(capsys: pytest.CaptureFixture) -> None:
+def test_a_typo_in_any_task_of_eval(capsys: pytest.CaptureFixture) -> None:
     tasks = ["bits_per_byte", "choice", "exact_match", "gold", "pass@k"]
     score = Score("tasks")
     for kind in KINDS:
         for word, wrong in typos(tasks * 3, set(tasks), kind, 2):
-            text = said(["eval", "--task", wrong], capsys)
-            score.count(word, wrong, f"did you mean {hints.written(word)}?" in text)
+            text = error_output(["eval", "--task", wrong], capsys)
+            score.count(word, wrong, f"did you mean {format_value(word)}?" in text)
     with capsys.disabled():
         score.hold(40)
 
@@ -191,20 +193,20 @@ def test_a_letter_wrong_in_any_task_of_eval(capsys: pytest.CaptureFixture) -> No
 
 GOLDEN = """
 optim: {learning_rate: .nan}
-error: optim.learning_rate: expected a finite number, more than 0, found nan (a.yaml:1)
-fix: set optim.learning_rate to 0.001, its default
+error: optim.learning_rate: expected a finite number > 0, found nan (a.yaml:1)
+fix: set optim.learning_rate to 0.001 (the default)
 
 optim: {learning_rate: "1e-3"}
-error: optim.learning_rate: expected a number, more than 0, found "1e-3"; did you mean 0.001? (a.yaml:1)
+error: optim.learning_rate: expected a number > 0, found "1e-3"; did you mean 0.001? (a.yaml:1)
 fix: set optim.learning_rate to 0.001
 
 optim: {learning_rate: 0}
-error: optim.learning_rate: expected a number, more than 0, found 0 (a.yaml:1)
-fix: set optim.learning_rate to 0.001, its default
+error: optim.learning_rate: expected a number > 0, found 0 (a.yaml:1)
+fix: set optim.learning_rate to 0.001 (the default)
 
 optim: {min_lr_ratio: 1.5}
-error: optim.min_lr_ratio: expected a number, at least 0 and at most 1, found 1.5 (a.yaml:1)
-fix: set optim.min_lr_ratio to 0.1, its default
+error: optim.min_lr_ratio: expected a number >= 0 and <= 1, found 1.5 (a.yaml:1)
+fix: set optim.min_lr_ratio to 0.1 (the default)
 
 optim: {schedule: cosin}
 error: optim.schedule: expected one of cosine, wsd, constant, found "cosin"; did you mean cosine? (a.yaml:1)
@@ -212,40 +214,40 @@ fix: set optim.schedule to cosine
 
 train:
   steps: true
-error: train.steps: expected an integer, at least 1, found true (a.yaml:2)
-fix: set train.steps to 1000, its default
+error: train.steps: expected an integer >= 1, found true (a.yaml:2)
+fix: set train.steps to 1000 (the default)
 
 train:
   keep: 1.0
-error: train.keep: expected an integer, at least 1, found 1.0; did you mean 1? (a.yaml:2)
+error: train.keep: expected an integer >= 1, found 1.0; did you mean 1? (a.yaml:2)
 fix: set train.keep to 1
 
 train:
   steps: 5
   steps: 6
-error: duplicate key steps, in lines 2 and 3 (a.yaml:3)
-fix: remove one of the two steps
+error: duplicate key steps, on lines 2 and 3 (a.yaml:3)
+fix: remove one of the two steps entries
 
 train:
 	steps: 5
-error: not valid YAML: a tab stands where YAML wants spaces (a.yaml:2)
-fix: replace the tab by spaces
+error: invalid YAML: tab where YAML requires spaces (a.yaml:2)
+fix: replace the tab with spaces
 
 train: {batch_size: 24, micro_batch_size: 16}
-error: train: batch_size 24 must be a multiple of micro_batch_size 16; that may be 12 (train.batch_size from a.yaml:1, train.micro_batch_size from a.yaml:1) (a.yaml:1)
+error: train: batch_size 24 must be a multiple of micro_batch_size 16; 12 would fit (train.batch_size from a.yaml:1, train.micro_batch_size from a.yaml:1) (a.yaml:1)
 fix: change train.batch_size
 
 model: {num_attention_heads: 6, num_key_value_heads: 4}
-error: model: num_attention_heads 6 must be a multiple of num_key_value_heads 4; that may be 3 (model.num_attention_heads from a.yaml:1, model.num_key_value_heads from a.yaml:1) (a.yaml:1)
+error: model: num_attention_heads 6 must be a multiple of num_key_value_heads 4; the largest that fits is 3 (model.num_attention_heads from a.yaml:1, model.num_key_value_heads from a.yaml:1) (a.yaml:1)
 fix: change model.num_attention_heads
 
 model: {head_dim: 33}
-error: model: head_dim 33 must be even, it may be 34: the rotary embedding turns pairs (model.head_dim from a.yaml:1) (a.yaml:1)
+error: model: head_dim 33 must be even, for example 34: rotary embeddings rotate pairs (model.head_dim from a.yaml:1) (a.yaml:1)
 fix: change model.head_dim
 
 model: {num_key_value_heads: 0}
-error: model.num_key_value_heads: expected an integer, at least 1, found 0 (a.yaml:1)
-fix: set model.num_key_value_heads to 2, its default
+error: model.num_key_value_heads: expected an integer >= 1, found 0 (a.yaml:1)
+fix: set model.num_key_value_heads to 2 (the default)
 
 data: {max_length: 1024}
 error: data.max_length 1024 is more than model.max_position_embeddings 512 (data.max_length from a.yaml:1, model.max_position_embeddings from default) (a.yaml:1)
@@ -254,7 +256,9 @@ fix: change data.max_length
 
 
 @pytest.mark.parametrize("case", GOLDEN.strip().split("\n\n"), ids=lambda case: case.partition("error: ")[0][:40])
-def test_one_impossible_value_of_a_real_stage(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_message_of_one_invalid_value_of_a_real_stage(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     text, error, message = case.partition("error: ")
     Path("a.yaml").write_text(text)
@@ -267,7 +271,7 @@ def test_one_impossible_value_of_a_real_stage(case: str, tmp_path: Path, monkeyp
 @pytest.mark.parametrize(
     "text", ["optim: {learning_rate: 1e-3}", "optim: {learning_rate: 1E-3}", "optim: {learning_rate: .001}"]
 )
-def test_a_thousandth_is_a_number_however_it_is_written(text: str, tmp_path: Path) -> None:
+def test_spellings_of_one_thousandth(text: str, tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(text)
     assert load(stages.PretrainConfig, files=[tmp_path / "a.yaml"]).config.optim.learning_rate == 1e-3
 
@@ -275,22 +279,22 @@ def test_a_thousandth_is_a_number_however_it_is_written(text: str, tmp_path: Pat
 # --- settings and options against each other -------------------------------------------------------------------------------------
 
 
-def test_a_batch_that_ranks_cannot_share_is_refused_before_they_are_started(
+def test_a_batch_size_not_divisible_by_the_ranks_is_refused_before_they_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
     arguments = ["pretrain", "--nproc", "3", "--set", "train.batch_size=16", "--set", "train.micro_batch_size=8"]
-    assert said(arguments, capsys) == (
-        "error: train.batch_size 16 cannot be shared by 3 ranks (--nproc)\n"
+    assert error_output(arguments, capsys) == (
+        "error: train.batch_size 16 is not divisible by 3 ranks (--nproc)\n"
         "fix: add --set train.batch_size=18, or use --nproc 2\n"
     )
     assert not os.listdir(tmp_path)
 
 
-def test_a_warm_up_longer_than_the_run_is_said_and_done(
+def test_a_warmup_longer_than_the_run_is_only_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    """Somebody tries out seven steps of a long recipe: no reason to stop, and worth knowing."""
+    """A short trial of a long recipe is legitimate."""
     monkeypatch.chdir(tmp_path)
     sets = ["--set", "optim.warmup_steps=20", "--set", "train.steps=7"]
     assert cli.run(["pretrain", "--dry-run", *sets]) == 0
@@ -300,10 +304,10 @@ def test_a_warm_up_longer_than_the_run_is_said_and_done(
 
 
 @pytest.mark.parametrize("key", STAGES)
-def test_the_shipped_settings_contradict_nothing(key: str) -> None:
-    from tinyllm.cli.stages import resolve
+def test_shipped_configurations_have_no_contradictions(key: str) -> None:
+    from tinyllm.cli.resolve import resolve
 
     for fast in (False, True):
         config: Config = resolve(STAGES[key], None, [], {}, {}, fast=fast).config
-        contradictions.refuse(config, 2)
-        assert contradictions.doubts(config) == []
+        consistency.check_ranks(config, 2)
+        assert consistency.warnings(config) == []

@@ -1,4 +1,4 @@
-"""Which records make up a step, and what becomes of them."""
+"""Batches: the records of a step, padding, masks and packing."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinyllm.data.batches import Source, right_padded
-from tinyllm.data.datasets import Answers, Preferences, TokenPair, Windows, scored_documents
-from tinyllm.data.packing import Packed, PackedDocuments, best_fit
+from tinyllm.data.datasets.batches import Source, right_padded
+from tinyllm.data.datasets.datasets import PreferenceDataset, PretrainDataset, SFTDataset, TokenPair, scored_documents
+from tinyllm.data.datasets.packing import PackedPretrainDataset, PackedSFTDataset, best_fit
 from tinyllm.errors import UserError
 
 
-def dataset(n: int) -> Answers:
-    return Answers([([i] * (2 + i % 5), [True] * (2 + i % 5)) for i in range(n)], pad=0)
+def dataset(n: int) -> SFTDataset:
+    return SFTDataset([([i] * (2 + i % 5), [True] * (2 + i % 5)) for i in range(n)], pad=0)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_a_step_s_records_do_not_depend_on_ranks_or_micro_batches(world_size: int) -> None:
+def test_records_of_a_step_do_not_depend_on_ranks_or_micro_batches(world_size: int) -> None:
     want = Source(dataset(30), 8, 8, seed=1).records(5)
     found = []
     for rank in range(world_size):
@@ -32,7 +32,7 @@ def test_a_step_s_records_do_not_depend_on_ranks_or_micro_batches(world_size: in
     assert sorted(found) == sorted(want)
 
 
-def test_every_record_comes_once_an_epoch_and_each_epoch_in_another_order() -> None:
+def test_each_epoch_has_every_record_once_in_its_own_order() -> None:
     source = Source(dataset(24), 8, 8, seed=1)
     first = [i for step in range(3) for i in source.records(step)]
     second = [i for step in range(3, 6) for i in source.records(step)]
@@ -41,28 +41,28 @@ def test_every_record_comes_once_an_epoch_and_each_epoch_in_another_order() -> N
     assert Source(dataset(24), 8, 8, seed=2).records(0) != first[:8]
 
 
-def test_a_step_is_a_pure_function_of_its_number() -> None:
+def test_records_of_a_step_are_a_pure_function_of_its_number() -> None:
     used, fresh = Source(dataset(10), 4, 4, seed=3), Source(dataset(10), 4, 4, seed=3)
     for step in range(7):
         used(step)
     assert used.records(2) == fresh.records(2)
 
 
-def test_a_batch_that_ranks_cannot_share() -> None:
-    with pytest.raises(UserError, match="cannot be shared by 3 ranks"):
+def test_batch_size_not_divisible_by_the_ranks_is_refused() -> None:
+    with pytest.raises(UserError, match="not divisible by the 3 ranks"):
         Source(dataset(10), 8, 8, seed=0, world_size=3)
 
 
-def test_windows_cover_the_stream_without_overlap_and_shift_by_epoch() -> None:
+def test_pretrain_rows_cover_the_stream_without_overlap_and_shift_by_epoch() -> None:
     tokens = np.arange(103, dtype=np.uint16)
-    windows = Windows(tokens, 10, seed=0)
+    windows = PretrainDataset(tokens, 10, seed=0)
     rows = windows.collate(range(len(windows)), 0, []).ids
     assert rows.shape == (len(windows), 11)
     assert rows[1:, 0].tolist() == rows[:-1, -1].tolist()  # the last target of a row is the first context of the next
     assert {int(windows.collate([0], epoch, []).ids[0, 0]) for epoch in range(12)} > {int(rows[0, 0])}
     assert not windows.collate([0], 0, []).mask[0, 0]
     with pytest.raises(UserError, match="too few"):
-        Windows(tokens[:8], 10, seed=0)
+        PretrainDataset(tokens[:8], 10, seed=0)
 
 
 def test_every_token_of_every_document_is_scored_exactly_once() -> None:
@@ -73,8 +73,8 @@ def test_every_token_of_every_document_is_scored_exactly_once() -> None:
     assert all(len(ids) <= 8 and not mask[0] for ids, mask in rows)
 
 
-def test_pairs_know_the_whole_step_s_counts() -> None:
-    data = Preferences([TokenPair([1, 2], [3, 4, 5], [6]), TokenPair([1], [2], [3, 4])], pad=0)
+def test_preference_batches_have_the_token_counts_of_the_whole_step() -> None:
+    data = PreferenceDataset([TokenPair([1, 2], [3, 4, 5], [6]), TokenPair([1], [2], [3, 4])], pad=0)
     batch = data.collate([1], 0, [0, 1])
     assert batch.count == 1
     assert batch.tokens_per_pair == (1 + 3 + 0 + 1) / 2
@@ -83,7 +83,7 @@ def test_pairs_know_the_whole_step_s_counts() -> None:
     assert batch.real.sum(1).tolist() == [2, 3]
 
 
-def test_padding_is_on_the_right_and_to_few_widths() -> None:
+def test_padding_is_on_the_right_to_a_multiple_of_the_width_step() -> None:
     padded = right_padded([[1, 2, 3], [4]], 9)
     assert padded.shape == (2, 16)
     assert padded[1, :3].tolist() == [4, 9, 9]
@@ -92,18 +92,18 @@ def test_padding_is_on_the_right_and_to_few_widths() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=60))
-def test_best_fit_loses_nothing_and_fills_well(sizes: list[int]) -> None:
+def test_best_fit_packs_every_item_once_and_fills_the_bins(sizes: list[int]) -> None:
     bins = best_fit(sizes, 50)
     assert sorted(i for row in bins for i in row) == list(range(len(sizes)))
     assert all(sum(sizes[i] for i in row) <= 50 for row in bins)
-    assert len(bins) <= 11 / 9 * math.ceil(sum(sizes) / 50) * 2  # never worse than first fit's bound by far
+    assert len(bins) <= 11 / 9 * math.ceil(sum(sizes) / 50) * 2  # twice the bound of first fit
     filled = sorted(sum(sizes[i] for i in row) for row in bins)
-    assert len(bins) == 1 or filled[0] + filled[1] > 50  # two bins that fit into one would have been one
+    assert len(bins) == 1 or filled[0] + filled[1] > 50  # no two bins fit into one
 
 
 def test_packed_rows_number_their_documents_and_never_score_a_first_token() -> None:
     rows = [([7, 8, 9], [True, True, True]), ([1, 2, 3, 4, 5], [False, True, True, True, True]), ([6, 6], [True, True])]
-    packed = Packed(rows, pad=0, length=8)
+    packed = PackedSFTDataset(rows, pad=0, length=8)
     assert [packed.length(i) for i in range(len(packed))] == [8, 2]
     batch = packed.collate([0, 1], 0, [])
     assert batch.ids[0, :9].tolist() == [1, 2, 3, 4, 5, 7, 8, 9, 0]
@@ -113,7 +113,7 @@ def test_packed_rows_number_their_documents_and_never_score_a_first_token() -> N
 
 
 def stream(sizes: list[int], end: int = 0) -> np.ndarray:
-    """Documents of unlike tokens, each followed by `end`, and one in front."""
+    """Return documents of distinct tokens, each followed by `end`, after an initial `end`."""
     found, next_token = [end], 1
     for size in sizes:
         found += [*range(next_token, next_token + size), end]
@@ -122,11 +122,11 @@ def stream(sizes: list[int], end: int = 0) -> np.ndarray:
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(4, 12))
-def test_packed_documents_score_every_token_once_and_only_after_its_own(sizes: list[int], length: int) -> None:
-    """Every token of the stream but the first is scored exactly once, behind the token that precedes it there, in no strange company."""
+def test_packed_documents_score_every_token_once_after_its_predecessor(sizes: list[int], length: int) -> None:
+    """Every token but the first is scored exactly once, after its predecessor in the stream and within its own document."""
     tokens = stream(sizes)
-    rows = PackedDocuments(tokens, length, end=0, pad=9999)
-    follows = {}  # every token but the ends is there once
+    rows = PackedPretrainDataset(tokens, length, end=0, pad=9999)
+    follows = {}  # every token but the end tokens is unique
     for before, token in itertools.pairwise(tokens.tolist()):
         follows[token] = before
     scored: list[int] = []
@@ -134,9 +134,9 @@ def test_packed_documents_score_every_token_once_and_only_after_its_own(sizes: l
         batch = rows.collate([index], 0, [])
         ids, mask, numbers = (x[0].tolist() for x in (batch.ids, batch.mask, batch.documents))
         assert rows.length(index) == sum(n > 0 for n in numbers) <= length + 1
-        for i, (token, told, number) in enumerate(zip(ids, mask, numbers, strict=True)):
+        for i, (token, is_scored, number) in enumerate(zip(ids, mask, numbers, strict=True)):
             assert (token == 9999) == (number == 0)
-            if told:
+            if is_scored:
                 assert numbers[i - 1] == number
                 scored.append(token)
                 if token:
@@ -144,17 +144,17 @@ def test_packed_documents_score_every_token_once_and_only_after_its_own(sizes: l
     assert sorted(scored) == sorted(tokens[1:].tolist())
 
 
-def test_packing_tells_the_padding_it_saved() -> None:
-    rows = PackedDocuments(
+def test_padding_is_reported_with_and_without_packing() -> None:
+    rows = PackedPretrainDataset(
         stream([5, 5, 2, 2, 8]), 9, end=0, pad=0
-    )  # with their ends and their first: 7, 7, 4, 4, 10 of 10
+    )  # with their end tokens and a first token: 7, 7, 4, 4, 10 of 10
     assert len(rows) == 4
-    packed, alone = rows.padding()
+    packed, unpacked = rows.padding()
     assert packed == pytest.approx(1 - 32 / 40)
-    assert alone == pytest.approx(1 - 32 / 50)
+    assert unpacked == pytest.approx(1 - 32 / 50)
 
 
-def test_very_many_documents_are_packed_almost_full() -> None:
+def test_200_000_documents_are_packed_with_less_than_1_percent_padding() -> None:
     sizes = (np.random.default_rng(0).pareto(1.5, 200_000) * 60 + 4).astype(int).clip(4, 513)
     bins = best_fit(sizes.tolist(), 513)
     assert sum(map(len, bins)) == len(sizes)

@@ -1,20 +1,18 @@
-"""Every accepted record format to its normal form; what is mended, dropped, and refused with which words."""
+"""All record formats: the records they give, repairs, dropped rows, and the messages of refused ones."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-import malformed
-
-from tinyllm.data.formats import ALIASES, FORMATS
-from tinyllm.data.records import Pair, Prompt, Reader, read
-from tinyllm.data.streams import ENCODINGS
+from tests.support import malformed
+from tinyllm.data.records.formats import COLUMN_ALIASES, FORMATS, KIND_ALIASES, KINDS
+from tinyllm.data.records.reader import Reader, read_records
+from tinyllm.data.records.types import Pair, Prompt
+from tinyllm.data.sources.streams import ENCODINGS
 from tinyllm.errors import UserError
 from tinyllm.text.chat import validate_messages
 
@@ -22,18 +20,18 @@ from tinyllm.text.chat import validate_messages
 def reader(tmp_path: Path, kind: str, *rows: Any, **options: Any) -> Reader:
     file = tmp_path / "x.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return read([file], kind, **options)
+    return read_records([file], kind, **options)
 
 
-def turns(*spoken: str) -> list[dict[str, str]]:
-    """`u:hi` is a user turn."""
+def turns(*texts: str) -> list[dict[str, str]]:
+    """Return messages; `u:hi` is a user turn."""
     roles = {"s": "system", "u": "user", "a": "assistant", "t": "tool"}
-    return [{"role": roles[said[0]], "content": said[2:]} for said in spoken]
+    return [{"role": roles[text[0]], "content": text[2:]} for text in texts]
 
 
-def sharegpt(*spoken: str) -> list[dict[str, str]]:
+def sharegpt(*texts: str) -> list[dict[str, str]]:
     names = {"s": "system", "u": "human", "a": "gpt", "t": "observation", "f": "function_call"}
-    return [{"from": names[said[0]], "value": said[2:]} for said in spoken]
+    return [{"from": names[text[0]], "value": text[2:]} for text in texts]
 
 
 CONVERSATIONS = [
@@ -41,7 +39,7 @@ CONVERSATIONS = [
     ({"messages": sharegpt("u:hi", "a:yes")}, ["u:hi", "a:yes"]),
     ({"conversations": turns("u:hi", "a:yes")}, ["u:hi", "a:yes"]),
     ({"conversations": sharegpt("u:q", "f:{}", "t:4", "a:four")}, ["u:q", "a:{}", "t:4", "a:four"]),
-    ({"conversations": sharegpt("u:q", "f:{}", "t:", "a:x")}, ["u:q", "a:{}", "t:", "a:x"]),  # a tool may say nothing
+    ({"conversations": sharegpt("u:q", "f:{}", "t:", "a:x")}, ["u:q", "a:{}", "t:", "a:x"]),  # a tool turn may be empty
     ({"conversations": sharegpt("u:q", "f:{}", "t:1", "t:2", "a:x")}, ["u:q", "a:{}", "t:1", "t:2", "a:x"]),
     ({"conversations": sharegpt("u:q", "a:x"), "tools": "[1]"}, ["s:Tools:\n[1]", "u:q", "a:x"]),
     ({"prompt": "q", "completion": "x", "system": "be kind"}, ["s:be kind", "u:q", "a:x"]),
@@ -63,7 +61,7 @@ CONVERSATIONS = [
         },
         ["u:q", 'a:{"name": "f"}'],
     ),
-    (  # OpenAI's: arguments are JSON inside a text; the older form; a text beside the call; what is no JSON stays
+    (  # OpenAI: arguments are JSON in a text; also the older form, a text beside the call, arguments that are not JSON
         {
             "messages": [
                 *turns("u:q"),
@@ -87,7 +85,7 @@ CONVERSATIONS = [
             "a:x",
         ],
     ),
-    (  # two calls at once
+    (  # two calls in one turn
         {
             "messages": [
                 *turns("u:q"),
@@ -100,7 +98,7 @@ CONVERSATIONS = [
         {"messages": [*turns("u:q"), {"role": "assistant", "content": "x", "reasoning_content": "so\n"}]},
         ["u:q", "a:<think>\nso\n</think>\n\nx"],
     ),
-    (  # what parquet writes where a key is not there
+    (  # parquet has null for missing keys
         {
             "messages": [{"role": "user", "content": "q", "tool_calls": None, "weight": None}, *turns("a:x")],
             "images": None,
@@ -130,26 +128,28 @@ def test_conversation_formats(tmp_path: Path, row: dict, expected: list[str]) ->
     validate_messages(list(found.messages), "", require_assistant=True)
 
 
-MENDED = [
+REPAIRED = [
     (["a:hello", "u:q", "a:x"], ["u:q", "a:x"], "assistant turns before the first user turn left out"),
     (["s:s", "a:hello", "u:q", "a:x"], ["s:s", "u:q", "a:x"], "assistant turns before the first user turn left out"),
     (["u:q", "a:x", "u:more"], ["u:q", "a:x"], "turns after the last answer left out"),
-    (["u:q", "u:r", "a:x", "a:y"], ["u:q\n\nr", "a:x\n\ny"], "turns of one role in a row joined"),
-    (["u:q", "a:x", "u: ", "a:y"], ["u:q", "a:x"], "turns from an empty one on left out"),
-    (["u:q", "a:x", "u:r", "a:"], ["u:q", "a:x"], "turns from an empty one on left out"),
+    (["u:q", "u:r", "a:x", "a:y"], ["u:q\n\nr", "a:x\n\ny"], "consecutive turns of one role joined"),
+    (["u:q", "a:x", "u: ", "a:y"], ["u:q", "a:x"], "turns from the first empty turn on left out"),
+    (["u:q", "a:x", "u:r", "a:"], ["u:q", "a:x"], "turns from the first empty turn on left out"),
 ]
 
 
-@pytest.mark.parametrize(("said", "kept", "what"), MENDED)
-def test_odd_conversations_are_mended_and_counted(tmp_path: Path, said: list[str], kept: list[str], what: str) -> None:
+@pytest.mark.parametrize(("texts", "kept", "what"), REPAIRED)
+def test_irregular_conversations_are_repaired_and_counted(
+    tmp_path: Path, texts: list[str], kept: list[str], what: str
+) -> None:
     odd = reader(
-        tmp_path, "conversations", {"conversations": sharegpt("u:1", "a:2")}, {"conversations": sharegpt(*said)}
+        tmp_path, "conversations", {"conversations": sharegpt("u:1", "a:2")}, {"conversations": sharegpt(*texts)}
     )
     assert list(list(odd)[1].messages) == turns(*kept)
-    ((reason, tally),) = odd.report.mended.items()
+    ((reason, tally),) = odd.report.repaired.items()
     assert reason.startswith(what)
     assert tally.count == 1
-    assert tally.places == [f"{tmp_path / 'x.jsonl'}:2"]
+    assert tally.locations == [f"{tmp_path / 'x.jsonl'}:2"]
 
 
 PAIRS = [
@@ -169,7 +169,7 @@ PAIRS = [
     ),
     ({"instruction": "q", "input": "", "chosen": "good", "rejected": "bad"}, ["u:q"], None),
     ({"question": "q", "answer_matching_behavior": " good", "answer_not_matching_behavior": " bad"}, ["u:q"], None),
-    (  # the prompt again in front of both, behind a system turn
+    (  # both answers repeat the prompt after a system turn
         {"prompt": "q", "chosen": turns("s:s", "u:q", "a:good"), "rejected": turns("s:s", "u:q", "a:bad")},
         ["s:s", "u:q"],
         None,
@@ -190,21 +190,21 @@ def test_a_list_of_rejected_answers_is_a_pair_for_each(tmp_path: Path) -> None:
         ("good", "bad", 1.0),
         ("good", "worse", 1.0),
     ]
-    assert {what: tally.count for what, tally in data.report.mended.items()} == {
+    assert {what: tally.count for what, tally in data.report.repaired.items()} == {
         "a rejected answer left out: empty answer": 1,
         "a rejected answer left out: chosen equals rejected": 1,
     }
-    judged = list(reader(tmp_path, "judgements", row))
-    assert [j.good for j in judged] == [True, False, True, False]
+    unpaired = list(reader(tmp_path, "unpaired", row))
+    assert [u.good for u in unpaired] == [True, False, True, False]
 
 
-def test_of_longer_answers_the_first_turn_is_kept_aloud(tmp_path: Path) -> None:
+def test_answers_of_several_turns_keep_the_first_with_a_note(tmp_path: Path) -> None:
     data = reader(
         tmp_path, "pairs", {"chosen": turns("u:q", "a:1", "u:r", "a:2"), "rejected": turns("u:q", "a:3", "u:r", "a:4")}
     )
     (pair,) = data
     assert (list(pair.chosen), list(pair.rejected)) == (turns("a:1"), turns("a:3"))
-    assert list(data.report.mended) == ["turns after the first answer left out"]
+    assert list(data.report.repaired) == ["turns after the first answer left out"]
 
 
 @pytest.mark.parametrize(("row", "prompt", "margin"), PAIRS)
@@ -219,7 +219,7 @@ PROMPTS = [
     ({"prompt": turns("s:s", "u:q"), "answer": "4"}, ["s:s", "u:q"], {"answer": "4"}),
     ({"prompt": "q", "completion": "4"}, ["u:q"], {"answer": "4", "completion": "4"}),
     ({"messages": turns("s:s", "u:q", "a:4", "u:r", "a:5"), "id": 7}, ["s:s", "u:q"], {"answer": "4", "id": 7}),
-    ({"messages": turns("u:q", "a:so it is 4"), "answer": "4"}, ["u:q"], {"answer": "4"}),  # its own answer stays
+    ({"messages": turns("u:q", "a:so it is 4"), "answer": "4"}, ["u:q"], {"answer": "4"}),  # the column has precedence
     ({"instruction": "q", "input": "i", "output": "4"}, ["u:q\n\ni"], {"answer": "4"}),
     ({"prompt": "q", "chosen": "c", "rejected": "r"}, ["u:q"], {"chosen": "c", "rejected": "r"}),
     ({"conversations": sharegpt("u:q"), "chosen": 1, "rejected": 2}, ["u:q"], {"chosen": 1, "rejected": 2}),
@@ -231,7 +231,7 @@ PROMPTS = [
     ({"question": "q", "answer": "a\n#### 1,234\n"}, ["u:q"], {"answer": "1,234", "solution": "a\n#### 1,234\n"}),
     ({"question": "q", "answer": "a #### 4"}, ["u:q"], {"answer": "a #### 4"}),  # not on a line of its own
     ({"question": "q", "answer": "#### a\nb"}, ["u:q"], {"answer": "#### a\nb"}),  # a headline
-    ({"question": "q", "answer": None}, ["u:q"], {}),  # null is none
+    ({"question": "q", "answer": None}, ["u:q"], {}),  # null counts as missing
     (
         {"prompt": "q", "completion": turns("a:so\n#### 4")},
         ["u:q"],
@@ -287,7 +287,7 @@ DROPPED = [
 
 
 @pytest.mark.parametrize(("kind", "good", "bad", "reason"), DROPPED)
-def test_rows_that_cannot_train_are_dropped_and_counted(
+def test_rows_that_cannot_be_trained_on_are_dropped_and_counted(
     tmp_path: Path, kind: str, good: dict, bad: dict, reason: str
 ) -> None:
     mixed = reader(tmp_path, kind, good, *[bad] * 7)
@@ -295,71 +295,79 @@ def test_rows_that_cannot_train_are_dropped_and_counted(
     ((found, tally),) = mixed.report.dropped.items()
     assert found.startswith(reason)
     assert tally.count == 7
-    assert [place.rpartition(":")[2] for place in tally.places] == ["2", "3", "4", "5", "6"]  # the first five
-    with pytest.raises(UserError, match=f"0 {kind} in .*x.jsonl: all rows were dropped\n +7  {reason}") as none_left:
+    assert [location.rpartition(":")[2] for location in tally.locations] == ["2", "3", "4", "5", "6"]  # the first five
+    with pytest.raises(UserError, match=f"0 {kind} in .*x.jsonl: all rows were dropped\n +7  {reason}") as no_records:
         list(reader(tmp_path, kind, *[bad] * 7))
-    assert none_left.value.code == 2
+    assert no_records.value.code == 2
 
 
 BAD = [
-    ("documents", {"text": None}, "text: a text was expected, found None"),
-    ("documents", {"text": ["a"]}, "text: a text was expected, found ['a']"),
-    ("conversations", {"messages": "hi"}, "messages: a list of messages was expected, found 'hi'"),
-    ("conversations", {"messages": ["hi"]}, "messages[0]: an object with role and content was expected, found 'hi'"),
+    ("documents", {"text": None}, "text: expected a text, found None"),
+    ("documents", {"text": ["a"]}, "text: expected a text, found ['a']"),
+    ("conversations", {"messages": "hi"}, "messages: expected a list of messages, found 'hi'"),
+    ("conversations", {"messages": ["hi"]}, "messages[0]: expected an object with role and content, found 'hi'"),
     ("conversations", {"messages": [{"role": "user"}]}, "messages[0]: no 'content'; found: role"),
     (
         "conversations",
         {"messages": [{"role": "user", "content": 3}]},
-        "messages[0].content: a text was expected, found 3",
+        "messages[0].content: expected a text, found 3",
     ),
-    ("conversations", {"messages": [{"role": "user", "content": None}]}, "messages[0].content: a text was expected"),
+    ("conversations", {"messages": [{"role": "user", "content": None}]}, "messages[0].content: expected a text"),
     (
         "conversations",
         {"messages": [{"role": 3, "content": ""}]},
-        "messages[0].role: 3 is none of system, user, assist",
+        "messages[0].role: expected one of system, user, assistant, tool, found 3",
     ),
     (
         "conversations",
         {"messages": [*turns("u:q"), {"role": "asistant", "content": "x"}]},
-        "messages[1].role: 'asistant' is none of system, user, assistant, tool; did you mean 'assistant'?",
+        "messages[1].role: expected one of system, user, assistant, tool, found 'asistant'; did you mean 'assistant'?",
     ),
     (
         "conversations",
         {"conversations": [{"from": "\x1b[2J", "value": "x"}]},
-        "conversations[0].from: '\\x1b[2J' is none",
+        "conversations[0].from: expected one of system, user, assistant, tool, found '\\x1b[2J'",
     ),
-    ("conversations", {"prompt": 1, "completion": "x"}, "prompt: a list of messages was expected, found 1"),
-    ("conversations", {"instruction": "a", "output": {}}, "output: a text was expected, found {}"),
-    ("conversations", {"instruction": "a", "output": "b", "history": [["q"]]}, "history: a list of [question, answer]"),
-    ("conversations", {"instruction": "a", "instances": [1]}, "instances: a list of input and output was expected"),
+    ("conversations", {"prompt": 1, "completion": "x"}, "prompt: expected a list of messages, found 1"),
+    ("conversations", {"instruction": "a", "output": {}}, "output: expected a text, found {}"),
+    (
+        "conversations",
+        {"instruction": "a", "output": "b", "history": [["q"]]},
+        "history: expected a list of [question, answer]",
+    ),
+    (
+        "conversations",
+        {"instruction": "a", "instances": [1]},
+        "instances: expected a list of objects with input and output",
+    ),
     (
         "pairs",
         {"prompt": "q", "chosen": "a", "rejected": None},
-        "rejected: a list of messages was expected, found None",
+        "rejected: expected a list of messages, found None",
     ),
-    ("pairs", {"prompt": "q", "chosen": "a", "rejected": "b", "margin": True}, "margin: a finite number was expected"),
-    ("pairs", {"prompt": "q", "chosen": "a", "rejected": "b", "margin": "1"}, "margin: a finite number was expected"),
+    ("pairs", {"prompt": "q", "chosen": "a", "rejected": "b", "margin": True}, "margin: expected a finite number"),
+    ("pairs", {"prompt": "q", "chosen": "a", "rejected": "b", "margin": "1"}, "margin: expected a finite number"),
     (
         "pairs",
         {"prompt": "q", "chosen": "a", "rejected": "b", "margin": 10**400},
-        "margin: a finite number was expected",
+        "margin: expected a finite number",
     ),
     (
         "pairs",
         {"prompt": "q", "chosen": turns("u:r", "a:x"), "rejected": turns("u:r", "a:y")},
         "chosen and rejected are conv",
     ),
-    ("conversations", {"messages": turns("u:q", "a:x"), "images": ["x.png"]}, "images: ['x.png']; only text can be"),
+    ("conversations", {"messages": turns("u:q", "a:x"), "images": ["x.png"]}, "images: ['x.png']; only text is"),
     (
         "pairs",
         {"prompt": "q", "chosen": "a", "rejected": "b", "image": "x"},
-        "image: 'x'; only text can be learned from",
+        "image: 'x'; only text is supported",
     ),
-    ("prompts", {"prompt": "q", "video": "x"}, "video: 'x'; only text can be learned from"),
+    ("prompts", {"prompt": "q", "video": "x"}, "video: 'x'; only text is supported"),
     (
         "conversations",
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, *turns("a:x")]},
-        "messages[0].content[0]: a part with type 'text' was expected, found 'image_url'",
+        "messages[0].content[0]: expected a part of type 'text', found 'image_url'",
     ),
     (
         "conversations",
@@ -369,29 +377,33 @@ BAD = [
     (
         "conversations",
         {"messages": [*turns("u:q"), {"role": "assistant", "content": "x", "weight": 0}, *turns("u:r", "a:y")]},
-        "messages[1].weight: 0; a turn that is not learned from, or less, is not supported",
+        "messages[1].weight: 0; turns with a weight, or excluded from training, are not supported",
     ),
     (
         "conversations",
         {"messages": [*turns("u:q"), {"role": "assistant", "tool_calls": [{"function": {"arguments": "{}"}}]}]},
-        "messages[1].tool_calls[0]: an object with name and arguments was expected, found {'arguments': '{}'}",
+        "messages[1].tool_calls[0]: expected an object with name and arguments, found {'arguments': '{}'}",
     ),
     (
         "conversations",
         {"messages": [*turns("u:q"), {"role": "assistant", "content": "", "tool_calls": "f"}]},
-        "messages[1].tool_calls: a list of calls was expected, found 'f'",
+        "messages[1].tool_calls: expected a list of calls, found 'f'",
     ),
-    ("conversations", {"messages": turns("u:q", "a:x"), "tools": 7}, "tools: a list of tools or a text was expected"),
-    ("conversations", {"question": "q", "choices": ["a"], "answer": 0}, "choices: a list of two or more texts"),
+    ("conversations", {"messages": turns("u:q", "a:x"), "tools": 7}, "tools: expected a list of tools or a text"),
+    (
+        "conversations",
+        {"question": "q", "choices": ["a"], "answer": 0},
+        "choices: expected a list of two or more texts",
+    ),
     (
         "prompts",
         {"question": "q", "choices": ["a", "b"], "answer": 2},
-        "answer: a number from 0 to 1 or a letter from A",
+        "answer: expected a number from 0 to 1 or a letter from A",
     ),
-    ("prompts", {"question": "q", "choices": ["a"] * 27, "answer": 2}, "27 choices; there are letters for 26"),
-    ("pairs", {"chosen": "a", "rejected": "b"}, "no 'prompt', and chosen is a text alone; found: chosen, rejected"),
+    ("prompts", {"question": "q", "choices": ["a"] * 27, "answer": 2}, "choices: at most 26 are supported, found 27"),
+    ("pairs", {"chosen": "a", "rejected": "b"}, "no 'prompt', and chosen is a single text; found: chosen, rejected"),
     ("prompts", {"prompt": {"role": "user"}}, "prompt: no 'content'; found: role"),
-    ("prompts", {"question": 7}, "question: a list of messages was expected, found 7"),
+    ("prompts", {"question": 7}, "question: expected a list of messages, found 7"),
 ]
 
 
@@ -423,39 +435,39 @@ REFUSED = [
     (
         "documents",
         {"messages": turns("u:q", "a:x")},
-        "these are conversations (format messages), and documents were",
+        "expected documents, found conversations (format messages)",
         "sft",
     ),
     (
         "conversations",
         {"prompt": "q", "chosen": "a", "rejected": "b"},
-        "these are pairs (format preference)",
+        "expected conversations, found pairs (format preference)",
         "tinyllm rm",
     ),
     (
         "conversations",
         {"conversations": sharegpt("u:q"), "chosen": "a", "rejected": "b"},
-        "these are pairs (format sharegpt-preference)",
+        "expected conversations, found pairs (format sharegpt-preference)",
         "tinyllm rm",
     ),
-    ("pairs", {"text": "x"}, "these are documents (format text), and pairs were asked for", "tinyllm pretrain"),
+    ("pairs", {"text": "x"}, "expected pairs, found documents (format text)", "tinyllm pretrain"),
     (
         "conversations",
         {"messages": turns("u:q", "a:x"), "label": True},
-        "these are judgements (format messages-label)",
+        "expected conversations, found unpaired preferences (format messages-label)",
         "tinyllm align-offline --algorithm kto",
     ),
     (
         "prompts",
         {"prompt": "q", "completion": "x", "label": False},
-        "these are judgements (format prompt-completion-label)",
+        "expected prompts, found unpaired preferences (format prompt-completion-label)",
         "tinyllm align-offline --algorithm kto",
     ),
-    ("judgements", {"prompt": "q", "completion": "x", "label": "yes"}, "label: true or false was expected", "skip"),
+    ("unpaired", {"prompt": "q", "completion": "x", "label": "yes"}, "label: expected true or false", "skip"),
     (
         "conversations",
         {"instruction": "q", "output": "x", "kto_tag": False},
-        "these are judgements (format alpaca-label)",
+        "expected conversations, found unpaired preferences (format alpaca-label)",
         "tinyllm align-offline --algorithm kto",
     ),
 ]
@@ -475,21 +487,32 @@ REFUSED = [
         ({"prompt": "q", "chosen": "x", "rejected": "y"}, [("q", "x", True), ("q", "y", False)]),
     ],
 )
-def test_judgements(tmp_path: Path, row: dict[str, Any], want: list[tuple[str, str, bool]]) -> None:
-    found = list(reader(tmp_path, "judgements", row))
+def test_unpaired_formats(tmp_path: Path, row: dict[str, Any], want: list[tuple[str, str, bool]]) -> None:
+    found = list(reader(tmp_path, "unpaired", row))
     assert [(j.prompt[-1]["content"], j.completion[0]["content"], j.good) for j in found] == want
     assert {j.completion[0]["role"] for j in found} == {"assistant"}
 
 
-def test_a_judged_conversation_that_ends_with_a_question_is_dropped(tmp_path: Path) -> None:
+def test_old_names_of_kinds_are_accepted(tmp_path: Path) -> None:
+    assert tuple(FORMATS) == KINDS
+    assert KIND_ALIASES == {"judgements": "unpaired"}
+    for old, new in KIND_ALIASES.items():
+        rows = [row for kind, row in malformed.CASES if kind == new][:1]
+        assert list(reader(tmp_path, old, *rows)) == list(reader(tmp_path, new, *rows))
+        assert reader(tmp_path, old, *rows).kind == new
+
+
+def test_labeled_conversation_without_a_last_answer_is_dropped(tmp_path: Path) -> None:
     rows = [{"messages": turns("u:q"), "label": True}, {"messages": turns("u:q", "a:x"), "label": True}]
-    data = reader(tmp_path, "judgements", *rows)
+    data = reader(tmp_path, "unpaired", *rows)
     assert len(list(data)) == 1
     assert list(data.report.dropped) == ["the conversation does not end with an answer"]
 
 
 @pytest.mark.parametrize(("kind", "row", "what", "fix"), REFUSED)
-def test_missing_columns_and_other_kinds_of_data(tmp_path: Path, kind: str, row: dict, what: str, fix: str) -> None:
+def test_missing_columns_and_other_kinds_of_data_are_refused(
+    tmp_path: Path, kind: str, row: dict, what: str, fix: str
+) -> None:
     with pytest.raises(UserError) as error:
         list(reader(tmp_path, kind, row))
     assert error.value.what.startswith(what)
@@ -497,7 +520,7 @@ def test_missing_columns_and_other_kinds_of_data(tmp_path: Path, kind: str, row:
     assert error.value.where.endswith("x.jsonl:1")
 
 
-def test_a_format_holds_for_the_whole_file(tmp_path: Path) -> None:
+def test_format_of_the_first_row_applies_to_the_whole_file(tmp_path: Path) -> None:
     rows = [{"messages": turns("u:q", "a:x")}, {"prompt": "q", "completion": "x"}]
     with pytest.raises(UserError, match="no 'messages' in line 2; found: prompt, completion"):
         list(reader(tmp_path, "conversations", *rows))
@@ -513,20 +536,20 @@ def test_field_and_format_options(tmp_path: Path) -> None:
     assert asked == Prompt(tuple(turns("u:q")), {"target": "4"})
     kto = {"messages": turns("u:q", "a:x"), "label": True}
     assert len(list(reader(tmp_path, "conversations", kto, format="messages"))) == 1
-    with pytest.raises(UserError, match=r"no 'bdy' .asked for as text.; found: body") as error:
+    with pytest.raises(UserError, match=r"no 'bdy' .given for text.; found: body") as error:
         list(reader(tmp_path, "documents", {"body": "x"}, field={"text": "bdy"}))
-    assert error.value.fix == "name it: --set data.field.text=body"
-    with pytest.raises(UserError, match="'alpacca' is no format of conversations") as error:
+    assert error.value.fix == "name an existing column: --set data.field.text=body"
+    with pytest.raises(UserError, match="'alpacca' is not a format of conversations") as error:
         reader(tmp_path, "conversations", {}, format="alpacca")
     assert error.value.fix == "did you mean 'alpaca'?"
-    with pytest.raises(UserError, match="'txt' is no column of documents") as error:
+    with pytest.raises(UserError, match="'txt' is not a column of documents") as error:
         reader(tmp_path, "documents", {}, field={"txt": "body"})
     assert error.value.fix == "did you mean 'text'?"
-    with pytest.raises(UserError, match="'documnets' is no kind of data"):
-        read(["x"], "documnets")
+    with pytest.raises(UserError, match="'documnets' is not a kind of data"):
+        read_records(["x"], "documnets")
 
 
-def test_what_is_left_out_is_said(tmp_path: Path) -> None:
+def test_ignored_columns_and_message_keys_are_reported(tmp_path: Path) -> None:
     row = {
         "messages": [*turns("u:q"), {"role": "assistant", "content": "x", "name": "Bo", "id": 1}],
         "id": 7,
@@ -535,79 +558,81 @@ def test_what_is_left_out_is_said(tmp_path: Path) -> None:
     }
     data = reader(tmp_path, "conversations", row, row | {"weight": 2})
     assert len(list(data)) == 2
-    assert data.report.files[0].left_out == ["id", "score", "weight"]
-    assert data.report.mended["keys of turns left out: id, name"].count == 2
+    assert data.report.files[0].ignored == ["id", "score", "weight"]
+    assert data.report.repaired["keys of messages left out: id, name"].count == 2
     assert data.report.lines() == [
         f"{tmp_path / 'x.jsonl'}: 2 conversations, format messages (without the columns id, score, weight)",
-        f"mended 2: keys of turns left out: id, name ({tmp_path / 'x.jsonl'}:1, {tmp_path / 'x.jsonl'}:2)",
+        f"repaired 2: keys of messages left out: id, name ({tmp_path / 'x.jsonl'}:1, {tmp_path / 'x.jsonl'}:2)",
     ]
     prompts = reader(tmp_path, "prompts", {"prompt": "q", "id": 7})
-    assert next(iter(prompts)).columns == {"id": 7}  # all columns are for the rewards
-    assert prompts.report.files[0].left_out == []
+    assert next(iter(prompts)).columns == {"id": 7}  # prompts keep all columns, for the rewards
+    assert prompts.report.files[0].ignored == []
 
 
 VALUES = {"system": "S", "tools": "T", "input": "I", "history": [["h", "i"]], "margin": 3}
 
 
-@pytest.mark.parametrize("kind", ["documents", "conversations", "pairs", "judgements"])
-def test_formats_read_the_columns_that_they_say_and_no_others(kind: str) -> None:
-    """So that what is told to be left out is left out, and nothing else is."""
+@pytest.mark.parametrize("kind", ["documents", "conversations", "pairs", "unpaired"])
+def test_formats_read_exactly_their_declared_columns(kind: str) -> None:
+    """So exactly the columns reported as ignored are ignored."""
     rows = [
-        {ALIASES.get(name, name): v for name, v in row.items()} for of, row in malformed.CASES if of in (kind, "pairs")
+        {COLUMN_ALIASES.get(name, name): v for name, v in row.items()}
+        for of, row in malformed.CASES
+        if of in (kind, "pairs")
     ]
-    tried = set()
+    formats = set()
     for row in rows:
         for name, known in [(name, known) for name, known in FORMATS[kind].items() if known.fits(row)][:1]:
             for column in {*VALUES, "other"} - set(known.needs):
                 without = {key: value for key, value in row.items() if key != column}
                 more = without | {column: VALUES.get(column, "x")}
-                plain, told = (known.convert(r, lambda note: None) for r in (without, more))
-                assert (plain != told) == (column in known.may), (name, column)
-                tried.add(name)
-    assert len(tried) == {"documents": 1, "conversations": 8, "pairs": 5, "judgements": 9}[kind]
+                plain, changed = (known.convert(r, lambda note: None) for r in (without, more))
+                assert (plain != changed) == (column in known.optional), (name, column)
+                formats.add(name)
+    assert len(formats) == {"documents": 1, "conversations": 8, "pairs": 5, "unpaired": 9}[kind]
 
 
-GOLDEN = [  # twenty bad rows as line 2 of a file: everything that is printed
+FULL_MESSAGES = [  # twenty bad rows, as line 2 of a file, with their complete messages
     ({"message": turns("u:q", "a:x"), "id": 1}, "no 'messages' in line 2; found: message, id - did you mean 'message'?",
      "name the column: --set data.field.messages=message"),
     ({"id": 1}, "no 'messages' in line 2; found: id", "name the column: --set data.field.messages=COLUMN"),
-    ({"messages": None}, "messages: a list of messages was expected, found None", ""),
-    ({"messages": "hi"}, "messages: a list of messages was expected, found 'hi'", ""),
-    ({"messages": 7}, "messages: a list of messages was expected, found 7", ""),
-    ({"messages": {"role": "user"}}, "messages: a list of messages was expected, found {'role': 'user'}", ""),
-    ({"messages": [None]}, "messages[0]: an object with role and content was expected, found None", ""),
-    ({"messages": [["user", "q"]]}, "messages[0]: an object with role and content was expected, found ['user', 'q']", ""),
+    ({"messages": None}, "messages: expected a list of messages, found None", ""),
+    ({"messages": "hi"}, "messages: expected a list of messages, found 'hi'", ""),
+    ({"messages": 7}, "messages: expected a list of messages, found 7", ""),
+    ({"messages": {"role": "user"}}, "messages: expected a list of messages, found {'role': 'user'}", ""),
+    ({"messages": [None]}, "messages[0]: expected an object with role and content, found None", ""),
+    ({"messages": [["user", "q"]]}, "messages[0]: expected an object with role and content, found ['user', 'q']", ""),
     ({"messages": [{"content": "q"}]}, "messages[0]: no 'role'; found: content", ""),
     ({"messages": [{"role": "user"}]}, "messages[0]: no 'content'; found: role", ""),
     ({"messages": [{"role": "user", "contents": "q"}]}, "messages[0]: no 'content'; found: role, contents", ""),
-    ({"messages": [{"role": "user", "content": None}]}, "messages[0].content: a text was expected, found None", ""),
-    ({"messages": [{"role": "user", "content": 3.5}]}, "messages[0].content: a text was expected, found 3.5", ""),
+    ({"messages": [{"role": "user", "content": None}]}, "messages[0].content: expected a text, found None", ""),
+    ({"messages": [{"role": "user", "content": 3.5}]}, "messages[0].content: expected a text, found 3.5", ""),
     ({"messages": [*turns("u:q"), {"role": "assistant", "content": ["x"]}]},
-     "messages[1].content[0]: a part with type 'text' was expected, found 'x'", ""),
+     "messages[1].content[0]: expected a part of type 'text', found 'x'", ""),
     ({"messages": [*turns("u:q"), {"role": "assistant", "content": {"text": "x"}}]},
-     "messages[1].content: a text was expected, found {'text': 'x'}", ""),
+     "messages[1].content: expected a text, found {'text': 'x'}", ""),
     ({"messages": [*turns("u:q"), {"role": "asistant", "content": "x"}]},
-     "messages[1].role: 'asistant' is none of system, user, assistant, tool; did you mean 'assistant'?", ""),
+     "messages[1].role: expected one of system, user, assistant, tool, found 'asistant'; did you mean 'assistant'?", ""),
     ({"messages": [{"role": "User", "content": "q"}]},
-     "messages[0].role: 'User' is none of system, user, assistant, tool; did you mean 'user'?", ""),
-    ({"messages": [{"role": None, "content": "q"}]}, "messages[0].role: None is none of system, user, assistant, tool", ""),
-    ({"messages": turns("u:q", "a:x"), "system": 1}, "system: a text was expected, found 1", ""),
+     "messages[0].role: expected one of system, user, assistant, tool, found 'User'; did you mean 'user'?", ""),
+    ({"messages": [{"role": None, "content": "q"}]}, "messages[0].role: expected one of system, user, assistant, tool, found None", ""),
+    ({"messages": turns("u:q", "a:x"), "system": 1}, "system: expected a text, found 1", ""),
     ({"messages": [{"from": "human", "content": "q"}]}, "messages[0]: no 'value'; found: from, content", ""),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("row", "what", "fix"), GOLDEN, ids=range(len(GOLDEN)))
-def test_bad_rows_in_full(tmp_path: Path, row: dict, what: str, fix: str) -> None:
+@pytest.mark.parametrize(("row", "what", "fix"), FULL_MESSAGES, ids=range(len(FULL_MESSAGES)))
+def test_full_messages_of_bad_rows(tmp_path: Path, row: dict, what: str, fix: str) -> None:
     with pytest.raises(UserError) as error:
         list(reader(tmp_path, "conversations", {"messages": turns("u:q", "a:x")}, row))
-    skip = "mend it, or leave bad rows out: --set data.on_bad_line=skip"
+    skip = "fix it, or skip bad rows: --set data.on_bad_line=skip"
     assert str(error.value) == f"error: {what} ({tmp_path / 'x.jsonl'}:2)\nfix: {fix or skip}"
     skipping = reader(tmp_path, "conversations", {"messages": turns("u:q", "a:x")}, row, on_bad_line="skip")
     assert len(list(skipping)) == 1
     assert skipping.report.lines()[1].endswith(f" ({tmp_path / 'x.jsonl'}:2)")
 
 
-def test_the_documentation_has_every_format_and_encoding() -> None:
+def test_documentation_lists_every_format_and_encoding() -> None:
     text = (
         (Path(__file__).resolve().parents[2] / "docs" / "data.md")
         .read_text(encoding="utf-8")
@@ -615,7 +640,7 @@ def test_the_documentation_has_every_format_and_encoding() -> None:
     )
     for kind, formats in FORMATS.items():
         for name, known in formats.items():
-            told = f"`{name}`" in text or (kind == "judgements" and f"`{name.removesuffix('-label')}`" in text)
-            assert told, (kind, name)
+            listed = f"`{name}`" in text or (kind == "unpaired" and f"`{name.removesuffix('-label')}`" in text)
+            assert listed, (kind, name)
             assert all(f"`{column}`" in text for column in known.columns), (kind, name)
     assert all(f"`{encoding}`" in text or encoding.endswith(("-le", "-be", "-8")) for encoding in ENCODINGS)

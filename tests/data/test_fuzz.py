@@ -1,7 +1,7 @@
-"""Whatever a file holds: sound records, or one error of two lines that says where. Never a traceback, never half a shard.
+"""Readers on malformed input: valid records, or one error with its location. Never a traceback.
 
-Inputs are files made to be wrong (`malformed`), every place of a sound row with every odd value in it, and what hypothesis makes of
-sound files. All are read in this process; whole commands are in `test_fuzz_system`.
+Inputs are malformed files (`tests.support.malformed`), valid rows with an odd value at any position, and valid files edited by hypothesis.
+All are read in this process; whole commands are in `test_malformed_commands`. The full volume runs with `-m slow`.
 """
 
 from __future__ import annotations
@@ -12,41 +12,39 @@ import gzip
 import io
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-sys.path.insert(0, str(Path(__file__).parent))
-import malformed
-from malformed import CASES, FILES, FINE, GOOD, ODD_VALUES, ROWS, attempt
-
-from tinyllm.data.records import KINDS, read
-from tinyllm.data.streams import ENCODINGS
+from tests.support import malformed
+from tests.support.malformed import CASES, FILES, FINE, GOOD, ODD_VALUES, ROWS, attempt
+from tinyllm.data.records.formats import KINDS
+from tinyllm.data.records.reader import read_records
+from tinyllm.data.sources import files, streams
+from tinyllm.data.sources.streams import ENCODINGS
 from tinyllm.errors import UserError
 
 FUZZ = settings(
     max_examples=300, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
 )
-MANY = settings(FUZZ, max_examples=3000)
 
 
 @pytest.fixture
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One folder for all examples of a test."""
+    """Return one folder for all examples of a test."""
     return tmp_path_factory.mktemp("fuzz")
 
 
-# --- files that are wrong --------------------------------------------------------------------------------------------------------
+# --- malformed files -------------------------------------------------------------------------------------------------------------
 
-# their faults are not of a line
-_NAMED_WHOLE = r"gz$|parquet$|csv$|tsv$|archive|zstd|xz|pdf|tar|empty|blank|only|two_tables"
+# errors of these files have no line
+_WITHOUT_LINE = r"gz$|parquet$|csv$|tsv$|archive|zstd|xz|pdf|tar|empty|blank|only|two_tables"
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_malformed_files(place: Path, name: str) -> None:
+def test_malformed_files_give_records_or_one_located_error(place: Path, name: str) -> None:
     path = place / name
     path.write_bytes(FILES[name])
     for kind in KINDS:
@@ -56,7 +54,7 @@ def test_malformed_files(place: Path, name: str) -> None:
                 assert mode == "skip" or name in FINE or kind != "documents"
                 continue
             assert str(path) in str(error)
-            if mode == "error" and kind == "documents" and not re.search(_NAMED_WHOLE, name):
+            if mode == "error" and kind == "documents" and not re.search(_WITHOUT_LINE, name):
                 assert re.fullmatch(rf"{re.escape(str(path))}:\d+", error.where), error
         assert (name in FINE) == (attempt(path, "documents")[1] is None)
 
@@ -67,11 +65,13 @@ ENCODED |= {"cp1251": "кот", "koi8-r": "кот", "euc-kr": "고양이", "shif
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("name", ["x.txt", "x.jsonl", "x.json", "x.jsonl.gz"])
-def test_a_named_encoding_is_read_and_is_byte_for_byte_what_utf8_gives(place: Path, name: str, encoding: str) -> None:
+def test_every_encoding_gives_the_same_documents(
+    place: Path, monkeypatch: pytest.MonkeyPatch, name: str, encoding: str
+) -> None:
+    for module in (files, streams):
+        monkeypatch.setattr(module, "HEAD", 1 << 14)  # in place of 1 MiB, so that small files need several reads
     word = ENCODED[encoding]
-    rows = [
-        {"text": f"{word} {i}\n" + "a" * (i * 97 % 2000)} for i in range(1500)
-    ]  # a MiB and more: over several reads
+    rows = [{"text": f"{word} {i}\n" + "a" * (i * 97 % 2000)} for i in range(60)]
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     if name == "x.json":
         text = "[" + ",\n".join(text.splitlines()) + "]"
@@ -85,35 +85,37 @@ def test_a_named_encoding_is_read_and_is_byte_for_byte_what_utf8_gives(place: Pa
     assert (f"read as {encoding}" in report.files[0].notes) == (encoding != "utf-8")
 
 
-def test_bytes_that_are_none_of_a_named_encoding(place: Path) -> None:
+def test_bytes_invalid_in_the_named_encoding_are_a_bad_row(place: Path) -> None:
     path = place / "x.jsonl"
     path.write_bytes(b'{"text": "a"}\n{"text": "\x81\xff"}\n{"text": "b"}\n')
     for encoding in ("cp1252", "gb18030", "shift_jis", "euc-kr"):
         _, error, _ = attempt(path, "documents", encoding=encoding)
         assert error.where == f"{path}:2"
-        assert error.what == f"not {encoding}: bytes that stand for no character in it"
+        assert error.what == f"not {encoding}: bytes without a character in it"
         records, error, report = attempt(path, "documents", "skip", encoding=encoding)
         assert [r.text for r in records] == ["a", "b"]
         assert report.dropped[f"not {encoding}"].count == 1
-    with pytest.raises(UserError, match="'utf8' is no data") as wrong:
-        read([path], "documents", encoding="utf8")
+    with pytest.raises(UserError, match="'utf8' is not a value of") as wrong:
+        read_records([path], "documents", encoding="utf8")
     assert wrong.value.fix == "did you mean 'utf-8'?"
 
 
-def test_a_mark_and_line_ends_of_windows_change_no_token(place: Path) -> None:
+def test_byte_order_mark_and_crlf_do_not_change_documents(place: Path) -> None:
     plain = GOOD + "café\n".join(['{"text": "', '"}\n']).replace("\n", "", 1).encode()
     (place / "a.jsonl").write_bytes(plain)
     (place / "b.jsonl").write_bytes(codecs.BOM_UTF8 + plain.replace(b"\n", b"\r\n"))
-    (place / "c.jsonl").write_bytes(codecs.BOM_UTF8 + GOOD + codecs.BOM_UTF8 + plain[len(GOOD) :])  # two files in one
-    plainly, marked, joined = (attempt(place / f"{name}.jsonl", "documents")[0] for name in "abc")
-    assert plainly == marked == joined
+    (place / "c.jsonl").write_bytes(
+        codecs.BOM_UTF8 + GOOD + codecs.BOM_UTF8 + plain[len(GOOD) :]
+    )  # two concatenated files
+    plain_records, marked, joined = (attempt(place / f"{name}.jsonl", "documents")[0] for name in "abc")
+    assert plain_records == marked == joined
     assert attempt(place / "b.jsonl", "documents")[2].files[0].notes == [
         "byte order mark dropped",
         "3 CRLF line ends read as LF",
     ]
 
 
-# --- every place, every value ----------------------------------------------------------------------------------------------------
+# --- odd values at any position --------------------------------------------------------------------------------------------------
 
 
 def _sweep(place: Path, every: int) -> int:
@@ -132,19 +134,19 @@ def _sweep(place: Path, every: int) -> int:
     return tried
 
 
-def test_odd_values_in_places_of_sound_rows(place: Path) -> None:
-    for kind, row in CASES:  # each is sound before it is broken
+def test_odd_values_inside_valid_rows(place: Path) -> None:
+    for kind, row in CASES:  # each is valid before it is edited
         (place / "x.jsonl").write_text(json.dumps(row))
         assert attempt(place / "x.jsonl", kind)[1] is None
-    assert _sweep(place, 29) > 2000
+    assert _sweep(place, 59) > 1000
 
 
 @pytest.mark.slow
-def test_every_odd_value_in_every_place(place: Path) -> None:
+def test_every_odd_value_at_every_position(place: Path) -> None:
     assert _sweep(place, 1) > 50_000
 
 
-# --- what hypothesis makes of sound files ----------------------------------------------------------------------------------------
+# --- files edited by hypothesis --------------------------------------------------------------------------------------------------
 
 _SEEDS = [(kind, malformed.lines(*rows, *rows)) for kind, rows in ROWS.items()]
 _SEEDS += [("documents", b"One day.\n\nA word.\n<|endoftext|>\nThe end.\n" * 40)]
@@ -208,13 +210,9 @@ def _edited_file(
     attempt(place / name, kind or seed[0], mode, encoding=encoding)
 
 
-def test_edited_files(place: Path) -> None:
-    FUZZ(given(**examples)(lambda **example: _edited_file(place, **example)))()
-
-
-@pytest.mark.slow
-def test_many_edited_files(place: Path) -> None:
-    MANY(given(**examples)(lambda **example: _edited_file(place, **example)))()
+@pytest.mark.parametrize("count", [150, pytest.param(3000, marks=pytest.mark.slow)])
+def test_edited_files(place: Path, count: int) -> None:
+    settings(FUZZ, max_examples=count)(given(**examples)(lambda **example: _edited_file(place, **example)))()
 
 
 @pytest.mark.parametrize("count", [150, pytest.param(3000, marks=pytest.mark.slow)])
@@ -237,7 +235,7 @@ def test_edited_parquet(place: Path, count: int) -> None:
     wholes = []
     for kind, rows in ROWS.items():
         for row in rows:
-            with contextlib.suppress(pyarrow.ArrowInvalid):  # contents that are now a text, now a list, are no column
+            with contextlib.suppress(pyarrow.ArrowInvalid):  # a column cannot hold both texts and lists
                 kept = io.BytesIO()
                 parquet.write_table(pyarrow.Table.from_pylist([row] * 3), kept)
                 wholes.append((kind, kept.getvalue()))
@@ -256,7 +254,7 @@ def test_edited_parquet(place: Path, count: int) -> None:
     one()
 
 
-def test_parquet_columns_that_json_does_not_have(place: Path) -> None:
+def test_parquet_column_types_without_a_json_equivalent(place: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     path = place / "x.parquet"
@@ -277,4 +275,4 @@ def test_parquet_columns_that_json_does_not_have(place: Path) -> None:
                 attempt(path, kind)
     for name in ("x.parquet.gz", "pipe"):
         (place / name).write_bytes(gzip.compress(path.read_bytes()))
-        assert attempt(place / name, "documents")[1].what == "parquet cannot be read packed or from a pipe"
+        assert attempt(place / name, "documents")[1].what == "parquet cannot be read from gzip or from a pipe"

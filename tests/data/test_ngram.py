@@ -1,4 +1,4 @@
-"""The n-gram yardstick: a distribution, its formula by dictionaries, and better than fewer words of context."""
+"""The n-gram baseline: its formula, its normalization, and the effect of the order."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from tinyllm.data import world
-from tinyllm.data.ngram import _discounts, surprise
+from tinyllm.data.ngram import _discounts, surprisal
 
 
 def by_dictionaries(train: list[int], held_out: list[int], vocab: int, order: int) -> list[float]:
-    """The same model the slow way: modified Kneser-Ney with dictionaries, one token at a time."""
+    """Compute the same model with dictionaries, one token at a time."""
     stream = [0] * (order - 1) + train
     grams = [
         Counter(tuple(stream[i - k + 1 : i + 1]) for i in range(order - 1, len(stream))) for k in range(1, order + 1)
@@ -42,25 +42,25 @@ def by_dictionaries(train: list[int], held_out: list[int], vocab: int, order: in
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 5])
-def test_it_is_its_formula(order: int) -> None:
+def test_surprisal_equals_the_formula_computed_with_dictionaries(order: int) -> None:
     rng = np.random.default_rng(order)
     train, held = (rng.integers(0, 7, n) * rng.integers(0, 2, n) for n in (300, 60))
-    got = surprise(train, held, 8, order)
+    got = surprisal(train, held, 8, order)
     np.testing.assert_allclose(got, by_dictionaries(train.tolist(), held.tolist(), 8, order), rtol=1e-10)
 
 
-def test_it_is_a_distribution() -> None:
+def test_probabilities_sum_to_one() -> None:
     train = np.random.default_rng(0).integers(0, 9, 400)
     context = [3, 1, 4, 1]
-    p = [np.exp(-surprise(train, np.array([*context, token]), 10, 5)[-1]) for token in range(10)]
+    p = [np.exp(-surprisal(train, np.array([*context, token]), 10, 5)[-1]) for token in range(10)]
     assert sum(p) == pytest.approx(1.0, abs=1e-9)
     assert min(p) > 0
 
 
-def test_more_context_predicts_the_world_better() -> None:
+def test_higher_orders_predict_the_bundled_world_better() -> None:
     text = "\n".join(row["text"] for row in world.documents(300))
     held = "\n".join(row["text"] for row in world.documents(40, split="val"))
     train, val = (np.frombuffer(t.encode(), dtype=np.uint8) for t in (text, held))
-    bits = [surprise(train, val, 256, order).mean() / np.log(2) for order in (1, 2, 3, 5)]
+    bits = [surprisal(train, val, 256, order).mean() / np.log(2) for order in (1, 2, 3, 5)]
     assert bits == sorted(bits, reverse=True)
     assert bits[0] > 3.5 > 2.2 > bits[3]

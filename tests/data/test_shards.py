@@ -1,4 +1,4 @@
-"""Token shards: what is in them, that a repeat is byte-identical, that damage is refused. Kills are in test_restart.py."""
+"""Token shards: their contents, reproducibility, and refusal of damaged files. Kills are in test_restart.py."""
 
 from __future__ import annotations
 
@@ -8,66 +8,32 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tinyllm.data import parts
-from tinyllm.data.records import read
-from tinyllm.data.shards import Shards, open_shards, prepare
+from tests.support.byte_encoder import ByteEncoder
+from tinyllm.data.records.reader import read_records
+from tinyllm.data.tokens import preparation
+from tinyllm.data.tokens.shards import Shards, open_shards, prepare
 from tinyllm.errors import INTEGRITY, RESOURCES, USAGE, UserError
 from tinyllm.text.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
-WORDS = [
-    "the",
-    "old",
-    "fox",
-    "saw",
-    "a",
-    "red",
-    "hen",
-    "by",
-    "the",
-    "long",
-    "river",
-    "and",
-    "ran",
-    "home",
-    "before",
-    "night",
-    "fell",
-    "on",
-    "the",
-    "small",
-    "farm",
-]
+WORDS = ["the", "old", "fox", "saw", "a", "red", "hen", "by", "the", "long", "river", "and", "ran"]
 TEXTS = [" ".join(WORDS[i % 7 : 3 + i % 11]) + f" {i} é" for i in range(300)]
-
-
-class Bytes:
-    """An encoder whose tokens are bytes + 1, so that expectations can be written down."""
-
-    endoftext = 0
-    vocab_size = 257
-    sha256 = "ab" * 32
-    leading_space = False
-    words = staticmethod(lambda dtype: None)
-
-    def __init__(self, vocab_size: int = 257):
-        self.vocab_size = vocab_size
-        self.characters: list[int] = []  # of each batch
-
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        self.characters.append(sum(map(len, texts)))
-        return [[byte + 1 for byte in text.encode()] for text in texts]
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
     return Tokenizer.train(TEXTS, 300)
+
+
+def characters(encoder: ByteEncoder) -> list[int]:
+    """Return the number of characters in each batch."""
+    return [sum(map(len, batch)) for batch in encoder.batches]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -80,9 +46,9 @@ def documents_of(shards: Shards, split: str) -> list[str]:
     return [bytes(int(t) - 1 for t in tokens[:-1]).decode() for tokens in found]
 
 
-def test_every_byte_of_a_small_shard(tmp_path: Path) -> None:
+def test_files_of_a_small_shard_byte_by_byte(tmp_path: Path) -> None:
     texts = ["ab", "", "c", "ab"]
-    manifest = prepare(texts, Bytes(), tmp_path / "s", val_documents=["é"], sources=[{"source": "x"}])
+    manifest = prepare(texts, ByteEncoder(), tmp_path / "s", val_documents=["é"], sources=[{"source": "x"}])
     assert (tmp_path / "s" / "train.bin").read_bytes() == b"\0\0" + b"b\0c\0" + b"\0\0" + b"d\0" + b"\0\0"
     assert (tmp_path / "s" / "val.bin").read_bytes() == b"\0\0" + bytes([0xC4, 0, 0xAA, 0]) + b"\0\0"
     train = hashlib.sha256(b"\0\0b\0c\0\0\0d\0\0\0").hexdigest()
@@ -127,17 +93,17 @@ def test_every_byte_of_a_small_shard(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("vocab_size", "name", "width"), [(65_536, "uint16", 2), (65_537, "uint32", 4)])
-def test_width_follows_the_vocabulary(tmp_path: Path, vocab_size: int, name: str, width: int) -> None:
-    manifest = prepare(["ab"], Bytes(vocab_size), tmp_path / "s", val_fraction=0)
+def test_token_width_follows_the_vocabulary(tmp_path: Path, vocab_size: int, name: str, width: int) -> None:
+    manifest = prepare(["ab"], ByteEncoder(vocab_size), tmp_path / "s", val_fraction=0)
     assert manifest.dtype == name
     assert (tmp_path / "s" / "train.bin").stat().st_size == 4 * width
     assert open_shards(tmp_path / "s").train[:].tolist() == [0, 98, 99, 0]
 
 
 def test_the_split_is_a_function_of_the_text(tmp_path: Path) -> None:
-    sides = {}
+    is_val: dict[str, bool] = {}
     for name, texts in (("all", TEXTS), ("backwards", TEXTS[::-1]), ("half", TEXTS[::2]), ("twice", TEXTS * 2)):
-        prepare(texts, Bytes(), tmp_path / name, val_fraction=0.1, dedup="none")
+        prepare(texts, ByteEncoder(), tmp_path / name, val_fraction=0.1, dedup="none")
         shards = open_shards(tmp_path / name)
         train, val = documents_of(shards, "train"), documents_of(shards, "val")
         assert sorted(train + val) == sorted(texts)
@@ -145,17 +111,15 @@ def test_the_split_is_a_function_of_the_text(tmp_path: Path) -> None:
         assert shards.manifest.val.documents == len(val)
         assert not set(train) & set(val)
         for text in set(train + val):
-            assert sides.setdefault(text, text in val) == (text in val)
-    assert 15 <= sum(sides.values()) <= 45  # 30 of 300 expected
-    assert documents_of(open_shards(tmp_path / "all"), "train") == [t for t in TEXTS if not sides[t]]  # order is kept
+            assert is_val.setdefault(text, text in val) == (text in val)
+    assert 15 <= sum(is_val.values()) <= 45  # 30 of 300 expected
+    assert documents_of(open_shards(tmp_path / "all"), "train") == [t for t in TEXTS if not is_val[t]]  # order is kept
 
 
 @pytest.mark.parametrize("val_fraction", [1e-9, 0.5, 1 - 1e-9])
 @pytest.mark.parametrize("texts", [["a", "b"], ["a", "b", "a", "ccc", "a"], ["aa", "b", "c"] * 3])
-def test_both_splits_get_a_document_when_there_are_two_texts(
-    tmp_path: Path, texts: list[str], val_fraction: float
-) -> None:
-    manifest = prepare(texts, Bytes(), tmp_path / "s", val_fraction=val_fraction, dedup="none")
+def test_two_texts_are_enough_for_two_splits(tmp_path: Path, texts: list[str], val_fraction: float) -> None:
+    manifest = prepare(texts, ByteEncoder(), tmp_path / "s", val_fraction=val_fraction, dedup="none")
     shards = open_shards(tmp_path / "s", verify=True)
     for name, split in (("train", manifest.train), ("val", manifest.val)):
         held = documents_of(shards, name)
@@ -168,17 +132,17 @@ def test_both_splits_get_a_document_when_there_are_two_texts(
     assert not set(train) & set(val)
 
 
-def test_one_text_is_for_training(tmp_path: Path) -> None:
+def test_a_single_text_is_for_training(tmp_path: Path) -> None:
     for number, fraction in enumerate((0.0, 0.05, 0.999999)):
-        manifest = prepare(["a", "a"], Bytes(), tmp_path / str(number), val_fraction=fraction, dedup="none")
+        manifest = prepare(["a", "a"], ByteEncoder(), tmp_path / str(number), val_fraction=fraction, dedup="none")
         assert (manifest.train.documents, manifest.val.documents, manifest.val.tokens) == (2, 0, 1)
         assert open_shards(tmp_path / str(number)).documents("val") == []
-    assert prepare(TEXTS, Bytes(), tmp_path / "none", val_fraction=0).val.documents == 0
+    assert prepare(TEXTS, ByteEncoder(), tmp_path / "none", val_fraction=0).val.documents == 0
 
 
-def test_a_repeat_is_byte_identical_in_any_parts(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_result_is_byte_identical_for_any_chunk_size(tmp_path: Path, tokenizer: Tokenizer) -> None:
     first = prepare(iter(TEXTS), tokenizer, tmp_path / "a")
-    again = prepare(TEXTS, tokenizer, tmp_path / "b", part_bytes=700)
+    again = prepare(TEXTS, tokenizer, tmp_path / "b", chunk_bytes=700)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     assert set(contents(tmp_path / "a")) == {
         "manifest.json",
@@ -187,13 +151,13 @@ def test_a_repeat_is_byte_identical_in_any_parts(tmp_path: Path, tokenizer: Toke
     }
     assert first == again
     assert first.fingerprint == again.fingerprint
-    other = prepare([*TEXTS, "one more"], tokenizer, tmp_path / "a")  # takes the place of the old ones
+    other = prepare([*TEXTS, "one more"], tokenizer, tmp_path / "a")  # replaces the old ones
     assert other.fingerprint != first.fingerprint
     assert open_shards(tmp_path / "a").manifest == other
     assert sorted(os.listdir(tmp_path)) == ["a", "b"]
 
 
-def test_texts_survive_and_control_tokens_do_not_come_from_them(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_texts_are_preserved_and_never_encode_to_control_tokens(tmp_path: Path, tokenizer: Tokenizer) -> None:
     texts = [f"{text}<|endoftext|> <|im_start|>" for text in TEXTS]
     manifest = prepare(texts, tokenizer, tmp_path / "s", val_fraction=0)
     shards = open_shards(tmp_path / "s")
@@ -205,62 +169,67 @@ def test_texts_survive_and_control_tokens_do_not_come_from_them(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("end", ["\n", " ", ""])
-def test_long_texts_are_encoded_in_pieces_and_are_still_one_document(
+def test_long_texts_are_encoded_in_pieces_as_one_document(
     tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
-    monkeypatch.setattr(parts, "PIECE", 200)
+    monkeypatch.setattr(preparation, "PIECE", 200)
     text = end.join(TEXTS)  # of some 9,000 characters
-    encoder = Bytes()
+    encoder = ByteEncoder()
     manifest = prepare([text, "short"], encoder, tmp_path / "s", val_fraction=0)
     assert documents_of(open_shards(tmp_path / "s"), "train") == [text, "short"]
     assert manifest.train.documents == 2
-    assert max(encoder.characters) <= 200
-    assert len(encoder.characters) > 30
+    sizes = characters(encoder)
+    assert max(sizes) <= 200
+    assert len(sizes) > 30
     prepare([text], tokenizer, tmp_path / "t", val_fraction=0)
     ids = open_shards(tmp_path / "t").documents("train")[0][:-1].tolist()
     assert tokenizer.decode(ids) == text
-    if end:  # cut where the vocabulary splits anyway, the pieces are encoded as the whole would be
+    if end:  # split where the vocabulary splits as well, the pieces have the ids of the whole
         assert ids == tokenizer.encode(text)
 
 
-@pytest.mark.parametrize("who", ["library", "words"])
-def test_it_does_not_matter_who_encodes(
-    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, who: str
+@pytest.mark.parametrize("encoder", ["library", "words"])
+def test_both_encoders_give_the_same_shards(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, encoder: str
 ) -> None:
     texts = [text.replace("hen", "𠮷😀") if i % 9 == 0 else text + "\n  'tis ½" for i, text in enumerate(TEXTS)]
-    monkeypatch.setattr(parts, "PIECE", 50)
-    as_it_comes = prepare(texts, tokenizer, tmp_path / "a", part_bytes=900)
-    if who == "library":
+    monkeypatch.setattr(preparation, "PIECE", 50)
+    mixed = prepare(texts, tokenizer, tmp_path / "a", chunk_bytes=900)
+    if encoder == "library":
         monkeypatch.setattr(Tokenizer, "words", lambda self, dtype: None)
     else:
-        monkeypatch.setattr(parts, "THREADS", 1)
-        monkeypatch.setattr(parts, "by_batches", lambda *_: pytest.fail("one thread alone encodes word by word"))
-    assert prepare(texts, tokenizer, tmp_path / "b", part_bytes=900) == as_it_comes
+        monkeypatch.setattr(preparation, "THREADS", 1)
+        monkeypatch.setattr(
+            preparation, "encode_in_batches", lambda *_: pytest.fail("a single thread encodes word by word")
+        )
+    assert prepare(texts, tokenizer, tmp_path / "b", chunk_bytes=900) == mixed
 
 
-def test_a_vocabulary_that_adds_a_space_gets_texts_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "PIECE", 200)
-    encoder = Bytes()
+def test_vocabulary_with_leading_space_encodes_whole_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preparation, "PIECE", 200)
+    encoder = ByteEncoder()
     monkeypatch.setattr(encoder, "leading_space", True)
     prepare([" ".join(TEXTS), "short"], encoder, tmp_path / "s", val_fraction=0)
-    assert encoder.characters == [len(" ".join(TEXTS)), len("short")]
+    assert characters(encoder) == [len(" ".join(TEXTS)), len("short")]
 
 
-def test_short_documents_are_encoded_many_together(tmp_path: Path) -> None:
-    encoder = Bytes()
+def test_short_documents_are_encoded_in_batches(tmp_path: Path) -> None:
+    encoder = ByteEncoder()
     prepare((f"{i}" for i in range(2000)), encoder, tmp_path / "s", val_fraction=0)
-    assert encoder.characters == [10 + 90 * 2 + 900 * 3 + 1000 * 4]
+    assert characters(encoder) == [10 + 90 * 2 + 900 * 3 + 1000 * 4]
 
 
-@pytest.mark.parametrize("most", [97, 1000, 50_000])
-def test_a_split_too_large_for_one_file_is_cut_and_reads_as_before(tmp_path: Path, most: int) -> None:
-    whole = prepare(TEXTS, Bytes(), tmp_path / "whole", val_fraction=0.1)
-    cut = prepare(TEXTS, Bytes(), tmp_path / "cut", val_fraction=0.1, shard_tokens=most)
+@pytest.mark.parametrize("shard_tokens", [97, 1000, 50_000])
+def test_split_over_several_files_reads_like_one_file(tmp_path: Path, shard_tokens: int) -> None:
+    whole = prepare(TEXTS, ByteEncoder(), tmp_path / "whole", val_fraction=0.1)
+    cut = prepare(TEXTS, ByteEncoder(), tmp_path / "cut", val_fraction=0.1, shard_tokens=shard_tokens)
     for name, split in (("train", cut.train), ("val", cut.val)):
-        count = -(-split.tokens // most)
+        count = -(-split.tokens // shard_tokens)
         names = [f"{name}-{number:05d}.bin" for number in range(count)] if count > 1 else [f"{name}.bin"]
         assert [file.name for file in split.files] == names
-        assert [file.tokens for file in split.files] == [most] * (count - 1) + [split.tokens - most * (count - 1)]
+        assert [file.tokens for file in split.files] == [shard_tokens] * (count - 1) + [
+            split.tokens - shard_tokens * (count - 1)
+        ]
         joined = b"".join((tmp_path / "cut" / file).read_bytes() for file in names)
         assert joined == (tmp_path / "whole" / f"{name}.bin").read_bytes()
     assert sorted(os.listdir(tmp_path / "cut")) == sorted(
@@ -269,95 +238,95 @@ def test_a_split_too_large_for_one_file_is_cut_and_reads_as_before(tmp_path: Pat
     opened, other = open_shards(tmp_path / "cut", verify=True), open_shards(tmp_path / "whole")
     assert documents_of(opened, "train") == documents_of(other, "train")
     assert documents_of(opened, "val") == documents_of(other, "val")
-    assert (cut.fingerprint == whole.fingerprint) == (most == 50_000 or cut.train.files == whole.train.files)
+    assert (cut.fingerprint == whole.fingerprint) == (shard_tokens == 50_000 or cut.train.files == whole.train.files)
 
 
 def test_lengths_are_counted_by_powers_of_two(tmp_path: Path) -> None:
     sizes = [1, 2, 3, 4, 7, 8, 15, 16, 1023, 1024]
-    manifest = prepare(["x" * n for n in sizes], Bytes(), tmp_path / "s", val_fraction=0)
+    manifest = prepare(["x" * n for n in sizes], ByteEncoder(), tmp_path / "s", val_fraction=0)
     assert manifest.train.lengths == (1, 2, 2, 2, 1, 0, 0, 0, 0, 1, 1)
     assert manifest.train.longest == 1024
 
 
-def test_sources_keep_their_order_and_their_counts(tmp_path: Path) -> None:
+def test_sources_keep_their_order_and_counts(tmp_path: Path) -> None:
     named = {"a": TEXTS[:100], "b": TEXTS[90:110], "c": [], "d": ["x" * 7]}
-    manifest = prepare(named, Bytes(), tmp_path / "s", val_fraction=0.2)
+    manifest = prepare(named, ByteEncoder(), tmp_path / "s", val_fraction=0.2)
     opened = open_shards(tmp_path / "s")
     assert [source.source for source in manifest.train.sources] == ["a", "b", "c", "d"]
     assert [r.exact for r in manifest.removed] == [0, 10, 0, 0]
     for split in ("train", "val"):
-        facts, start = getattr(manifest, split), 1
-        for source in facts.sources:
-            stretch = getattr(opened, split)[start : start + source.tokens]
-            found = np.split(stretch, np.flatnonzero(stretch == 0) + 1)[:-1]
+        info, start = getattr(manifest, split), 1
+        for source in info.sources:
+            tokens = getattr(opened, split)[start : start + source.tokens]
+            found = np.split(tokens, np.flatnonzero(tokens == 0) + 1)[:-1]
             assert len(found) == source.documents
             start += source.tokens
-        assert start == facts.tokens
+        assert start == info.tokens
     kept = documents_of(opened, "train")
     assert kept == [text for text in [*TEXTS[:110], "x" * 7] if text in set(kept)]
 
 
-def test_a_few_documents_are_taken_from_every_source(tmp_path: Path) -> None:
+def test_limited_documents_come_from_every_source(tmp_path: Path) -> None:
     named = {"a": TEXTS[:200], "b": TEXTS[200:300]}
-    prepare(named, Bytes(), tmp_path / "s", val_fraction=0)
+    prepare(named, ByteEncoder(), tmp_path / "s", val_fraction=0)
     found = open_shards(tmp_path / "s").documents("train", 9)
     texts = [bytes(int(t) - 1 for t in d[:-1]).decode() for d in found]
     assert texts == [*TEXTS[:6], *TEXTS[200:203]]
     assert len(open_shards(tmp_path / "s").documents("train", 1000)) == 300
 
 
-def test_sources_may_be_told_at_the_end(tmp_path: Path) -> None:
+def test_sources_may_be_a_function_called_at_the_end(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("hello")
-    reader = read([tmp_path / "x.txt"], "documents")
-    manifest = prepare((d.text for d in reader), Bytes(), tmp_path / "s", sources=lambda: reader.report.sources())
+    reader = read_records([tmp_path / "x.txt"], "documents")
+    manifest = prepare((d.text for d in reader), ByteEncoder(), tmp_path / "s", sources=lambda: reader.report.sources())
     digest = hashlib.sha256(b"hello").hexdigest()
     assert manifest.sources == ({"source": str(tmp_path / "x.txt"), "sha256": digest, "bytes": 5, "records": 1},)
 
 
-def test_a_failing_source_leaves_everything_as_it_was(tmp_path: Path) -> None:
+def test_failing_source_leaves_no_shards(tmp_path: Path) -> None:
     def broken() -> Iterator[str]:
         yield "a"
-        raise UserError("bad row", fix="mend it")
+        raise UserError("bad row", fix="fix the file")
 
     with pytest.raises(UserError, match="bad row"):
-        prepare(broken(), Bytes(), tmp_path / "deep" / "s")
+        prepare(broken(), ByteEncoder(), tmp_path / "deep" / "s")
     assert os.listdir(tmp_path / "deep") == []
     with pytest.raises(UserError, match="0 documents to prepare"):
-        prepare(["", ""], Bytes(), tmp_path / "deep" / "s")
+        prepare(["", ""], ByteEncoder(), tmp_path / "deep" / "s")
     with pytest.raises(UserError, match="half of a surrogate pair at character 1"):
-        prepare(["a\ud800"], Bytes(), tmp_path / "deep" / "s")
+        prepare(["a\ud800"], ByteEncoder(), tmp_path / "deep" / "s")
     assert os.listdir(tmp_path / "deep") == []
     with pytest.raises(UserError, match="0 documents to train on"):
-        prepare(["a", "b"], Bytes(), tmp_path / "deep" / "s", val_documents=["b", "a"])
-    assert os.listdir(tmp_path / "deep") == [".s.work"]  # finished parts are good for another try
+        prepare(["a", "b"], ByteEncoder(), tmp_path / "deep" / "s", val_documents=["b", "a"])
+    assert os.listdir(tmp_path / "deep") == [".s.work"]  # finished chunks stay for the next run
 
 
-def test_other_things_are_not_overwritten(tmp_path: Path) -> None:
+def test_other_files_are_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     (tmp_path / "file").write_text("x")
     for out in (tmp_path / "mine", tmp_path / "file"):
         with pytest.raises(UserError, match="holds no shards") as error:
-            prepare(["a"], Bytes(), out)
+            prepare(["a"], ByteEncoder(), out)
         assert error.value.code == USAGE
     with pytest.raises(UserError, match="cannot be written") as error:
-        prepare(["a"], Bytes(), tmp_path / "file" / "s")
+        prepare(["a"], ByteEncoder(), tmp_path / "file" / "s")
     assert error.value.code == RESOURCES
     with pytest.raises(UserError, match="val_fraction 1 is not in"):
-        prepare(["a"], Bytes(), tmp_path / "s", val_fraction=1)
+        prepare(["a"], ByteEncoder(), tmp_path / "s", val_fraction=1)
     (tmp_path / "empty").mkdir()
-    assert prepare(["a"], Bytes(), tmp_path / "empty").train.documents == 1
+    assert prepare(["a"], ByteEncoder(), tmp_path / "empty").train.documents == 1
 
 
 @pytest.fixture
 def shards(tmp_path: Path) -> Path:
-    prepare(TEXTS, Bytes(), tmp_path / "s", val_fraction=0.3)
+    prepare(TEXTS, ByteEncoder(), tmp_path / "s", val_fraction=0.3)
     return tmp_path / "s"
 
 
 @pytest.mark.parametrize("name", ["train.bin", "val.bin"])
 @pytest.mark.parametrize("change", [-1000, -2, -1, 1, 2])
-def test_a_shard_of_another_size_is_refused(shards: Path, name: str, change: int) -> None:
+def test_shard_of_the_wrong_size_is_refused(shards: Path, name: str, change: int) -> None:
     size = (shards / name).stat().st_size
     assert size > 1000
     os.truncate(shards / name, size + change)
@@ -365,12 +334,12 @@ def test_a_shard_of_another_size_is_refused(shards: Path, name: str, change: int
         open_shards(shards)
     assert error.value.code == INTEGRITY
     assert error.value.where == str(shards / name)
-    expected = f"shard of {size + change:,} bytes, where the manifest says {size // 2:,} tokens"
+    expected = f"a shard of {size + change:,} bytes; its manifest says {size // 2:,} tokens"
     assert error.value.what.startswith(expected)
 
 
 @pytest.mark.parametrize("name", ["train.bin", "val.bin", "manifest.json"])
-def test_a_missing_file_is_refused(shards: Path, name: str) -> None:
+def test_missing_file_is_refused(shards: Path, name: str) -> None:
     (shards / name).unlink()
     with pytest.raises(UserError) as error:
         open_shards(shards)
@@ -378,12 +347,12 @@ def test_a_missing_file_is_refused(shards: Path, name: str) -> None:
     assert error.value.where == str(shards / name)
 
 
-def test_one_flipped_bit_is_found_by_verify(shards: Path) -> None:
+def test_verify_finds_one_flipped_bit(shards: Path) -> None:
     data = bytearray((shards / "val.bin").read_bytes())
     data[100] ^= 1
     (shards / "val.bin").write_bytes(data)
     open_shards(shards)
-    with pytest.raises(UserError, match="differs from its sha256") as error:
+    with pytest.raises(UserError, match="does not match its sha256") as error:
         open_shards(shards, verify=True)
     assert error.value.code == INTEGRITY
     assert error.value.where == str(shards / "val.bin")
@@ -395,7 +364,7 @@ def test_other_tokenizers_and_smaller_models_are_refused(shards: Path) -> None:
     assert "ab" * 32 in error.value.what
     assert "cd" * 32 in error.value.what
     assert error.value.code == INTEGRITY
-    with pytest.raises(UserError, match="vocabulary of 257, the model has 256"):
+    with pytest.raises(UserError, match="vocabulary of 257, but the model's has 256"):
         open_shards(shards, vocab_size=256)
     open_shards(shards, vocab_size=320)  # embeddings may be padded
 
@@ -457,7 +426,7 @@ def test_damaged_splits_are_refused(shards: Path, edit: dict) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "[]", "null", "{", "[" * 100_000, "\xff"])
-def test_manifests_that_are_none_are_refused(shards: Path, content: str) -> None:
+def test_invalid_manifests_are_refused(shards: Path, content: str) -> None:
     (shards / "manifest.json").write_text(content, encoding="latin-1")
     with pytest.raises(UserError, match="damaged manifest") as error:
         open_shards(shards)
@@ -468,6 +437,6 @@ def test_manifests_that_are_none_are_refused(shards: Path, content: str) -> None
     assert error.value.code == USAGE
 
 
-def test_no_torch_is_needed() -> None:
-    code = "import sys, tinyllm.data.records, tinyllm.data.shards; sys.exit('torch' in sys.modules)"
+def test_shards_do_not_import_torch() -> None:
+    code = "import sys, tinyllm.data.records.reader, tinyllm.data.tokens.shards; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60, check=False).returncode == 0

@@ -1,6 +1,6 @@
-"""Every real file against an independent reading of it: plain json, and the few lines that its format's description takes.
+"""Real files, compared with an independent reading: plain json and a few lines for each format.
 
-All records are compared, not a sample. Skipped where the files are not beside the checkout.
+All records are compared. Skipped where the files are not beside the checkout.
 """
 
 from __future__ import annotations
@@ -16,15 +16,17 @@ from typing import Any
 
 import pytest
 
-from tinyllm.data.records import Conversation, Document, Judgement, Pair, Prompt, kind_of, read
+from tinyllm.data.records.detect import guess_kind
+from tinyllm.data.records.reader import read_records
+from tinyllm.data.records.types import Conversation, Document, Pair, Prompt, UnpairedPreference
+from tinyllm.evals.formats import FORMATS, Choice
 from tinyllm.rollout.rewards import exact_answer
-from tinyllm.stages.evals.items import FORMATS, Choice
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def raw(path: Path) -> Any:
-    """The text of a plain text file, the rows of any other."""
+    """Return the text of a plain text file, or the rows of any other file."""
     data = path.read_bytes()
     text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
     if ".jsonl" in path.name:
@@ -47,8 +49,8 @@ def sharegpt(turns: list[dict[str, str]]) -> tuple:
 
 
 def alpaca(row: dict[str, str]) -> Conversation:
-    asked = row["instruction"] + (f"\n\n{row['input']}" if row["input"] else "")
-    return Conversation((turn("user", asked), turn("assistant", row["output"])))
+    prompt = row["instruction"] + (f"\n\n{row['input']}" if row["input"] else "")
+    return Conversation((turn("user", prompt), turn("assistant", row["output"])))
 
 
 def seed_task(row: dict[str, Any]) -> Iterator[Conversation]:
@@ -59,9 +61,9 @@ def dpo(row: dict[str, Any]) -> Pair:
     return Pair(sharegpt(row["conversations"]), sharegpt([row["chosen"]]), sharegpt([row["rejected"]]))
 
 
-def kto(row: dict[str, Any]) -> Judgement:
+def kto(row: dict[str, Any]) -> UnpairedPreference:
     *before, last = [turn(t["role"], t["content"]) for t in row["messages"]]
-    return Judgement(tuple(before), (last,), row["label"])
+    return UnpairedPreference(tuple(before), (last,), row["label"])
 
 
 def persona(row: dict[str, Any]) -> Pair:
@@ -79,11 +81,11 @@ def question(row: dict[str, Any]) -> Prompt:
 
 
 def mmlu(row: dict[str, Any]) -> Prompt:
-    asked = "\n".join(
+    prompt = "\n".join(
         [row["question"].strip(), *(f"{c}. {text}" for c, text in zip("ABCD", row["choices"], strict=True))]
     )
     columns = {"subject": row["subject"], "choices": row["choices"], "answer": "ABCD"[row["answer"]]}
-    return Prompt((turn("user", asked),), columns)
+    return Prompt((turn("user", prompt),), columns)
 
 
 def bbh(row: dict[str, str]) -> Prompt:
@@ -98,7 +100,7 @@ def answered(row: dict[str, str]) -> Conversation:
     return Conversation((turn("user", row["question"]), turn("assistant", row["answer"])))
 
 
-# (files, kind, format, independent reading of a row, records of all files, columns that are left out)
+# (files, kind, format, independent reading of a row, records of all files, ignored columns)
 READINGS: list[tuple[str, str, str, Callable[[Any], Any], int, list[str]]] = [
     ("pretrain/tinystories_train.jsonl.gz", "documents", "text", lambda row: Document(row["text"]), 2016, []),
     ("pretrain/zh_*.jsonl.gz", "documents", "text", lambda row: Document(row["text"]), 14_400, ["author", "title"]),
@@ -122,7 +124,7 @@ READINGS: list[tuple[str, str, str, Callable[[Any], Any], int, list[str]]] = [
         ["id", "name", "is_classification"],
     ),
     ("preference/lf_dpo_*.json.gz", "pairs", "sharegpt-preference", dpo, 480, []),
-    ("preference/lf_kto_en_demo.json.gz", "judgements", "messages-label", kto, 240, []),
+    ("preference/lf_kto_en_demo.json.gz", "unpaired", "messages-label", kto, 240, []),
     ("preference/persona_*.jsonl.gz", "pairs", "persona", persona, 12_000, ["statement", "label_confidence"]),
     ("rl/gsm8k_train.jsonl.gz", "prompts", "question", gsm8k, 7473, []),
     ("rl/gsm8k_train.jsonl.gz", "conversations", "question-answer", answered, 7473, []),
@@ -141,64 +143,67 @@ PLAIN = {  # documents, and how plain text was split
 
 
 @pytest.mark.parametrize(
-    ("files", "kind", "format", "convert", "count", "left_out"), READINGS, ids=[f"{r[0]}-{r[1]}" for r in READINGS]
+    ("files", "kind", "format", "convert", "count", "ignored"), READINGS, ids=[f"{r[0]}-{r[1]}" for r in READINGS]
 )
-def test_records(
+def test_records_equal_an_independent_reading(
     shared: Path,
     files: str,
     kind: str,
     format: str,
     convert: Callable[[Any], Any],
     count: int,
-    left_out: list[str],
+    ignored: list[str],
 ) -> None:
     found = 0
     for path in sorted((shared / "data").glob(files)):
         expected = [convert(row) for row in raw(path)]
         if isinstance(expected[0], Iterator):
             expected = [record for several in expected for record in several]
-        reader = read([path], kind)
+        reader = read_records([path], kind)
         records = list(reader)
         assert records == expected
         (file,) = reader.report.files
-        assert (file.format, file.rows, file.left_out) == (format, len(raw(path)), left_out)
+        assert (file.format, file.rows, file.ignored) == (format, len(raw(path)), ignored)
         assert not reader.report.dropped
         found += len(records)
         if kind != "conversations" or format != "question-answer":
-            assert kind_of(path) == kind
+            assert guess_kind(path) == kind
     assert found == count
 
 
 @pytest.mark.parametrize("name", PLAIN)
-def test_plain_texts(shared: Path, name: str) -> None:
+def test_plain_texts_are_split_without_loss(shared: Path, name: str) -> None:
     count, how = PLAIN[name]
     path = shared / "data" / "pretrain" / name
     text = raw(path)
-    reader = read([path], "documents")
+    reader = read_records([path], "documents")
     texts = [record.text for record in reader]
     assert len(texts) == count
     assert reader.report.files[0].notes[-1] == f"plain text split at {how}"
-    assert "".join("".join(texts).split()) == "".join(text.split())  # no character is lost, but for spaces at the seams
+    assert "".join("".join(texts).split()) == "".join(text.split())  # only white space between documents is lost
     assert text.lstrip().startswith(texts[0].lstrip())
     assert text.rstrip().endswith(texts[-1])
     if name == "names.txt":
         assert texts == text.splitlines()
         return
     assert sum(map(len, texts)) > 0.995 * len(text)
-    # 2,000 with the line ends and spaces behind it
+    # 2,000 with the trailing line ends and spaces
     assert all(len(one) > 1980 for one in texts[:-1])
 
 
-def test_plain_text_can_be_split_otherwise(shared: Path) -> None:
+def test_plain_text_is_split_by_the_named_format(shared: Path) -> None:
     path = shared / "data" / "pretrain" / "zh_classics.txt.gz"
     text = raw(path)
-    ways = {name: [d.text for d in read([path], "documents", format=name)] for name in ("lines", "paragraphs", "whole")}
+    ways = {
+        name: [d.text for d in read_records([path], "documents", format=name)]
+        for name in ("lines", "paragraphs", "whole")
+    }
     assert ways["lines"] == [line.rstrip() for line in text.split("\n") if line.strip()]
     assert ways["paragraphs"] == [block.strip("\n").rstrip() for block in text.split("\n\n") if block.strip()]
     assert ways["whole"] == [text.strip("\n").rstrip()]
 
 
-def test_minimal_pairs(shared: Path) -> None:
+def test_blimp_pairs_equal_an_independent_reading(shared: Path) -> None:
     files = sorted((shared / "data" / "eval" / "blimp").glob("*.jsonl.gz"))
     assert len(files) == 47
     for path in files:
@@ -210,8 +215,8 @@ def test_minimal_pairs(shared: Path) -> None:
         assert len(rows) == 300
 
 
-def test_every_file_has_a_reading(shared: Path) -> None:
-    """So that a file that is added is not forgotten."""
+def test_every_file_has_an_independent_reading(shared: Path) -> None:
+    """New files must be added to the tables above."""
     names = [str(p.relative_to(shared / "data")) for p in (shared / "data").rglob("*") if p.is_file()]
     patterns = [
         *(reading[0] for reading in READINGS),
@@ -223,8 +228,8 @@ def test_every_file_has_a_reading(shared: Path) -> None:
     assert len(names) == 106
 
 
-def test_final_answers_are_what_the_reward_wants(shared: Path) -> None:
-    prompts = list(read([shared / "data" / "rl" / "gsm8k_train.jsonl.gz"], "prompts"))
+def test_final_answers_of_gsm8k_score_full_reward(shared: Path) -> None:
+    prompts = list(read_records([shared / "data" / "rl" / "gsm8k_train.jsonl.gz"], "prompts"))
     assert [p.columns["answer"] for p in (prompts[0], prompts[1], prompts[-1])] == ["72", "10", "50"]
     assert all(p.columns["answer"].replace(",", "").lstrip("-").replace(".", "", 1).isdigit() for p in prompts)
     for prompt in prompts:
@@ -232,11 +237,11 @@ def test_final_answers_are_what_the_reward_wants(shared: Path) -> None:
         assert exact_answer(prompt.columns, prompt.columns["solution"], True) == 1.0
 
 
-def test_the_table_of_all_files(shared: Path) -> None:
+def test_benchmark_formats_prints_every_file(shared: Path) -> None:
     command = [sys.executable, ROOT / "benchmarks" / "formats.py", shared / "data" / "rl", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     table = json.loads(done.stdout)
     assert len(table) == 8
     assert table["gsm8k_train.jsonl.gz"]["records"] == 7473
-    assert table["gsm8k_train.jsonl.gz"]["why"].startswith("7,473 mended: the answer is what stands behind ####")
+    assert table["gsm8k_train.jsonl.gz"]["why"].startswith("7,473 repaired: answer set to the text after ####")

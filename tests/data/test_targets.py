@@ -1,13 +1,13 @@
-"""The end of a document is something to be predicted: in shards, in windows, and in what is evaluated."""
+"""The end token of every document is a target: in shards, in training rows and in evaluation."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from tinyllm.data.batches import Source
-from tinyllm.data.datasets import Windows, scored_documents
-from tinyllm.data.shards import Shards, open_shards, prepare
+from tinyllm.data.datasets.batches import Source
+from tinyllm.data.datasets.datasets import PretrainDataset, scored_documents
+from tinyllm.data.tokens.shards import Shards, open_shards, prepare
 from tinyllm.text.tokenizer import Tokenizer
 
 TEXTS = [f"Document {i} says {'very ' * (i % 4)}little." for i in range(60)]
@@ -26,36 +26,38 @@ def shards(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Sh
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_every_document_of_a_shard_is_followed_by_its_end(shards: Shards, tokenizer: Tokenizer, split: str) -> None:
+def test_every_document_of_a_shard_is_followed_by_the_end_token(
+    shards: Shards, tokenizer: Tokenizer, split: str
+) -> None:
     tokens = {"train": shards.train, "val": shards.val}[split][:]
     pieces = np.split(tokens, np.flatnonzero(tokens == tokenizer.endoftext) + 1)
-    assert pieces[0].tolist() == [tokenizer.endoftext]  # the first document, too, has something before it
-    assert len(pieces[-1]) == 0  # and the last one has its end
+    assert pieces[0].tolist() == [tokenizer.endoftext]  # the first document has a token before it as well
+    assert len(pieces[-1]) == 0  # the last one has its end token
     texts = [tokenizer.decode(piece[:-1].tolist()) for piece in pieces[1:-1]]
     assert len(texts) == getattr(shards.manifest, split).documents
     assert set(texts) <= set(TEXTS)
 
 
-def test_one_epoch_of_windows_trains_every_end_of_a_document(shards: Shards, tokenizer: Tokenizer) -> None:
-    windows = Windows(shards.train, 16, seed=0, shifted=False)
+def test_one_epoch_trains_every_end_token_once(shards: Shards, tokenizer: Tokenizer) -> None:
+    windows = PretrainDataset(shards.train, 16, seed=0, shifted=False)
     source = Source(windows, len(windows), 8, seed=0)
     targets = [int(t) for batch in source(0) for t in batch.ids[batch.mask]]
     covered = shards.train[1 : 1 + 16 * len(windows)]
-    assert sorted(targets) == sorted(int(t) for t in covered)  # each token once, none twice, none left out
+    assert sorted(targets) == sorted(int(t) for t in covered)  # each token exactly once
     ends = int((covered == tokenizer.endoftext).sum())
     assert targets.count(tokenizer.endoftext) == ends > 30
 
 
 @pytest.mark.parametrize("epoch", range(3))
-def test_shifted_windows_leave_out_less_than_a_row(shards: Shards, epoch: int) -> None:
-    windows = Windows(shards.train, 16, seed=1)
+def test_shifted_rows_leave_out_less_than_a_row(shards: Shards, epoch: int) -> None:
+    windows = PretrainDataset(shards.train, 16, seed=1)
     batch = windows.collate(range(len(windows)), epoch, [])
     assert batch.mask[:, 1:].all()
     assert not batch.mask[:, 0].any()
     assert int(batch.mask.sum()) > len(shards.train) - 2 * 16
 
 
-def test_evaluation_pays_for_the_end_of_every_document(shards: Shards, tokenizer: Tokenizer) -> None:
+def test_evaluation_scores_the_end_token_of_every_document(shards: Shards, tokenizer: Tokenizer) -> None:
     documents = shards.documents("val")
     assert sum(map(len, documents)) == len(shards.val) - 1
     rows = scored_documents(documents, 8, tokenizer.endoftext)

@@ -1,4 +1,4 @@
-"""A split in several files reads like one array, and its documents are found wherever the files are cut."""
+"""Token arrays over several files: slices, index arrays and documents across file boundaries."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinyllm.data.tokens import Tokens, documents
+from tinyllm.data.tokens.memmap import Tokens, documents
 
 
 @given(
@@ -16,7 +16,7 @@ from tinyllm.data.tokens import Tokens, documents
     step=st.sampled_from([1, 2, 3, -1, -2]),
 )
 @settings(max_examples=200, deadline=None)
-def test_slices_are_those_of_the_joined_array(sizes: list[int], ends: tuple[int, int], step: int) -> None:
+def test_slices_equal_those_of_the_joined_array(sizes: list[int], ends: tuple[int, int], step: int) -> None:
     whole = np.arange(sum(sizes), dtype=np.uint16)
     tokens = Tokens(np.split(whole, np.cumsum(sizes)[:-1]))
     assert len(tokens) == len(whole)
@@ -27,7 +27,7 @@ def test_slices_are_those_of_the_joined_array(sizes: list[int], ends: tuple[int,
     ]
 
 
-def test_arrays_of_positions_cross_files() -> None:
+def test_index_arrays_cross_files() -> None:
     whole = np.random.default_rng(0).integers(0, 60_000, 1000).astype(np.uint16)
     tokens = Tokens(np.split(whole, [1, 17, 500]))
     index = np.random.default_rng(1).integers(0, 1000, (7, 33))
@@ -41,13 +41,13 @@ def test_arrays_of_positions_cross_files() -> None:
         tokens[np.array([3, 1000])]
 
 
-def test_a_slice_within_one_file_is_no_copy() -> None:
+def test_slice_within_one_file_is_a_view() -> None:
     files = [np.arange(10), np.arange(10, 30)]
     assert np.shares_memory(Tokens(files)[12:18], files[1])
 
 
 def test_documents_are_found_across_files_and_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tinyllm.data.tokens._BLOCK", 4)
+    monkeypatch.setattr("tinyllm.data.tokens.memmap._BLOCK", 4)
     whole = np.array([0, 1, 2, 3, 0, 4, 0, 5, 6, 7, 8, 9, 10, 11, 0, 0, 12, 0], np.uint16)
     tokens = Tokens(np.split(whole, [2, 9]))
     found = [document.tolist() for document in documents(tokens, 0, 1, len(whole))]

@@ -1,4 +1,4 @@
-"""The bundled world's streams: determined by seed, split and index; what val asks was never asked in train."""
+"""Streams of the bundled world: determined by seed, split and index, with disjoint questions in train and val."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from collections import Counter
 import pytest
 
 from tinyllm.data import world
-from tinyllm.data.world.asking import ASK, ASK_INVERSE, CHECK, SHORT
 from tinyllm.data.world.draw import belongs, held_out
+from tinyllm.data.world.fact_wordings import ASK, ASK_INVERSE, CHECK, SHORT
 from tinyllm.data.world.facts import FACTS, STATEMENTS, canonical, fact, statements
 from tinyllm.data.world.lexicon import CATEGORIES, LANDMARKS, NAMES, PEOPLE
-from tinyllm.data.world.wordings import WORDINGS
+from tinyllm.data.world.task_wordings import WORDINGS
 from tinyllm.errors import UserError
 
 STREAMS = (world.documents, world.conversations, world.pairs, world.prompts)
@@ -51,11 +51,6 @@ def open_question(task: str, answer: str, question: str = "?") -> dict:
 
 
 @pytest.fixture(scope="module")
-def texts() -> list[str]:
-    return [record["text"] for record in world.documents(6000)]
-
-
-@pytest.fixture(scope="module")
 def train() -> list[dict]:
     return rows(world.conversations, 6000) + rows(world.prompts, 3000, seed=1)
 
@@ -66,7 +61,7 @@ def val() -> list[dict]:
 
 
 @pytest.mark.parametrize("stream", STREAMS)
-def test_record_i_depends_on_seed_split_and_i_only(stream):
+def test_record_i_is_a_function_of_seed_split_and_i(stream):
     first = rows(stream, 40, seed=3)
     assert rows(stream, 40, seed=3) == first
     assert list(itertools.islice(stream(10_000_000, seed=3), 12)) == first[:12]
@@ -74,8 +69,8 @@ def test_record_i_depends_on_seed_split_and_i_only(stream):
     assert rows(stream, 40, seed=3, split="val") != first
 
 
-def test_the_same_seed_gives_the_same_bytes_on_every_machine():
-    # Pinned on CPython 3.11, Linux. A change of any wording changes these: then pin them anew.
+def test_records_are_pinned():
+    # Pinned on CPython 3.11, Linux. Any change of a wording changes these.
     got = {stream.__name__: digest(rows(stream, 50, seed=0)) for stream in STREAMS}
     assert got == PINNED
 
@@ -97,7 +92,7 @@ def test_records_have_the_public_formats():
         assert record["prompt"][-1]["role"] == "user"
 
 
-def test_conversations_have_several_turns_systems_and_follow_ups(train):
+def test_conversations_have_several_turns_system_messages_and_follow_ups(train):
     chats = [record["messages"] for record in train if "messages" in record]
     turns = Counter(sum(message["role"] == "user" for message in chat) for chat in chats)
     assert turns[1] / len(chats) > 0.6
@@ -107,7 +102,7 @@ def test_conversations_have_several_turns_systems_and_follow_ups(train):
     assert sum(bool(re.match(r"And .*\b(he|she|his|her)\b", question)) for question in questions(train)) > 50
 
 
-def test_all_tasks_occur_and_a_task_can_be_chosen():
+def test_all_tasks_occur_and_can_be_selected():
     seen = Counter(record["task"] for record in world.prompts(2000))
     assert set(seen) == set(world.TASKS)
     assert min(seen.values()) >= 30
@@ -116,11 +111,11 @@ def test_all_tasks_occur_and_a_task_can_be_chosen():
         assert {record["task"] for record in make(60, task=("copy", "odd"))} == {"copy", "odd"}
 
 
-def test_documents_are_fast_and_of_a_sane_size():
+def test_speed_and_size_of_documents():
     start = time.process_time()
     lengths = [len(record["text"]) for record in world.documents(4000, seed=9)]
     seconds = time.process_time() - start
-    assert sum(lengths) / seconds > 1e6  # 9e6 bytes a second on a quiet core; a slow CI machine gets leeway
+    assert sum(lengths) / seconds > 1e6  # 9e6 bytes per second on a quiet core; slow CI machines are allowed
     assert 250 < sum(lengths) / len(lengths) < 420
     assert min(lengths) > 60
     assert max(lengths) < 1500
@@ -131,7 +126,7 @@ def test_the_world_does_not_import_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_wordings_are_many_and_val_has_its_own():
+def test_val_wordings_are_disjoint_from_train_wordings():
     kinds = [*ASK.values(), *ASK_INVERSE.values(), CHECK, SHORT]
     kinds += [{"train": wording.train, "val": wording.val} for wording in WORDINGS.values()]
     for kind in kinds:
@@ -148,9 +143,9 @@ def test_a_fifth_of_every_attribute_is_held_out():
     assert all(fact("friend", p.name).key == fact("friend", p.friend).key for p in PEOPLE)
 
 
-def test_no_train_text_asks_for_a_held_out_fact(train, texts):
+def test_no_train_text_asks_for_a_held_out_fact(train, world_texts):
     pairs = rows(world.pairs, 2000)
-    asked = "\n".join(questions(train) + questions(pairs) + texts)
+    asked = "\n".join(questions(train) + questions(pairs) + world_texts)
     answered = {message["content"] for r in train if "messages" in r for message in r["messages"]}
     for one in (one for one in FACTS if held_out(one.key)):
         assert canonical(one) not in answered
@@ -162,13 +157,13 @@ def test_no_train_text_asks_for_a_held_out_fact(train, texts):
             assert wording not in asked, wording
 
 
-def test_held_out_facts_are_told_in_train_documents(texts):
-    told = " ".join(texts)
+def test_held_out_facts_are_stated_in_train_documents(world_texts):
+    text = " ".join(world_texts)
     for one in (one for one in FACTS if held_out(one.key)):
-        assert sum(told.count(sentence) for sentence in statements(one)) >= 10, one
+        assert sum(text.count(sentence) for sentence in statements(one)) >= 10, one
 
 
-def test_val_asks_held_out_facts_in_held_out_words(val):
+def test_val_questions_are_about_held_out_facts(val):
     single = [record for record in val if record["task"] == "facts"]
     for record in single:
         if record["answer"].endswith("."):
@@ -190,7 +185,7 @@ def test_questions_of_train_and_val_are_disjoint(train, val):
 
 
 def instance(task: str, question: str, answer: str):
-    """What must not occur in both splits, read from the question alone."""
+    """Return the part of a question that must not occur in both splits."""
     if task in ("sort", "copy"):
         return tuple(sorted(answer)) if task == "sort" else answer
     if task == "reverse":
@@ -232,24 +227,24 @@ def test_counted_lists_are_disjoint():
     assert not instances("train") & instances("val")
 
 
-def test_train_documents_hold_no_val_instance(texts):
+def test_train_documents_have_no_val_instance(world_texts):
     val_sorts = {tuple(sorted(r["answer"])) for r in world.prompts(1500, split="val", task="sort")}
-    shown = {tuple(sorted(run)) for run in re.findall(r"\b\d(?: \d){3,5}\b", "\n".join(texts))}
+    shown = {tuple(sorted(run)) for run in re.findall(r"\b\d(?: \d){3,5}\b", "\n".join(world_texts))}
     assert len(shown) > 300
     assert not shown & val_sorts
 
 
-def test_documents_of_the_two_splits_are_disjoint(texts):
-    assert all(belongs(text, "train") for text in texts)
+def test_documents_of_the_two_splits_are_disjoint(world_texts):
+    assert all(belongs(text, "train") for text in world_texts)
     assert all(belongs(record["text"], "val") for record in world.documents(300, split="val"))
-    ours = set(texts) | {record["text"] for record in world.documents(3000, seed=8)}
+    ours = set(world_texts) | {record["text"] for record in world.documents(3000, seed=8)}
     assert not ours & {record["text"] for record in world.documents(1500, split="val")}
 
 
 @pytest.mark.parametrize(
     ("call", "fix"),
     [
-        (lambda: world.documents(-1), "ask for 0 or more"),
+        (lambda: world.documents(-1), "use 0 or more"),
         (lambda: world.documents(1, split="valid"), "did you mean val?"),
         (lambda: world.prompts(1, task="sorted"), "did you mean sort?"),
         (lambda: world.prompts(1, task=()), "use one of facts"),
@@ -260,12 +255,12 @@ def test_documents_of_the_two_splits_are_disjoint(texts):
         (lambda: world.gold(open_question("chess", "e4"), "e4", True), "use one of facts"),
     ],
 )
-def test_bad_input_is_refused_at_once(call, fix):
+def test_invalid_arguments_are_refused_at_once(call, fix):
     with pytest.raises(UserError) as caught:
         call()
     assert fix in caught.value.fix
     assert caught.value.code == 2
 
 
-def test_count_zero_gives_nothing():
+def test_count_zero_gives_no_record():
     assert [rows(stream, 0) for stream in STREAMS] == [[], [], [], []]

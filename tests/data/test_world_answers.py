@@ -1,4 +1,4 @@
-"""Every answer of the bundled world, found again from the question alone: by the table, or by rule."""
+"""Answers of the bundled world, derived again from the question: from the table or by rule."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import re
 import pytest
 
 from tinyllm.data import world
-from tinyllm.data.world.asking import ASK, ASK_INVERSE, CHECK, SHORT
 from tinyllm.data.world.draw import held_out
+from tinyllm.data.world.fact_wordings import ASK, ASK_INVERSE, CHECK, SHORT
 from tinyllm.data.world.facts import STATEMENTS, phrase, statement_index
 from tinyllm.data.world.lexicon import CATEGORIES, LANDMARKS, NAMES, OWNER, PERSON, TABLE, TOWN_OF, plural
-from tinyllm.data.world.wordings import WORDINGS
+from tinyllm.data.world.task_wordings import WORDINGS
 
 CATEGORY = {word: name for name, words in CATEGORIES.items() for word in words}
 LEAD_IN = r"^(?:Please help me|I have a question|A question for you)\. "
@@ -22,7 +22,7 @@ def last(record: dict) -> str:
 
 
 def without_form(question: str, split: str) -> tuple[str, bool]:
-    """The question without "Answer with one word.", and whether that was there."""
+    """Return the question without "Answer with one word.", and whether it had that."""
     for text in SHORT[split]:
         if question.endswith(" " + text):
             return question.removesuffix(" " + text), True
@@ -30,7 +30,7 @@ def without_form(question: str, split: str) -> tuple[str, bool]:
 
 
 def fit(template: str, text: str) -> str | None:
-    """What stands in the one place of a template, if the text fits it."""
+    """Return the value of the only placeholder of a template, if the text fits it."""
     place = re.search(r"\{\w+\}", template)[0]
     head, tail = template.split(place)
     head = head[:1].upper() + head[1:]
@@ -38,13 +38,13 @@ def fit(template: str, text: str) -> str | None:
 
 
 def readings(wordings: dict, question: str, split: str) -> set[tuple[str, str]]:
-    """(attribute, subject or value) for all wordings of the split that the question fits."""
+    """Return (attribute, subject or value) for all wordings of the split that the question fits."""
     found = ((a, fit(template, question)) for a, kinds in wordings.items() for template in kinds[split])
     return {(attribute, text) for attribute, text in found if text}
 
 
 def by_rule(task: str, question: str) -> str:
-    """Work a rule task out."""
+    """Return the answer of a rule-based task."""
     numbers = [int(number) for number in re.findall(r"\d+", question)]
     if task == "sort":
         return " ".join(sorted(re.findall(r"\d", question)))
@@ -69,7 +69,7 @@ def test_answers_follow_by_rule(task, split):
 
 @pytest.mark.parametrize("split", ["train", "val"])
 @pytest.mark.parametrize("task", ["copy", "reverse", "spell"])
-def test_given_words_come_back_as_asked(task, split):
+def test_answers_of_copy_reverse_and_spell_follow_from_the_question(task, split):
     for record in world.prompts(300, split=split, task=task):
         question, answer = last(record), record["answer"]
         given = {"copy": answer, "reverse": " ".join(answer.split()[::-1]), "spell": answer.replace(" ", "")}[task]
@@ -86,7 +86,7 @@ def test_rule_tasks_use_the_wordings_of_their_split(split):
             assert any(fit(template, last(record)) for template in templates), last(record)
 
 
-def test_fact_questions_have_the_answer_of_the_table():
+def test_answers_of_fact_questions_are_those_of_the_table():
     for split in ("train", "val"):
         for record in world.prompts(1500, split=split, task=("facts", "whose")):
             if last(record).startswith("And "):
@@ -122,7 +122,7 @@ def test_follow_up_questions_use_the_right_pronoun():
     assert seen > 300
 
 
-def test_two_hops_end_where_the_table_says():
+def test_answers_of_two_hop_questions_are_those_of_the_table():
     for split in ("train", "val"):
         for record in world.prompts(500, split=split, task="hops"):
             question, _ = without_form(last(record), split)
@@ -145,7 +145,7 @@ def test_two_hops_end_where_the_table_says():
                 assert value in true, question
 
 
-def test_yes_and_no_are_right():
+def test_answers_of_yes_no_questions_are_right():
     seen = {"Yes": 0, "No": 0}
     truths = {sentence.removesuffix(".").lower() for sentence in statement_index()}
     for split in ("train", "val"):
@@ -159,7 +159,7 @@ def test_yes_and_no_are_right():
     assert min(seen.values()) > 700
 
 
-def test_val_conversations_ask_val_facts():
+def test_val_conversations_ask_about_val_facts():
     told = {m["content"] for r in world.conversations(500, split="val", task="facts") for m in r["messages"][1:]}
     facts = [statement_index()[text] for text in told if text in statement_index()]
     assert len(facts) > 30

@@ -1,4 +1,4 @@
-"""The bundled world's gold reward ranks answers as it says, and pairs and demonstrations err at the stated rates."""
+"""The gold reward of the bundled world, the label noise of pairs, and the rates of wrong demonstrations."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 import pytest
 
 from tinyllm.data import world
-from tinyllm.data.world.chat import SHORT_SYSTEM, exchange
+from tinyllm.data.world.exchanges import SHORT_SYSTEM, exchange
 from tinyllm.data.world.preferences import CORRUPTIONS
 
 
@@ -21,8 +21,8 @@ def open_question(task: str, answer: str, question: str = "?") -> dict:
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_own_answer_is_worth_one_and_every_corruption_less(split):
-    worth = {kind: [] for kind in CORRUPTIONS}
+def test_canonical_answer_has_reward_one_and_every_corruption_less(split):
+    reward = {kind: [] for kind in CORRUPTIONS}
     for index in range(1500):
         rng = random.Random(f"gold {index}")
         asked = exchange(rng, split, world.TASKS)
@@ -34,8 +34,8 @@ def test_own_answer_is_worth_one_and_every_corruption_less(split):
             bad = corrupt(rng, asked.item)
             score = world.gold(record, bad, True)
             assert -1.0 <= score < 1.0, (record, bad)
-            worth[kind].append(score)
-    mean = {kind: sum(scores) / len(scores) for kind, scores in worth.items()}
+            reward[kind].append(score)
+    mean = {kind: sum(scores) / len(scores) for kind, scores in reward.items()}
     assert mean["reshaped"] > mean["padded"] > mean["wrong"] > mean["wrong_and_padded"]
     assert mean["refusing"] < 0.0
     assert mean["rambling"] < 0.0
@@ -94,51 +94,51 @@ GOLD_CASES = [
 ]
 
 
-@pytest.mark.parametrize(("record", "reply", "finished", "worth"), GOLD_CASES)
-def test_gold_of_known_answers(record, reply, finished, worth):
-    assert world.gold(record, reply, finished) == pytest.approx(worth)
+@pytest.mark.parametrize(("record", "reply", "finished", "reward"), GOLD_CASES)
+def test_gold_of_known_answers(record, reply, finished, reward):
+    assert world.gold(record, reply, finished) == pytest.approx(reward)
 
 
 @pytest.mark.parametrize("case", [case for case in GOLD_CASES if case[0]["task"] in ("facts", "sort")])
-def test_gold_needs_the_answer_and_the_task_only(case):
-    record, reply, finished, worth = case
-    columns = {"answer": record["answer"], "task": record["task"]}  # what a rollout keeps of a prompt record
-    assert world.gold(columns, reply, finished) == pytest.approx(worth)
+def test_gold_reads_answer_and_task_only(case):
+    record, reply, finished, reward = case
+    columns = {"answer": record["answer"], "task": record["task"]}  # the columns that a rollout keeps
+    assert world.gold(columns, reply, finished) == pytest.approx(reward)
 
 
-def test_partial_credit_grows_with_every_position_right():
+def test_partial_credit_grows_with_the_right_positions():
     record = open_question("sort", "1 2 3 4 5 6")
-    worth = [world.gold(record, " ".join([*"123456"[:k], *"999999"[k:]]), True) for k in range(7)]
-    assert worth == pytest.approx([0.0, 0.5 / 6, 1 / 6, 1.5 / 6, 2 / 6, 2.5 / 6, 1.0])
+    reward = [world.gold(record, " ".join([*"123456"[:k], *"999999"[k:]]), True) for k in range(7)]
+    assert reward == pytest.approx([0.0, 0.5 / 6, 1 / 6, 1.5 / 6, 2 / 6, 2.5 / 6, 1.0])
 
 
-def test_a_system_message_can_ask_for_one_word():
+def test_system_message_can_request_one_word():
     short = [r for r in world.prompts(6000) if r["prompt"][0]["content"] in SHORT_SYSTEM]
     assert len(short) > 100
     assert all(re.fullmatch(r"[A-Za-z]+", record["answer"]) for record in short)
 
 
-def both_worths(record) -> tuple[float, float]:
+def both_rewards(record) -> tuple[float, float]:
     return tuple(world.gold(record, record[side][0]["content"], True) for side in ("chosen", "rejected"))
 
 
-def test_without_noise_the_better_answer_is_chosen():
+def test_without_noise_the_better_answer_is_preferred():
     records = rows(world.pairs, 3000)
     for record in records:
-        chosen, rejected = both_worths(record)
+        chosen, rejected = both_rewards(record)
         assert chosen > rejected
         assert record["chosen"] != record["rejected"]
         assert record["chosen"][0]["content"]
         assert record["rejected"][0]["content"]
-    top = sum(both_worths(record)[0] == 1.0 for record in records) / len(records)
-    assert 0.6 < top < 0.8  # the others teach the order among bad answers
+    top = sum(both_rewards(record)[0] == 1.0 for record in records) / len(records)
+    assert 0.6 < top < 0.8  # the other pairs have two bad answers
 
 
 @pytest.mark.parametrize("noise", [0.25, 0.5, 2.0])
-def test_noise_flips_as_bradley_terry_says(noise):
+def test_label_noise_follows_bradley_terry(noise):
     flips, expected, variance = 0, 0.0, 0.0
     for record in world.pairs(4000, noise=noise):
-        chosen, rejected = both_worths(record)
+        chosen, rejected = both_rewards(record)
         assert chosen != rejected
         p = world.preference(abs(chosen - rejected), noise)
         flips += chosen < rejected
@@ -158,7 +158,7 @@ def test_preference_is_the_logistic_function_of_the_gap():
 
 
 @pytest.mark.parametrize("task", ["sort", "facts", "sums"])
-def test_wrong_demonstrations_come_at_the_stated_rate(task):
+def test_share_of_wrong_demonstrations_is_the_given_rate(task):
     def wrong_share(rate):
         answers = {r["task"]: [] for r in world.conversations(1, task=task)}[task]
         made, asked = world.conversations(1500, task=task, wrong=rate), world.conversations(1500, task=task)
@@ -177,6 +177,6 @@ def test_wrong_demonstrations_keep_the_form():
     for record in world.conversations(300, task="sort", wrong=1.0):
         question, reply = (message["content"] for message in record["messages"][-2:])
         answer = " ".join(sorted(re.search(r"\d(?: \d)+", question)[0].split()))
-        worth = world.gold(open_question("sort", answer), reply, True)
-        assert -0.05 <= worth < 0.5
+        reward = world.gold(open_question("sort", answer), reply, True)
+        assert -0.05 <= reward < 0.5
         assert re.fullmatch(r"\d( \d)+", reply)

@@ -1,4 +1,4 @@
-"""The texts of the bundled world: nothing they tell is false, and they are plain, varied English."""
+"""Documents of the bundled world: true statements in plain, varied English."""
 
 from __future__ import annotations
 
@@ -15,20 +15,7 @@ from tinyllm.data.world.lexicon import CATEGORIES, LANDMARKS, NAMES, PEOPLE, PER
 from tinyllm.data.world.stories import expand, skeletons
 
 
-def questions(records) -> list[str]:
-    found = []
-    for record in records:
-        messages = record["messages"] if "messages" in record else record["prompt"]
-        found += [message["content"] for message in messages if message["role"] == "user"]
-    return found
-
-
-@pytest.fixture(scope="module")
-def texts() -> list[str]:
-    return [record["text"] for record in world.documents(6000)]
-
-
-def test_the_table_is_closed_and_unambiguous():
+def test_values_of_the_table_are_distinct_words():
     assert len(PEOPLE) == 24
     assert len(FACTS) == len(TABLE) == 224
     words = [value for values in VALUES.values() for value in values]
@@ -46,18 +33,18 @@ def test_the_table_is_closed_and_unambiguous():
 
 
 @pytest.mark.parametrize("attribute", ["home", "job", "pet", "food", "colour", "hobby", "month"])
-def test_no_value_is_commoner_than_another(attribute):
+def test_values_of_an_attribute_are_equally_frequent(attribute):
     counts = Counter(TABLE[attribute, name] for name in NAMES)
     assert len(set(counts.values())) == 1
 
 
 def sentences(texts: list[str]) -> Counter:
-    """Each plain sentence or clause of the texts, without its stop, and how often it stands there."""
+    """Count the sentences and clauses of the texts, without their full stops."""
     return Counter(part for text in texts for part in re.split(r'[.!?"] *|, (?:but|and) (?=[A-Z])', text) if part)
 
 
 @pytest.mark.parametrize("attribute", list(STATEMENTS))
-def test_documents_state_every_fact_often_and_never_a_false_one(attribute, texts):
+def test_documents_state_every_fact_and_no_false_one(attribute, world_texts):
     subjects = LANDMARKS if attribute == "landmark" else NAMES
     meaning = {
         phrase(template, subject, value).removesuffix("."): (template, subject, value)
@@ -65,19 +52,19 @@ def test_documents_state_every_fact_often_and_never_a_false_one(attribute, texts
         for subject in subjects
         for value in VALUES[attribute]
     }
-    told, used = Counter(), set()
-    for sentence, count in sentences(texts).items():
+    counts, used = Counter(), set()
+    for sentence, count in sentences(world_texts).items():
         if sentence in meaning:
             template, subject, value = meaning[sentence]
             assert TABLE[attribute, subject] == value, sentence
-            told[subject] += count
+            counts[subject] += count
             used.add(template)
     assert used == set(STATEMENTS[attribute])
-    assert min(told[subject] for subject in subjects) >= 20
+    assert min(counts[subject] for subject in subjects) >= 20
 
 
 NAME = rf"(?:{'|'.join(NAMES)})"
-IN_STORIES = {  # attribute -> how a story words it in passing, with name (n) and value (v)
+IN_STORIES = {  # attribute: its wordings in stories, with name (n) and value (v)
     "home": r"(?P<n>NAME),? (?:from|comes from|lives in) (?P<v>VALUE)|(?P<v2>VALUE), where (?P<n2>NAME) lives",
     "job": r"(?P<n>NAME)(?:,? who)? (?:works as|is) an? (?P<v>VALUE)",
     "pet": r"(?P<n>NAME)'s (?P<v>VALUE)\b|(?P<v2>VALUE) of (?P<n2>NAME)\b|(?P<n3>NAME) has an? (?P<v3>VALUE)",
@@ -92,12 +79,12 @@ IN_STORIES = {  # attribute -> how a story words it in passing, with name (n) an
 
 
 @pytest.mark.parametrize("attribute", list(IN_STORIES))
-def test_what_stories_say_in_passing_is_true(attribute, texts):
+def test_facts_in_stories_are_true(attribute, world_texts):
     towns, pets, values = ("|".join(words) for words in (LANDMARKS, VALUES["pet"], VALUES[attribute]))
     words = {"NAME": NAME, "TOWN": f"(?:{towns})", "PET": pets, "VALUE": f"(?:{values})"}
     pattern = re.compile(re.sub("NAME|PET|TOWN|VALUE", lambda match: words[match[0]], IN_STORIES[attribute]))
     checked = 0
-    for text in texts[:2500]:
+    for text in world_texts[:2500]:
         for match in pattern.finditer(text):
             groups = match.groupdict()
             name, value = (next(groups[g] for g in groups if g[0] == kind and groups[g]) for kind in "nv")
@@ -106,9 +93,9 @@ def test_what_stories_say_in_passing_is_true(attribute, texts):
     assert checked > 40
 
 
-def test_lists_of_people_are_true(texts):
+def test_lists_of_people_are_true(world_texts):
     lists, checked = rf"((?:{NAME}, )*{NAME} and {NAME})", 0
-    many = [sentence for sentence in sentences(texts) if re.search(rf"{NAME} and {NAME}", sentence)]
+    many = [sentence for sentence in sentences(world_texts) if re.search(rf"{NAME} and {NAME}", sentence)]
     for attribute, templates in GROUPS.items():
         for value, template in itertools.product(VALUES[attribute], templates):
             words = {"v": value, "av": f"{article(value)} {value}", "vs": plural(value), "who": "@"}
@@ -121,8 +108,8 @@ def test_lists_of_people_are_true(texts):
     assert checked > 500
 
 
-def test_worked_examples_in_documents_are_right(texts):
-    whole = "\n".join(texts)
+def test_worked_examples_in_documents_are_right(world_texts):
+    whole = "\n".join(world_texts)
     sorts = re.findall(r"Sorted from small to big, ([\d ]+) gives ([\d ]+)\.", whole)
     sums = re.findall(r"(\d+) (plus|minus) (\d+) is (\d+)\.", whole)
     backwards = re.findall(r"Backwards, ([a-z ]+) is ([a-z ]+)\.", whole)
@@ -132,25 +119,29 @@ def test_worked_examples_in_documents_are_right(texts):
     assert all(given.split()[::-1] == got.split() for given, got in backwards)
 
 
-def test_texts_are_plain_grammatical_ascii(texts):
+def test_texts_are_plain_grammatical_ascii(world_texts):
     prompts = [record for split in ("train", "val") for record in world.prompts(3000, split=split)]
-    everything = texts + questions(prompts) + [record["answer"] for record in prompts]
+    everything = (
+        world_texts
+        + [m["content"] for r in prompts for m in r["prompt"] if m["role"] == "user"]
+        + [record["answer"] for record in prompts]
+    )
     for text in everything:
         assert text.isascii()
         assert not re.search(r"[{}\[\]|@]|  |^ | $|\.\.|,\.|\?\.| [.,?]", text), text
         assert not re.search(r"\w\w [Aa] (?!is\b|and\b)[aeiou][a-z]+|\b[Aa]n [^aeiou\W]", text), text
-    for text in texts:
+    for text in world_texts:
         assert text[0].isupper() or text[0] == '"', text
         assert text[-1] in '."', text
         assert text.count('"') % 2 == 0, text
 
 
-def test_vocabulary_is_small(texts):
-    words = Counter(re.findall(r"[A-Za-z]+", " ".join(texts)))
+def test_vocabulary_is_small(world_texts):
+    words = Counter(re.findall(r"[A-Za-z]+", " ".join(world_texts)))
     assert 600 < len(words) < 1100
 
 
-def test_stories_have_enough_skeletons_beats_and_readings():
+def test_number_of_skeletons_beats_and_stories():
     assert len(skeletons()) == 17
     assert min(len(beats) for beats in skeletons()) >= 6
     assert expand("a [b|c] d [e|f]") == ("a b d e", "a b d f", "a c d e", "a c d f")

@@ -1,4 +1,4 @@
-"""Generation: cached = uncached, batched = alone, stopping, sampling."""
+"""Generation: cached equals uncached, batched equals alone, stopping, sampling."""
 
 from __future__ import annotations
 
@@ -49,23 +49,23 @@ def greedy_uncached(model: CausalLM, prompt: list[int], n: int) -> list[int]:
     return ids[len(prompt) :]
 
 
-def test_greedy_with_cache_and_left_padding_is_greedy_without(model: CausalLM) -> None:
+def test_greedy_decoding_with_cache_and_left_padding_equals_decoding_without(model: CausalLM) -> None:
     together = generate(model, PROMPTS, Sampling(20, temperature=0))
     for prompt, completion in zip(PROMPTS, together, strict=True):
         assert completion.ids == greedy_uncached(model, prompt, 20)
 
 
-def test_reported_log_probs_are_the_training_forward_s(model: CausalLM) -> None:
+def test_reported_log_probs_equal_those_of_the_training_forward(model: CausalLM) -> None:
     for prompt, completion in zip(
         PROMPTS, generate(model, PROMPTS, Sampling(12, temperature=0.8, seed=4)), strict=True
     ):
         ids = torch.tensor([prompt + completion.ids])
         mask = torch.tensor([[False] * len(prompt) + [True] * len(completion.ids)])
-        scored = model.log_probs(ids, mask, temperature=0.8).log_probs[0, len(prompt) :]
+        scored = model.log_probs(ids, mask, temperature=0.8)[0, len(prompt) :]
         torch.testing.assert_close(torch.tensor(completion.log_probs), scored, atol=1e-4, rtol=0)
 
 
-def test_rows_that_stop_leave_and_the_others_go_on_unharmed(model: CausalLM) -> None:
+def test_finished_rows_leave_the_batch_and_the_others_are_unchanged(model: CausalLM) -> None:
     free = generate(model, PROMPTS, Sampling(20, temperature=0))
     stop = free[0].ids[4]
     stopped = generate(model, PROMPTS, Sampling(20, temperature=0, stop=(stop,)))
@@ -76,7 +76,7 @@ def test_rows_that_stop_leave_and_the_others_go_on_unharmed(model: CausalLM) -> 
     assert stopped[0].finished
 
 
-def test_the_same_seed_writes_the_same_text(model: CausalLM) -> None:
+def test_same_seed_gives_the_same_tokens(model: CausalLM) -> None:
     first, again, other = (generate(model, PROMPTS, Sampling(16, seed=s)) for s in (1, 1, 2))
     assert [c.ids for c in first] == [c.ids for c in again]
     assert [c.ids for c in first] != [c.ids for c in other]
@@ -92,7 +92,7 @@ def test_top_k_one_and_tiny_top_p_are_greedy(model: CausalLM) -> None:
 
 
 def test_samples_follow_the_distribution(model: CausalLM) -> None:
-    """10,000 first tokens against the softmax at temperature 2: chi-square per degree of freedom near one."""
+    """Compare 10,000 first tokens with the softmax at temperature 2: chi-square per degree of freedom is near one."""
     ids = torch.tensor([PROMPTS[0]])
     p = torch.softmax(model.logits(model(ids))[0, -1].detach() / 2.0, -1)
     drawn = generate(model, [PROMPTS[0]] * 10_000, Sampling(1, temperature=2.0, seed=5))
@@ -101,7 +101,7 @@ def test_samples_follow_the_distribution(model: CausalLM) -> None:
     assert 0.4 < chi < 1.8
 
 
-def test_prompts_that_do_not_fit(model: CausalLM) -> None:
+def test_completions_end_with_the_context_and_full_or_empty_prompts_are_refused(model: CausalLM) -> None:
     assert generate(model, [], Sampling(5)) == []
     assert generate(model, [[1]], Sampling(0))[0].ids == []
     assert len(generate(model, [[1] * 60], Sampling(50))[0].ids) == 4  # to the end of the context, no further
@@ -111,12 +111,12 @@ def test_prompts_that_do_not_fit(model: CausalLM) -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"temperature": -1.0}, {"temperature": float("nan")}, {"top_p": 0.0}, {"top_k": -1}])
-def test_settings_that_make_no_sense(wrong: dict) -> None:
+def test_settings_out_of_range_are_refused(wrong: dict) -> None:
     with pytest.raises(UserError):
         Sampling(**wrong)
 
 
-def test_golden_greedy_tokens_of_a_model_trained_elsewhere(shared: Path) -> None:
+def test_greedy_tokens_of_stories260k_are_the_golden_ones(shared: Path) -> None:
     folder = shared / "models" / "stories260k"
     golden = json.loads((folder / "golden.json").read_text())["greedy_from_bos_199"]
     model = hub.load_causal_lm(folder / "hf")

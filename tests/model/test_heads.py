@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tinyllm.model import heads
-from tinyllm.model.heads import last_token, token_scores
+from tinyllm.model.heads import last_token, token_log_probs, token_scores
 
 
 def plain(
@@ -34,10 +34,10 @@ def case() -> tuple[torch.Tensor, ...]:
 def test_values_and_gradients_are_the_definitions(
     case: tuple, temperature: float, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(heads._BLOCK_NUMBERS, "cpu", block)  # 1, 4 or all rows at a time
+    monkeypatch.setitem(heads._BLOCK_ELEMENTS, "cpu", block)  # 1, 4 or all rows at a time
     hidden, head, ids, mask = case
     weights = torch.randn(3, 7, dtype=torch.float64)
-    ours = token_scores(hidden, head, ids, mask, temperature=temperature).log_probs
+    ours = token_log_probs(hidden, head, ids, mask, temperature=temperature)
     theirs = plain(hidden, head, ids, mask, temperature)
     torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=0)
     got = torch.autograd.grad((ours * weights).sum(), (hidden, head))
@@ -48,29 +48,27 @@ def test_values_and_gradients_are_the_definitions(
 
 def test_gradient_in_float64(case: tuple) -> None:
     hidden, head, ids, mask = case
-    assert torch.autograd.gradcheck(
-        lambda h, w: token_scores(h, w, ids, mask, temperature=1.3).log_probs, (hidden, head)
-    )
+    assert torch.autograd.gradcheck(lambda h, w: token_log_probs(h, w, ids, mask, temperature=1.3), (hidden, head))
 
 
 def test_entropy_is_that_of_the_distribution(case: tuple) -> None:
     hidden, head, ids, mask = case
     log_p = torch.log_softmax(hidden @ head.T, -1)
     want = torch.nn.functional.pad(-(log_p.exp() * log_p).sum(-1)[:, :-1], (1, 0)) * mask
-    got = token_scores(hidden, head, ids, mask, entropy=True).entropy
+    got = token_scores(hidden, head, ids, mask).entropy
     torch.testing.assert_close(got, want.detach(), atol=1e-12, rtol=0)
 
 
 def test_uniform_logits_cost_ln_v() -> None:
-    scores = token_scores(
+    scores = token_log_probs(
         torch.zeros(1, 3, 4), torch.randn(50, 4), torch.tensor([[1, 2, 3]]), torch.tensor([[False, True, True]])
     )
-    torch.testing.assert_close(scores.log_probs, torch.tensor([[0.0, -3.912023, -3.912023]]))
+    torch.testing.assert_close(scores, torch.tensor([[0.0, -3.912023, -3.912023]]))
 
 
 def test_an_empty_mask_gives_zero_and_zero_gradients(case: tuple) -> None:
     hidden, head, ids, mask = case
-    scores = token_scores(hidden, head, ids, torch.zeros_like(mask)).log_probs
+    scores = token_log_probs(hidden, head, ids, torch.zeros_like(mask))
     assert scores.abs().sum() == 0
     gradients = torch.autograd.grad(scores.sum(), (hidden, head))
     assert all(g.abs().sum() == 0 for g in gradients)
@@ -88,8 +86,8 @@ def test_bf16_keeps_the_softmax_in_float32() -> None:
     ids = torch.randint(0, 999, (2, 5), generator=generator)
     mask = torch.ones(2, 5, dtype=torch.bool)
     mask[:, 0] = False
-    exact = token_scores(hidden, head, ids, mask).log_probs
+    exact = token_log_probs(hidden, head, ids, mask)
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = token_scores(hidden, head, ids, mask).log_probs
+        rounded = token_log_probs(hidden, head, ids, mask)
     assert rounded.dtype == torch.float32
     assert (rounded - exact).abs().max() < 0.05

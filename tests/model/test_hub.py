@@ -1,4 +1,4 @@
-"""Hugging Face files: round trips, and transformers and PEFT as independent readers."""
+"""Hugging Face files: round trips, with transformers and PEFT as independent readers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SHAPES = {
 IDS = torch.randint(0, 64, (2, 17), generator=torch.Generator().manual_seed(0))
 
 
-def rough(kind: type, config: ModelConfig) -> torch.nn.Module:
+def random_model(kind: type, config: ModelConfig) -> torch.nn.Module:
     model = kind(config)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -48,8 +48,8 @@ def saved(model: torch.nn.Module, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_save_and_load_is_bitwise(name: str, tmp_path: Path) -> None:
-    model = rough(CausalLM, SHAPES[name])
+def test_save_and_load_round_trip_is_bitwise_exact(name: str, tmp_path: Path) -> None:
+    model = random_model(CausalLM, SHAPES[name])
     again = hub.load_causal_lm(saved(model, tmp_path))
     assert torch.equal(again.logits(again(IDS)), model.logits(model(IDS)))
     assert again.config == model.config
@@ -59,9 +59,9 @@ def test_save_and_load_is_bitwise(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parity
 @pytest.mark.parametrize("name", SHAPES)
-def test_transformers_opens_it_unchanged(name: str, tmp_path: Path) -> None:
+def test_transformers_loads_our_checkpoint_unchanged(name: str, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
-    model = rough(CausalLM, SHAPES[name])
+    model = random_model(CausalLM, SHAPES[name])
     theirs, report = transformers.AutoModelForCausalLM.from_pretrained(saved(model, tmp_path), output_loading_info=True)
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
@@ -76,9 +76,9 @@ def test_transformers_opens_it_unchanged(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parity
 @pytest.mark.parametrize("name", SHAPES)
-def test_what_transformers_writes_opens_here(name: str, tmp_path: Path) -> None:
+def test_checkpoint_saved_by_transformers_loads_here(name: str, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
-    model = rough(CausalLM, SHAPES[name])
+    model = random_model(CausalLM, SHAPES[name])
     theirs = transformers.AutoModelForCausalLM.from_pretrained(saved(model, tmp_path))
     theirs.save_pretrained(tmp_path / "theirs")
     again = hub.load_causal_lm(tmp_path / "theirs")
@@ -86,9 +86,9 @@ def test_what_transformers_writes_opens_here(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parity
-def test_a_reward_model_scores_alike_in_transformers(tmp_path: Path) -> None:
+def test_reward_model_has_the_same_scores_in_transformers(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
-    model = rough(SequenceScorer, SHAPES["qwen3-tied-gqa"])
+    model = random_model(SequenceScorer, SHAPES["qwen3-tied-gqa"])
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(saved(model, tmp_path))
     ids, real = IDS.clone().clamp(min=4), torch.ones_like(IDS, dtype=torch.bool)
     ids[1, 12:], real[1, 12:] = 3, False  # padding
@@ -100,9 +100,9 @@ def test_a_reward_model_scores_alike_in_transformers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parity
-def test_peft_reads_our_adapter_and_we_read_peft_s(tmp_path: Path) -> None:
+def test_adapters_are_exchanged_with_peft_in_both_directions(tmp_path: Path) -> None:
     transformers, peft = pytest.importorskip("transformers"), pytest.importorskip("peft")
-    model = rough(CausalLM, SHAPES["qwen3-tied-gqa"])
+    model = random_model(CausalLM, SHAPES["qwen3-tied-gqa"])
     base = tmp_path / "base"
     base.mkdir()
     saved(model, base)
@@ -118,9 +118,9 @@ def test_peft_reads_our_adapter_and_we_read_peft_s(tmp_path: Path) -> None:
         want = model.logits(model(IDS))
         torch.testing.assert_close(theirs(IDS).logits, want, atol=1e-5, rtol=1e-5)
     theirs.save_pretrained(tmp_path / "theirs")
-    assert not tensors.note(
+    assert not tensors.metadata(
         tmp_path / "theirs" / lora.WEIGHTS, lora.BASE_SHA256
-    )  # which PEFT does not keep, and nobody needs
+    )  # not kept by PEFT, and not required
     again = hub.load_causal_lm(tmp_path / "theirs", merged=False)
     with torch.no_grad():
         torch.testing.assert_close(again.logits(again(IDS)), want, atol=1e-6, rtol=1e-6)
@@ -128,10 +128,10 @@ def test_peft_reads_our_adapter_and_we_read_peft_s(tmp_path: Path) -> None:
 
 @pytest.mark.parity
 @pytest.mark.filterwarnings("error:.*[Uu]nexpected keyword.*")
-def test_peft_finds_nothing_strange_in_our_adapter(tmp_path: Path) -> None:
-    """The hash of the base stands where PEFT does not look: a key of ours in adapter_config.json would be warned about."""
+def test_peft_loads_our_adapter_without_warnings(tmp_path: Path) -> None:
+    """The hash of the base is stored where PEFT does not look: it would warn about an unknown key in adapter_config.json."""
     peft = pytest.importorskip("peft")
-    model = rough(CausalLM, SHAPES["qwen3-tied-gqa"])
+    model = random_model(CausalLM, SHAPES["qwen3-tied-gqa"])
     base, ours = tmp_path / "base", tmp_path / "ours"
     for folder in (base, ours):
         folder.mkdir()
@@ -143,21 +143,21 @@ def test_peft_finds_nothing_strange_in_our_adapter(tmp_path: Path) -> None:
         hub.load_causal_lm(ours)
 
 
-def test_the_bytes_of_an_adapter_depend_on_nothing_else(tmp_path: Path) -> None:
-    """The library orders a file's notes at random."""
+def test_bytes_of_a_safetensors_file_depend_only_on_its_content(tmp_path: Path) -> None:
+    """The library writes the entries of the metadata in random order."""
     found = set()
     for number in range(20):
         notes = {"format": "pt", "base_sha256": "0" * 64, "a": "b"}
         tensors.write({"x": torch.ones(3), "y": torch.zeros(2)}, tmp_path / "a.safetensors", notes)
         found.add((tmp_path / "a.safetensors").read_bytes())
-        assert tensors.note(tmp_path / "a.safetensors", "a") == "b", number
+        assert tensors.metadata(tmp_path / "a.safetensors", "a") == "b", number
     assert len(found) == 1
     assert torch.equal(tensors.read([tmp_path / "a.safetensors"])["x"], torch.ones(3))
 
 
 def test_links_into_the_store_of_huggingface_hub_are_followed(tmp_path: Path) -> None:
     """`snapshots/REVISION/NAME -> ../../blobs/HASH`."""
-    model = rough(CausalLM, SHAPES["qwen3-tied-gqa"])
+    model = random_model(CausalLM, SHAPES["qwen3-tied-gqa"])
     blobs, revision = tmp_path / "models--a--b" / "blobs", tmp_path / "models--a--b" / "snapshots" / "123"
     blobs.mkdir(parents=True)
     revision.mkdir(parents=True)
@@ -167,8 +167,8 @@ def test_links_into_the_store_of_huggingface_hub_are_followed(tmp_path: Path) ->
     assert torch.equal(hub.load_causal_lm(revision)(IDS), model(IDS))
 
 
-def test_a_scorer_starts_from_the_policy(tmp_path: Path) -> None:
-    policy = rough(CausalLM, SHAPES["qwen3-tied-gqa"])
+def test_scorer_starts_from_the_decoder_of_the_policy(tmp_path: Path) -> None:
+    policy = random_model(CausalLM, SHAPES["qwen3-tied-gqa"])
     scorer = hub.scorer_from(policy, seed=0)
     assert torch.equal(scorer.model(IDS), policy(IDS))
     assert torch.equal(hub.scorer_from(policy, seed=0).score.weight, scorer.score.weight)
@@ -183,16 +183,16 @@ def test_a_scorer_starts_from_the_policy(tmp_path: Path) -> None:
         ("quantization_config", {"bits": 4}),
     ],
 )
-def test_what_we_do_not_compute_is_refused(tmp_path: Path, key: str, value: object) -> None:
-    saved(rough(CausalLM, SHAPES["qwen3-tied-gqa"]), tmp_path)
+def test_unsupported_values_of_config_json_are_refused(tmp_path: Path, key: str, value: object) -> None:
+    saved(random_model(CausalLM, SHAPES["qwen3-tied-gqa"]), tmp_path)
     found = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(found | {key: value}))
     with pytest.raises(UserError):
         hub.load_causal_lm(tmp_path)
 
 
-def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
-    saved(rough(CausalLM, SHAPES["qwen3-tied-gqa"]), tmp_path)
+def test_weights_that_do_not_fit_config_json_are_refused_with_the_field(tmp_path: Path) -> None:
+    saved(random_model(CausalLM, SHAPES["qwen3-tied-gqa"]), tmp_path)
     found = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(found | {"num_hidden_layers": 3}))
     with pytest.raises(UserError, match=r"num_hidden_layers: weights 2, config\.json 3") as caught:
@@ -200,16 +200,16 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
     assert caught.value.code == 3
 
 
-def test_no_path_out_of_the_folder(tmp_path: Path) -> None:
-    saved(rough(CausalLM, SHAPES["qwen3-tied-gqa"]), tmp_path)
+def test_index_that_names_a_file_outside_its_folder_is_refused(tmp_path: Path) -> None:
+    saved(random_model(CausalLM, SHAPES["qwen3-tied-gqa"]), tmp_path)
     (tmp_path / "model.safetensors").rename(tmp_path.parent / "stolen.safetensors")
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../stolen.safetensors"}}))
-    with pytest.raises(UserError, match="not a file beside it"):
+    with pytest.raises(UserError, match="not a safetensors file in its folder"):
         hub.load_causal_lm(tmp_path)
 
 
-def test_a_pickle_is_refused_unopened(tmp_path: Path) -> None:
-    saved(rough(CausalLM, SHAPES["qwen3-tied-gqa"]), tmp_path)
+def test_pickle_is_refused_without_being_loaded(tmp_path: Path) -> None:
+    saved(random_model(CausalLM, SHAPES["qwen3-tied-gqa"]), tmp_path)
     torch.save({"a": torch.ones(1)}, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match="cannot be read"):
         hub.load_causal_lm(tmp_path)

@@ -1,4 +1,4 @@
-"""LoRA: nothing at first, only the adapter trains, exact merge, a reference in the same weights."""
+"""LoRA: a new adapter changes nothing, only the adapter is trained, merging is exact, disabling gives the reference model."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ def model() -> CausalLM:
     return model.eval()
 
 
-def stirred(model: CausalLM) -> CausalLM:
-    """B is zero at first; give it something to say."""
+def with_random_branches(model: CausalLM) -> CausalLM:
+    """Give B random values: it starts at zero, where an adapter has no effect."""
     for layer in lora.layers(model).values():
         torch.nn.init.normal_(layer.lora_B.weight, std=0.3)
     return model
 
 
-def test_an_adapter_starts_as_the_identity(model: CausalLM) -> None:
+def test_new_adapter_changes_nothing(model: CausalLM) -> None:
     before = model(IDS)
     lora.attach(model, LoRAConfig())
     assert torch.equal(model(IDS), before)
 
 
-def test_at_the_start_only_b_has_a_gradient_and_the_base_never(model: CausalLM) -> None:
+def test_at_the_start_only_b_has_a_gradient_and_the_base_is_frozen(model: CausalLM) -> None:
     lora.attach(model, LoRAConfig())
     model(IDS).square().sum().backward()
     for layer in lora.layers(model).values():
@@ -60,7 +60,7 @@ def test_at_the_start_only_b_has_a_gradient_and_the_base_never(model: CausalLM) 
 def test_the_branch_is_scaled_by_alpha_over_r_or_its_root(model: CausalLM, rslora: bool, scale: float) -> None:
     config = LoRAConfig(r=4, alpha=16, rslora=rslora, targets=("q_proj",))
     lora.attach(model, config)
-    stirred(model)
+    with_random_branches(model)
     layer = lora.layers(model)["model.layers.0.self_attn.q_proj"]
     x = torch.randn(3, 32)
     want = x @ layer.weight.T + scale * (x @ layer.lora_A.weight.T) @ layer.lora_B.weight.T
@@ -73,9 +73,9 @@ def test_every_named_layer_is_adapted_square_or_not(model: CausalLM) -> None:
     assert {tuple(m.lora_B.weight.shape) for m in lora.layers(model).values()} == {(32, 3), (16, 3), (48, 3)}
 
 
-def test_merged_is_unmerged_and_disabled_is_the_base(model: CausalLM) -> None:
+def test_merging_keeps_the_output_and_disabling_restores_the_base(model: CausalLM) -> None:
     base = model(IDS)
-    stirred(lora.attach(model, LoRAConfig()))
+    with_random_branches(lora.attach(model, LoRAConfig()))
     adapted = model(IDS)
     with lora.disabled(model) as reference:
         assert torch.equal(reference(IDS), base)
@@ -86,11 +86,11 @@ def test_merged_is_unmerged_and_disabled_is_the_base(model: CausalLM) -> None:
     torch.testing.assert_close(merged(IDS), adapted, atol=1e-5, rtol=1e-5)
 
 
-def test_an_adapter_file_comes_back(model: CausalLM, tmp_path: Path) -> None:
+def test_adapter_file_round_trip(model: CausalLM, tmp_path: Path) -> None:
     other = CausalLM(SHAPE)
     other.load_state_dict(model.state_dict())
     config = LoRAConfig(r=5, alpha=7, targets=("q_proj", "down_proj"), rslora=True)
-    stirred(lora.attach(model, config))
+    with_random_branches(lora.attach(model, config))
     lora.save(model, config, tmp_path, "base")
     loaded = lora.load(other.eval(), tmp_path)
     assert loaded.model_dump(exclude={"targets"}) == config.model_dump(exclude={"targets"})
@@ -98,7 +98,7 @@ def test_an_adapter_file_comes_back(model: CausalLM, tmp_path: Path) -> None:
     assert torch.equal(other(IDS), model(IDS))
 
 
-def test_all_linear_is_every_layer_but_the_head(model: CausalLM) -> None:
+def test_all_linear_adapts_every_layer_except_the_head(model: CausalLM) -> None:
     lora.attach(model, LoRAConfig(targets=("all-linear",)))
     assert len(lora.layers(model)) == 7 * SHAPE.num_hidden_layers
 
@@ -108,7 +108,7 @@ def test_dora_is_magnitude_times_direction(model: CausalLM) -> None:
     before = model(IDS)
     lora.attach(model, LoRAConfig(r=4, alpha=8, targets=("down_proj",), dora=True))
     torch.testing.assert_close(model(IDS), before, atol=1e-5, rtol=1e-5)
-    stirred(model)
+    with_random_branches(model)
     layer = lora.layers(model)["model.layers.0.mlp.down_proj"]
     with torch.no_grad():
         layer.lora_magnitude_vector.mul_(torch.linspace(0.5, 2, 32))
@@ -124,11 +124,11 @@ def test_dora_is_magnitude_times_direction(model: CausalLM) -> None:
         torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-4)
 
 
-def test_dora_merges_switches_off_and_comes_back_from_its_file(model: CausalLM, tmp_path: Path) -> None:
+def test_dora_can_be_merged_disabled_and_loaded_from_its_file(model: CausalLM, tmp_path: Path) -> None:
     base, other = model(IDS), CausalLM(SHAPE)
     other.load_state_dict(model.state_dict())
     config = LoRAConfig(r=4, dora=True)
-    stirred(lora.attach(model, config))
+    with_random_branches(lora.attach(model, config))
     with torch.no_grad():
         for layer in lora.layers(model).values():
             layer.lora_magnitude_vector.mul_(1.3)
@@ -142,12 +142,12 @@ def test_dora_merges_switches_off_and_comes_back_from_its_file(model: CausalLM, 
 
 
 @pytest.mark.parametrize("target", ["lm_head", "w_proj"])
-def test_targets_that_cannot_be(model: CausalLM, target: str) -> None:
+def test_heads_and_unknown_layers_are_refused_as_targets(model: CausalLM, target: str) -> None:
     with pytest.raises(UserError):
         lora.attach(model, LoRAConfig(targets=("q_proj", target)))
 
 
-def test_an_adapter_of_another_shape_is_refused(model: CausalLM, tmp_path: Path) -> None:
+def test_adapter_of_another_shape_is_refused(model: CausalLM, tmp_path: Path) -> None:
     lora.save(lora.attach(model, LoRAConfig()), LoRAConfig(), tmp_path, "base")
     deeper = CausalLM(SHAPE.model_copy(update={"num_hidden_layers": 3}))
     with pytest.raises(UserError, match="does not fit"):
@@ -155,7 +155,7 @@ def test_an_adapter_of_another_shape_is_refused(model: CausalLM, tmp_path: Path)
 
 
 @pytest.mark.parametrize("harm", ["missing", "cut", "other rank"])
-def test_a_bad_adapter_file_is_named(model: CausalLM, tmp_path: Path, harm: str) -> None:
+def test_damaged_adapter_file_is_refused_with_its_path(model: CausalLM, tmp_path: Path, harm: str) -> None:
     lora.save(lora.attach(model, LoRAConfig(r=4)), LoRAConfig(r=4), tmp_path, "base")
     path = tmp_path / "adapter_model.safetensors"
     if harm == "missing":
@@ -163,8 +163,8 @@ def test_a_bad_adapter_file_is_named(model: CausalLM, tmp_path: Path, harm: str)
     elif harm == "cut":
         path.write_bytes(path.read_bytes()[:-100])
     else:
-        described = tmp_path / "adapter_config.json"
-        described.write_text(described.read_text().replace('"r": 4', '"r": 5'))
+        path = tmp_path / "adapter_config.json"
+        path.write_text(path.read_text().replace('"r": 4', '"r": 5'))
     with pytest.raises(UserError) as caught:
         lora.load(CausalLM(SHAPE), tmp_path)
     assert caught.value.code == 3

@@ -1,4 +1,4 @@
-"""The decoder: causality, padding on either side, shapes that match their arithmetic, all three architectures."""
+"""The decoder in all architectures: causality, padding on either side, shapes and parameter counts, initialization, kernels."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ SHAPES = {
 }
 
 
-def rough(config: ModelConfig, seed: int = 0) -> CausalLM:
-    """A model with weights of order one: at a std of 0.02 every log-probability is about -ln V and hides mistakes."""
+def random_model(config: ModelConfig, seed: int = 0) -> CausalLM:
+    """Return a model with weights of order one: at a std of 0.02 all log-probabilities are about -ln V, which hides mistakes."""
     model = CausalLM(config).double()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -32,24 +32,24 @@ def rough(config: ModelConfig, seed: int = 0) -> CausalLM:
 
 @pytest.fixture(params=SHAPES)
 def model(request: pytest.FixtureRequest) -> CausalLM:
-    return rough(SHAPES[request.param])
+    return random_model(SHAPES[request.param])
 
 
 def ids(rows: int, length: int) -> torch.Tensor:
     return torch.randint(0, 61, (rows, length), generator=torch.Generator().manual_seed(1))
 
 
-def test_the_default_model_has_as_many_parameters_as_is_said() -> None:
+def test_default_model_has_the_documented_number_of_parameters() -> None:
     assert ModelConfig().parameters() == 1_377_920
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_parameter_arithmetic_is_what_is_allocated(name: str) -> None:
+def test_parameter_arithmetic_equals_the_allocated_number(name: str) -> None:
     model = CausalLM(SHAPES[name])
     assert sum(p.numel() for p in model.parameters()) == SHAPES[name].parameters()
 
 
-def test_a_token_does_not_see_the_future(model: CausalLM) -> None:
+def test_tokens_do_not_see_the_future(model: CausalLM) -> None:
     x = ids(2, 9)
     y = x.clone()
     y[:, 6:] = (y[:, 6:] + 1) % 61
@@ -78,7 +78,7 @@ def test_rows_do_not_see_each_other(model: CausalLM) -> None:
     torch.testing.assert_close(model(x)[1:2], model(x[1:2]), atol=1e-12, rtol=0)
 
 
-def test_rotation_depends_on_distance_alone() -> None:
+def test_rotary_products_depend_on_the_distance_only() -> None:
     """q at position m and k at position n: their product is a function of m - n (arXiv 2104.09864 Eq. 16)."""
     decoder = CausalLM(ModelConfig(**TINY, num_attention_heads=4, num_key_value_heads=4)).model
     q, k = torch.randn(2, 1, 1, 1, 8).double()
@@ -97,14 +97,14 @@ def test_rms_norm_closed_form() -> None:
     torch.testing.assert_close(norm(torch.tensor([3.0, 4.0])), torch.tensor([3.0, 4.0]) / (12.5**0.5))
 
 
-def test_a_fresh_model_knows_nothing() -> None:
-    """Its loss starts at ln V: logits are near zero, whatever the depth."""
+def test_loss_of_a_new_model_is_ln_v() -> None:
+    """Logits are near zero at any depth."""
     model = CausalLM(ModelConfig())
     initialise(model, 0)
     x = torch.randint(0, 4096, (2, 64))
     mask = torch.ones_like(x, dtype=torch.bool)
     mask[:, 0] = False
-    loss = -model.log_probs(x, mask).log_probs.sum() / mask.sum()
+    loss = -model.log_probs(x, mask).sum() / mask.sum()
     assert abs(loss.item() - 8.3178) < 0.1
 
 
@@ -117,8 +117,8 @@ def test_initialisation_is_a_function_of_the_seed() -> None:
     assert not torch.equal(first, other)
 
 
-def test_dropout_is_set_from_outside_and_acts_in_training_only() -> None:
-    model = rough(SHAPES["qwen3"])
+def test_dropout_is_active_in_training_mode_only() -> None:
+    model = random_model(SHAPES["qwen3"])
     set_dropout(model, 0.5)
     x = ids(1, 6)
     assert torch.equal(model(x), model(x))
@@ -137,12 +137,12 @@ def test_scores_are_read_at_the_last_real_token() -> None:
 @pytest.mark.parametrize(
     "wrong", [{"num_attention_heads": 3, "num_key_value_heads": 2}, {"head_dim": 7}, {"num_hidden_layers": 0}]
 )
-def test_shapes_that_cannot_be_are_refused(wrong: dict) -> None:
+def test_impossible_shapes_are_refused(wrong: dict) -> None:
     with pytest.raises(ValidationError):
         ModelConfig(**wrong)
 
 
-def test_gradients_of_the_written_out_operations() -> None:
+def test_gradients_of_norm_and_rotation_match_finite_differences() -> None:
     """RMSNorm and rotation in float64 against finite differences."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 3, 4, 6, generator=generator, dtype=torch.float64, requires_grad=True)
@@ -154,7 +154,7 @@ def test_gradients_of_the_written_out_operations() -> None:
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_written_out_attention_is_the_library_s(kv_heads: int) -> None:
+def test_explicit_attention_equals_scaled_dot_product_attention(kv_heads: int) -> None:
     generator = torch.Generator().manual_seed(0)
     q = torch.randn(2, 4, 9, 8, generator=generator, dtype=torch.float64, requires_grad=True)
     k, v = (
@@ -166,13 +166,13 @@ def test_written_out_attention_is_the_library_s(kv_heads: int) -> None:
     weights = torch.randn(ours.shape, generator=generator, dtype=torch.float64)
     for a, b in zip(*(torch.autograd.grad((y * weights).sum(), (q, k, v)) for y in (ours, theirs)), strict=True):
         torch.testing.assert_close(a, b)
-    torch.testing.assert_close(attention(q, k, v, None), theirs)  # whichever of the two is chosen
+    torch.testing.assert_close(attention(q, k, v, None), theirs)  # either implementation
     half = [x.detach().bfloat16() for x in (q, k, v)]
     torch.testing.assert_close(attention(*half, None).double(), theirs, atol=0.05, rtol=0.05)
 
 
-def test_padding_may_reach_past_the_last_position() -> None:
-    """Batches are padded to widths of 16, whatever the model's positions: what is read does not change."""
+def test_padding_may_extend_beyond_the_last_position() -> None:
+    """Batches are padded to widths of 16, beyond the model's positions; the states of real tokens do not change."""
     model = CausalLM(
         ModelConfig(vocab_size=31, hidden_size=16, intermediate_size=24, head_dim=8, max_position_embeddings=20)
     )

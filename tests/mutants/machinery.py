@@ -6,11 +6,11 @@ from mutants.kind import Mutant
 
 M = Mutant
 LORA, TRANSFORMER, GENERATE = (f"model/test_{name}.py" for name in ("lora", "transformer", "generate"))
-ENGINE, OPTIM, BATCHES = "train/test_engine.py", "train/test_optim.py", "data/test_batches.py"
-EVERY, COMMON, FIT = "algorithms/test_every.py", "stages/test_common.py", "stages/test_fit.py"
+ENGINE, OPTIM, BATCHES = "train/test_engine.py", "train/test_optimizers.py", "data/test_batches.py"
+EVERY, COMMON, FIT = "algorithms/test_every.py", "stages/test_common.py", "train/test_trainer.py"
 PADDING, SOURCE = "rollout/test_padding.py", "rollout/test_source.py"
 STAGE = "stages/test_align_online.py::test_"
-PACKED = f"{EVERY}::test_packed_rows_are_the_rows_apart"
+PACKED = f"{EVERY}::test_packed_rows_equal_separate_rows"
 
 # fmt: off
 MUTANTS = [
@@ -25,10 +25,10 @@ MUTANTS = [
       "scale = dist.world_size() / float(loss.count)", "scale = 1 / float(loss.count)", COMMON),
     M("no-clipping", "extra", "gradients are not clipped", "train/engine.py",
       "scale * min(1.0, self.config.clip_norm / (norm + 1e-12))", "scale",
-      f"{ENGINE}::test_clipping_scales_the_whole_gradient_and_reports_its_length"),
+      f"{ENGINE}::test_clipping_scales_the_gradient_and_reports_its_norm"),
     M("nan-goes-through", "extra", "what is not finite is trained on", "train/engine.py",
       "if not (torch.isfinite(torch.tensor([norm, loss.value])).all()):", "if False:",
-      f"{ENGINE}::test_a_loss_that_is_not_finite_changes_nothing"),
+      f"{ENGINE}::test_a_non_finite_loss_changes_nothing"),
     M("gradients-pile-up", "extra", "gradients are not cleared between steps", "train/engine.py",
       "        self.zero_grad()\n        self.updates += 1\n", "        self.updates += 1\n",
       f"{ENGINE}::test_state_and_restore_continue_bitwise"),
@@ -40,21 +40,21 @@ MUTANTS = [
     M("nan-from-padding", "extra", "masked-out values are multiplied by zero", "mean.py",
       "values.where(mask, 0.0).sum()", "(values * mask).sum()", "test_mean.py"),
     M("resume-no-optimizer", "extra", "resume forgets the optimizer's state", "train/engine.py",
-      "homes[id(parameter)].state[parameter][kind] = value.to(place)", "value.to(place)", FIT),
+      "optimizer_of[id(parameter)].state[parameter][kind] = value.to(device)", "value.to(device)", FIT),
     M("resume-no-step", "extra", "resume forgets how far the schedule was", "train/engine.py",
       "        self.updates = updates\n", "        self.updates = 0 * updates\n", FIT),
-    M("minimum-ignored", "extra", "the learning rate falls to zero", "train/optim.py",
+    M("minimum-ignored", "extra", "the learning rate falls to zero", "train/schedules.py",
       "(config.min_lr_ratio + (1 - config.min_lr_ratio) * height)", "height", OPTIM),
-    M("gains-decay", "extra", "weight decay on gains and biases", "train/optim.py",
+    M("gains-decay", "extra", "weight decay on gains and biases", "train/optimizers/adamw.py",
       '"weight_decay": 0.0}', '"weight_decay": config.weight_decay}', OPTIM),
-    M("evaluated-with-dropout", "extra", "dropout is on while a model is judged", "stages/fit.py",
+    M("evaluated-with-dropout", "extra", "dropout is on while a model is judged", "train/trainer.py",
       "            self.job.model.eval()\n", "", FIT),
 
     # Positions that go on counting from one packed document to the next are no mistake here: rotary attention sees distances alone.
     # --- batches and packing -------------------------------------------------------------------------------------------------------
     M("packing-leaks", "extra", "packed documents see each other", "algorithms/next_token.py",
       "attend=batch.documents", "attend=None", PACKED),
-    M("packing-first-token", "extra", "a packed document's first token is predicted from the one before", "data/packing.py",
+    M("packing-first-token", "extra", "a packed document's first token is predicted from the one before", "data/datasets/packing.py",
       "np.append(False, mask[1:])", "mask", BATCHES),
     M("mask-by-padding-only", "extra", "a mask hides padding but not other documents", "model/transformer.py",
       "same = attend[:, start:, None] == attend[:, None, :]", "same = attend[:, start:, None] > -1", PACKED),
@@ -64,12 +64,12 @@ MUTANTS = [
       "positions = _positions(attend)[:, start:]", "positions = _positions(attend)[:, :length]", GENERATE),
     M("positions-across-padding", "extra", "masked rows have no positions", "model/transformer.py",
       "return place - place.where(first, 0).cummax(1).values", "return 0 * place", TRANSFORMER),
-    M("epochs-alike", "extra", "every epoch has the first one's order", "data/batches.py",
+    M("epochs-alike", "extra", "every epoch has the first one's order", "data/datasets/batches.py",
       "Philox(key=[self.seed & (2**64 - 1), epoch])", "Philox(key=[self.seed & (2**64 - 1), 0])", BATCHES),
-    M("rows-cut-short", "extra", "a minibatch cuts its longest answer's last token off", "data/batches.py",
+    M("rows-cut-short", "extra", "a minibatch cuts its longest answer's last token off", "data/datasets/batches.py",
       ".nonzero()[:, 1].max()) + 1)", ".nonzero()[:, 1].max()))",
-      "algorithms/test_knobs.py::test_rows_that_are_picked_keep_their_last_token"),
-    M("tokens-scored-twice", "extra", "evaluation scores a window's overlap again", "data/datasets.py",
+      "algorithms/test_knobs.py::test_selected_rows_keep_their_last_token"),
+    M("tokens-scored-twice", "extra", "evaluation scores a window's overlap again", "data/datasets/datasets.py",
       "[position >= scored for position", "[position > 0 for position", BATCHES),
 
     # --- LoRA ----------------------------------------------------------------------------------------------------------------------
@@ -94,7 +94,7 @@ MUTANTS = [
     M("sampler-unwatched", "extra", "a sampler that disagrees with training goes unnoticed", "rollout/source.py",
       "if gap.value > self.config.tolerance:", "if False:", SOURCE),
     M("sampler-temperature", "extra", "the sampler ignores the temperature", "model/generate.py",
-      "_tempered(model.logits(hidden).float(), sampling.temperature)", "model.logits(hidden).float()", GENERATE),
+      "_scaled(model.logits(hidden).float(), sampling.temperature)", "model.logits(hidden).float()", GENERATE),
     M("sampler-padding", "extra", "a left-padded row's padding is attended to once rows are dropped", "model/generate.py",
       "rows, ids, attend = rows[writing], ids[writing], attend[writing]", "rows, ids, attend = rows[writing], ids[writing], attend[: left]",
       f"{PADDING} {GENERATE}"),
@@ -103,18 +103,18 @@ MUTANTS = [
     M("seed-ignored", "extra", "the sampler's seed does nothing", "model/generate.py",
       ".manual_seed(sampling.seed)", ".manual_seed(0)", GENERATE),
     M("groups-mixed", "extra", "answers to different prompts share a group", "rollout/source.py",
-      "// self.config.group_size,\n            finished", "% self.config.group_size,\n            finished", SOURCE),
+      "torch.arange(len(answers), device=self.device) // self", "torch.arange(len(answers), device=self.device) % self", SOURCE),
     M("minibatch-twice", "extra", "every minibatch holds the same answers", "rollout/source.py",
       "mine = order[minibatch :: self.config.minibatches]", "mine = order[:: self.config.minibatches]", SOURCE),
-    M("unfinished-rewarded", "extra", "an answer cut off by the budget is rewarded for it", "rollout/judge.py",
+    M("unfinished-rewarded", "extra", "an answer cut off by the length limit is rewarded for it", "rollout/judge.py",
       "total -= self.unfinished_penalty * unfinished", "total += self.unfinished_penalty * unfinished", PADDING),
     M("scorer-weight-ignored", "extra", "the reward model's weight is ignored", "rollout/judge.py",
-      "total += self.scorer_weight * scores", "total += scores", f"{STAGE}the_reward_is_the_reward_model_s_at_the_last_token"),
+      "total += self.scorer_weight * scores", "total += scores", f"{STAGE}the_reward_is_the_score_of_the_reward_model_at_the_last_token"),
     M("prompts-repeat", "extra", "every rollout answers the same prompts", "rollout/source.py",
-      "numbers = range(rollout * per_rollout + self.rank, (rollout + 1) * per_rollout, self.world_size)",
-      "numbers = range(self.rank, per_rollout, self.world_size)", SOURCE),
+      "positions = range(number * per_rollout + self.rank, (number + 1) * per_rollout, self.world_size)",
+      "positions = range(self.rank, per_rollout, self.world_size)", SOURCE),
     M("critic-not-copied", "extra", "the critic starts at random though there is a reward model", "stages/align_online.py",
-      "if scorer is not None and scorer.config == policy.config:", "if False:", f"{STAGE}a_critic_starts_at_the_reward_model"),
+      "if scorer is not None and scorer.config == policy.config:", "if False:", f"{STAGE}the_critic_starts_from_the_reward_model"),
 
     # --- tokens --------------------------------------------------------------------------------------------------------------------
     M("control-tokens-from-text", "extra", "a user's <|im_end|> ends the turn", "text/tokenizer.py",
@@ -122,5 +122,5 @@ MUTANTS = [
     M("pad-is-end", "extra", "padding is the end token", "text/tokenizer.py",
       'PAD = "<|pad|>"', 'PAD = "<|im_end|>"', "text/test_tokenizer.py::test_trained_vocabulary_has_control_tokens_first_and_every_byte"),
     M("never-stops", "extra", "<|im_end|> does not end an answer", "text/tokenizer.py",
-      "else (self.im_end, self.endoftext)", "else (self.endoftext,)", "stages/test_reading.py"),
+      "else (self.im_end, self.endoftext)", "else (self.endoftext,)", "data/test_loading.py"),
 ]

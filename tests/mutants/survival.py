@@ -5,7 +5,7 @@ from __future__ import annotations
 from mutants.kind import Mutant
 
 M = Mutant
-RESUME, CRASH, SURVIVES = "stages/test_resume.py", "stages/test_crash.py", "stages/test_survives.py"
+RESUME, CRASH, SURVIVES = "train/test_resume.py", "train/test_crash_sweep.py", "train/test_checkpointing.py"
 RETENTION, LOCK, BATCHES = "train/test_retention.py", "train/test_lock.py", "data/test_batches.py"
 
 # fmt: off
@@ -13,9 +13,9 @@ MUTANTS = [
     M("rollout-forgotten", "extra", "an unfinished rollout is not saved: a resumed run writes another", "rollout/source.py",
       "        if step % self.config.steps == 0 or self._samples is None:\n            return {}", "        return {}", RESUME),
     M("rollout-figures-forgotten", "extra", "a resumed rollout has lost its figures", "rollout/source.py",
-      "return found | figures", "return found", RESUME),
+      "return _to_file(self._samples) | metrics", "return _to_file(self._samples)", RESUME),
     M("dropout-unseeded", "extra", "dropout draws from wherever the generator stands", "train/engine.py",
-      "            torch.manual_seed(_mixed(self.seed, self.updates, dist.rank(), number))\n", "", RESUME),
+      "            torch.manual_seed(_mixed_seed(self.seed, self.updates, dist.rank(), number))\n", "", RESUME),
     M("written-in-place", "extra", "a checkpoint is written under its final name", "train/checkpoint.py",
       'draft = folder / dist.broadcast_text(f"{_UNFINISHED}{step:08d}-{uuid.uuid4().hex[:8]}")', "draft = target", CRASH),
     M("removed-in-place", "extra", "a removal that is interrupted leaves something that looks whole", "train/checkpoint.py",
@@ -24,22 +24,22 @@ MUTANTS = [
       "if path.resolve() not in linked and not milestone:", "if not milestone:", RETENTION),
     M("milestones-forgotten", "extra", "pruning removes milestones", "train/checkpoint.py",
       "if path.resolve() not in linked and not milestone:", "if path.resolve() not in linked:", RETENTION),
-    M("damaged-stays", "extra", "a damaged checkpoint keeps its name, and its place among the newest", "stages/keeping.py",
-      'say(f"it is now {checkpoint.set_aside(path)}")', "pass",
-      f"{SURVIVES}::test_a_damaged_best_and_newest_checkpoint_are_set_aside_and_met_again"),
-    M("broken-weights-saved", "extra", "weights that are not finite are saved", "stages/keeping.py",
-      "            self._refuse_broken_weights()\n", "", f"{SURVIVES}::test_weights_that_are_not_finite_are_never_saved"),
-    M("no-room-asked", "extra", "the disk is not asked before the first step", "stages/fit.py",
-      "            self.keeper.need_room()\n", "", f"{SURVIVES}::test_what_the_disk_cannot_hold_is_refused_before_the_first_step"),
-    M("no-rehearsal", "extra", "memory is found too small in the middle of the run", "stages/fit.py",
-      "            self.engine.rehearse(batch)\n", "", f"{SURVIVES}::test_a_batch_that_does_not_fit_is_found_before_the_first_step"),
+    M("damaged-stays", "extra", "a damaged checkpoint keeps its name, and its place among the newest", "train/checkpointing.py",
+      'say(f"renamed to {checkpoint.set_aside(path)}")', "pass",
+      f"{SURVIVES}::test_damaged_best_and_newest_checkpoints_are_renamed"),
+    M("broken-weights-saved", "extra", "weights that are not finite are saved", "train/checkpointing.py",
+      "            self._refuse_broken_weights()\n", "", f"{SURVIVES}::test_non_finite_weights_are_never_saved"),
+    M("no-room-asked", "extra", "the disk is not asked before the first step", "train/trainer.py",
+      "            self.manager.check_disk_space()\n", "", f"{SURVIVES}::test_too_little_disk_space_is_refused_before_the_first_step"),
+    M("no-rehearsal", "extra", "memory is found too small in the middle of the run", "train/trainer.py",
+      "            self.engine.probe_memory(batch)\n", "", f"{SURVIVES}::test_too_little_memory_is_found_before_the_first_step"),
     M("changed-data-unnoticed", "extra", "a run goes on with other data", "train/run.py",
-      "if not then or now == then:", "if True:", f"{SURVIVES}::test_data_that_changed_between_save_and_resume"),
+      "if not then or now == then:", "if True:", f"{SURVIVES}::test_changed_data_are_refused_unless_allowed"),
     M("lock-of-files", "extra", "a lock that is a file and nothing more", "train/lock.py",
       "fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass", LOCK),
-    M("stop-forgotten", "extra", "a signal ends the run without a checkpoint", "stages/fit.py",
+    M("stop-forgotten", "extra", "a signal ends the run without a checkpoint", "train/trainer.py",
       "if last or stopping or step %", "if last or step %", RESUME),
-    M("packed-text-leaks", "extra", "packed documents are numbered alike and see each other", "data/packing.py",
+    M("packed-text-leaks", "extra", "packed documents are numbered alike and see each other", "data/datasets/packing.py",
       "numbers = [np.repeat(np.arange(1, len(row) + 1), self.sizes[row]) for row in rows]",
       "numbers = [np.repeat(np.ones(len(row), dtype=int), self.sizes[row]) for row in rows]", f"{BATCHES} stages/test_pretrain.py"),
 ]

@@ -1,4 +1,4 @@
-"""PPO written out: papers' formulas in loops over answers and tokens, on transformers' models. TRL has had no PPO since 1.11.
+"""PPO by hand: the papers' formulas in loops over answers and tokens, on transformers' models. TRL has had no PPO since 1.11.
 
 Shares no code with the package: one unpadded row at a time, a recursion where the package multiplies by a triangular matrix, `statistics`
 where it sums tensors. Formulas: arXiv 1506.02438 Eq. 16 (advantages), 1707.06347 Eq. 7 (policy), 1909.08593 section 2 (KL in the
@@ -11,9 +11,10 @@ import math
 import statistics
 from dataclasses import dataclass
 
-import tiny
 import torch
 from torch import nn
+
+from tests.parity import tiny
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,14 @@ class Knobs:
 
 
 def log_probs(model: nn.Module, prompt: list[int], answer: list[int], temperature: float) -> list[torch.Tensor]:
-    """Of each token of the answer."""
+    """Log-probabilities of the answer's tokens."""
     logits = model(torch.tensor([prompt + answer])).logits[0] / temperature
     first = len(prompt) - 1
     return [logits[first + t].log_softmax(-1)[token] for t, token in enumerate(answer)]
 
 
 def values(critic: nn.Module, prompt: list[int], answer: list[int]) -> list[torch.Tensor]:
-    """Before each token of the answer."""
+    """Values before each token of the answer."""
     scores = critic.score(critic.model(torch.tensor([prompt + answer])).last_hidden_state)[0, :, 0]
     return [scores[len(prompt) - 1 + t] for t in range(len(answer))]
 
@@ -63,7 +64,7 @@ def token_rewards(old: list[float], reference: list[float], score: float, knobs:
 
 @dataclass(frozen=True)
 class Players:
-    """transformers' models: those that are trained, and those that wrote and judged the rollout."""
+    """transformers' models: those that are trained, and those that sampled and scored the rollout."""
 
     policy: nn.Module
     critic: nn.Module

@@ -1,4 +1,4 @@
-"""The table: a name, and a function that gives (ours, the oracle's, who the oracle is). Online algorithms: `rollouts`."""
+"""The table of comparisons: name -> function that returns (our outcome, the oracle's, the oracle's name). Online: `rollouts`."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-import oracles
-import tiny
 import torch
-from rollouts import ROLLOUTS
-from tiny import Sides, halves, outcome
 
+from tests.parity import oracles, tiny
+from tests.parity.rollouts import ROLLOUTS
+from tests.parity.tiny import Sides, halves, outcome
 from tinyllm.algorithms import bradley_terry, dpo, kto, next_token, orpo, simpo
-from tinyllm.data.batches import Pairs
-from tinyllm.data.datasets import Answers, Judgements, Preferences
-from tinyllm.data.packing import Packed
+from tinyllm.data.datasets.batches import PreferenceBatch
+from tinyllm.data.datasets.datasets import PreferenceDataset, SFTDataset, UnpairedDataset
+from tinyllm.data.datasets.packing import PackedSFTDataset
 from tinyllm.model import hub
 from tinyllm.model.config import LoRAConfig
 
@@ -25,14 +24,14 @@ sft_loss = partial(next_token.loss, next_token.Settings())
 
 
 def supervised(parts: int) -> Sides:
-    data = Answers(MASKED, tiny.PAD)
+    data = SFTDataset(MASKED, tiny.PAD)
     split = [list(range(len(data)))] if parts == 1 else halves(len(data))
     batches = [data.collate(part, 0, range(len(data))) for part in split]
     return outcome(tiny.policy(), sft_loss, batches)[0], oracles.sft(ROWS, parts), "TRL SFT"
 
 
 def packed() -> Sides:
-    data = Packed(MASKED, tiny.PAD, 20)
+    data = PackedSFTDataset(MASKED, tiny.PAD, 20)
     assert len(data) < len(ROWS), "nothing was packed"
     ours, _ = outcome(tiny.policy(), sft_loss, [data.collate(range(len(data)), 0, range(len(data)))])
     theirs = {"packing": True, "max_length": 20, "per_device_train_batch_size": len(data)}
@@ -40,21 +39,21 @@ def packed() -> Sides:
 
 
 def adapted(config: LoRAConfig) -> Sides:
-    """The gradient of adapter weights that we wrote and PEFT read."""
-    data = Answers(MASKED, tiny.PAD)
+    """Gradients of an adapter that we wrote and PEFT read."""
+    data = SFTDataset(MASKED, tiny.PAD)
     model = hub.load_causal_lm(tiny.adapter(config), merged=False).double()
     ours, _ = outcome(model, sft_loss, [data.collate(part, 0, range(len(data))) for part in halves(len(data))])
     return ours, oracles.sft(ROWS, model=oracles.adapted(tiny.adapter(config))), "TRL SFT, PEFT"
 
 
 @torch.no_grad()
-def pair_batches(reference: bool = False) -> list[Pairs]:
+def pair_batches(reference: bool = False) -> list[PreferenceBatch]:
     """The pairs in two micro-batches."""
-    data = Preferences(tiny.PAIRS, tiny.PAD)
+    data = PreferenceDataset(tiny.PAIRS, tiny.PAD)
     everything = range(len(data))
     if reference:
         whole = data.collate(everything, 0, everything)
-        data.reference = tiny.policy("reference").log_probs(whole.ids, whole.mask).log_probs.sum(1).view(2, -1).T
+        data.ref_log_probs = tiny.policy("reference").log_probs(whole.ids, whole.mask).sum(1).view(2, -1).T
     return [data.collate(part, 0, everything) for part in halves(len(data))]
 
 
@@ -74,7 +73,7 @@ def direct(variant: str, smoothing: float = 0.0) -> Sides:
 def smoothed() -> Sides:
     """TRL's DPO ignores smoothing where the loss is `sigmoid`; its CPO does not, and is DPO with a reference of 0."""
     settings = dpo.Settings(beta=0.3, label_smoothing=0.15)
-    batches = [replace(b, reference=torch.zeros(2 * b.count, dtype=torch.float64)) for b in pair_batches()]
+    batches = [replace(b, ref_log_probs=torch.zeros(2 * b.count, dtype=torch.float64)) for b in pair_batches()]
     ours, _ = outcome(tiny.policy(), partial(dpo.loss, settings), batches)
     return ours, oracles.cpo(beta=0.3, loss_type="sigmoid", label_smoothing=0.15), "TRL CPO"
 
@@ -91,12 +90,12 @@ def simple() -> Sides:
 
 def kahneman_tversky(trained: str, reference: str, clamped: bool) -> Sides:
     knobs = {"beta": 0.2, "desirable_weight": 0.9, "undesirable_weight": 1.3}
-    settings, model, data = kto.Settings(**knobs), tiny.policy(trained), Judgements(tiny.JUDGEMENTS, tiny.PAD)
+    settings, model, data = kto.Settings(**knobs), tiny.policy(trained), UnpairedDataset(tiny.UNPAIRED, tiny.PAD)
     everything = range(len(data))
     with torch.no_grad():
         whole = data.collate(everything, 0, everything)
-        scores = tiny.policy(reference).log_probs(whole.ids, whole.mask).log_probs
-        data.reference = scores.sum(1).view(2, -1).T
+        scores = tiny.policy(reference).log_probs(whole.ids, whole.mask)
+        data.ref_log_probs = scores.sum(1).view(2, -1).T
         batches = kto.prepare(settings, model, [data.collate(part, 0, everything) for part in halves(len(data))])
     ours, metrics = outcome(model, partial(kto.loss, settings), batches)
     assert (metrics["kl"] == 0) == clamped

@@ -1,6 +1,6 @@
-"""Records as JSON lines, a checkpoint with a chat template, and what TRL makes of them: its loss and gradient norm of the first step.
+"""Records as JSON lines, a checkpoint with a chat template, and TRL's loss and gradient norm of the first step on them.
 
-Conversations go to TRL as they stand. Of pairs and judgements it is given the text that the checkpoint's own chat template renders,
+Conversations go to TRL as they stand. For pairs and unpaired answers it is given the text that the checkpoint's own chat template renders,
 up to the answer's `<|im_end|>`: rendering them itself, TRL would also score the line break that the template puts after it.
 """
 
@@ -10,9 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import by_hand
-import oracles
-import tiny
 import torch
 from datasets import Dataset
 from peft import PeftModel
@@ -41,7 +38,8 @@ from trl import (
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-from tinyllm.data.datasets import Judgements, TokenJudgement
+from tests.parity import by_hand, oracles, tiny
+from tinyllm.data.datasets.datasets import TokenUnpaired, UnpairedDataset
 from tinyllm.model import hub
 from tinyllm.model.transformer import CausalLM
 from tinyllm.text.tokenizer import Tokenizer
@@ -72,7 +70,7 @@ PAIRS = [
     }
     for number, (asked, good, bad) in enumerate(zip(ASKED, GOOD, BAD, strict=True))
 ]
-JUDGEMENTS = [
+UNPAIRED = [
     {"prompt": asked, "completion": [said("assistant", (bad, good)[number % 2])], "label": bool(number % 2)}
     for number, (asked, good, bad) in enumerate(zip(ASKED, GOOD, BAD, strict=True))
 ]
@@ -140,13 +138,13 @@ sft_packed = sft  # which document stands in which row changes nothing
 
 
 def sft_lora(folder: Path, run: Path) -> tuple[float, float]:
-    """The adapter that the command drew and wrote, as PEFT reads it."""
+    """The adapter that the command initialized and wrote, as PEFT reads it."""
     adapted = PeftModel.from_pretrained(_model(folder), run / "checkpoints" / "ckpt_best", is_trainable=True)
     return _trained(SFTTrainer, SFTConfig, adapted, **_given(CONVERSATIONS, folder, assistant_only_loss=True))
 
 
 def rm(folder: Path, run: Path) -> tuple[float, float]:
-    """The command's head is freshly drawn, so it is read from what the command wrote; at its learning rate nothing has moved."""
+    """The command initializes the score head, so it is read from its checkpoint; at its learning rate nothing has moved."""
     scorer = AutoModelForSequenceClassification.from_pretrained(run / "checkpoints" / "ckpt_best", dtype=torch.float32)
     return _trained(RewardTrainer, RewardConfig, scorer, **_given(PAIRS, folder, center_rewards_coefficient=0.01))
 
@@ -167,8 +165,8 @@ def simpo(folder: Path, run: Path) -> tuple[float, float]:
 
 
 def kto(folder: Path, run: Path) -> tuple[float, float]:
-    order = tiny.rotated(Judgements([TokenJudgement([], [], True)] * len(JUDGEMENTS), 0))
-    rows = [JUDGEMENTS[i] for i in order]
+    order = tiny.rotated(UnpairedDataset([TokenUnpaired([], [], True)] * len(UNPAIRED), 0))
+    rows = [UNPAIRED[i] for i in order]
     return _trained(KTOTrainer, KTOConfig, _model(folder), _model(folder), **_given(rows, folder, beta=0.1))
 
 
@@ -176,7 +174,7 @@ Answers = list[tuple[list[int], list[int]]]
 
 
 def _kept(run: Path) -> tuple[Answers, list[float], int]:
-    """The answers that the command sampled and kept, each behind its prompt; their rewards; how many to a prompt."""
+    """Prompts with the answers that the command sampled and kept, their rewards, and the number of answers per prompt."""
     kept = load_file(run / "logs" / "rollouts" / "00000000.safetensors")
     rows = []
     for ids, mask in zip(kept["ids"], kept["mask"], strict=True):
@@ -203,7 +201,7 @@ def _arguments(rows: Answers, size: int) -> Row:
 
 
 def _numbered(rows: Answers, size: int) -> Dataset:
-    """Prompts that stand for those of the rollout."""
+    """Stand-ins for the prompts of the rollout."""
     return Dataset.from_list([{"prompt": str(number)} for number in range(len(rows) // size)])
 
 
@@ -222,7 +220,7 @@ dr_grpo = _group_relative({"loss_type": "dr_grpo", "scale_rewards": "none", "max
 
 
 def ppo(folder: Path, run: Path) -> tuple[float, float]:
-    """By hand: TRL has none. The critic is read from what the command wrote."""
+    """By hand: TRL has no PPO. The critic is read from the command's checkpoint."""
     rows, rewards, _ = _kept(run)
     critic = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=torch.float32)
     critic.load_state_dict(load_file(run / "checkpoints" / "ckpt_best" / "trainer" / "critic.safetensors"))

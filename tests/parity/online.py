@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import oracles
-import tiny
 from datasets import Dataset
 from torch import nn
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
+from tests.parity import oracles, tiny
+
 
 class _Rollout:
-    """Stands in for the sampler and the judge of one trainer."""
+    """Replaces sampler and reward function of a trainer."""
 
     def __init__(self) -> None:
         self.model: nn.Module = oracles.policy()
@@ -45,7 +45,7 @@ def _arguments(parts: int) -> dict[str, Any]:
         "steps_per_generation": parts,
         "num_iterations": 2,  # of more than one, or TRL takes the policy for the behaviour policy
         "num_generations": len(tiny.ANSWERS[0]),
-        "max_completion_length": tiny.BUDGET,
+        "max_completion_length": tiny.MAX_NEW_TOKENS,
         "shuffle_dataset": False,
     }
 

@@ -1,4 +1,4 @@
-"""TRL's own trainers on the tiny world: each is built, trains one step at learning rate 0, and tells its loss and its gradient.
+"""TRL's own trainers on the tiny world: each trains one step at learning rate 0 and returns its loss and gradient.
 
 Nothing of a loss is written here. TRL prepares and collates the data, scores the reference, forms advantages, accumulates micro-batches
 and logs; a callback copies the gradient just before the optimizer would use it. Only sampling is replaced, by the answers in `tiny`.
@@ -13,7 +13,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import tiny
 import torch
 import transformers
 from datasets import Dataset, disable_progress_bars
@@ -25,6 +24,8 @@ from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RewardConfig, Rewa
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
+from tests.parity import tiny
+
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 disable_progress_bars()
@@ -32,7 +33,7 @@ disable_progress_bars()
 
 @cache
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Reads what `tiny.text` writes: one word, one token."""
+    """A tokenizer for the text of `tiny.text`: one word, one token."""
     words = {tiny.text([i]): i for i in range(tiny.SHAPE.vocab_size)}
     whole = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
     whole.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -53,7 +54,7 @@ def _output() -> str:
 
 
 def arguments(rows: int, parts: int = 1) -> dict[str, Any]:
-    """Settings of one step over `rows` records in `parts` micro-batches, nothing of which touches weights, network or disk."""
+    """Arguments of one step over `rows` records in `parts` micro-batches that changes no weights and uses no network or disk."""
     return {
         "output_dir": _output(),
         "per_device_train_batch_size": rows // parts,
@@ -96,7 +97,7 @@ def adapted(adapter: Path) -> nn.Module:
 def sft(
     rows: Sequence[tuple[Sequence[int], Sequence[int]]], parts: int = 1, model: nn.Module | None = None, **settings: Any
 ) -> tiny.Outcome:
-    """Prompts and completions; the loss is over completions. Weights of an adapter are called as in its file."""
+    """Prompts and completions; the loss is over completions. Adapter weights are named as in its file."""
     records = [{"prompt": tiny.text(p) + " ", "completion": tiny.text(c)} for p, c in rows]
     data, config = Dataset.from_list(records), SFTConfig(**arguments(len(rows), parts) | settings)
     loss, gradient = one_step(SFTTrainer(model or policy(), config, train_dataset=data, processing_class=tokenizer()))
@@ -144,10 +145,10 @@ def cpo(**settings: Any) -> tiny.Outcome:
 
 
 def kto(order: Sequence[int], trained: str, reference: str, **settings: Any) -> tiny.Outcome:
-    """TRL pairs record i with the answer of the record before it; `order` makes that the answer we pair it with."""
-    judgements = [tiny.JUDGEMENTS[i] for i in order]
+    """TRL pairs record i with the answer of the record before it; `order` makes that the answer that we pair it with."""
+    unpaired = [tiny.UNPAIRED[i] for i in order]
     records = [
-        {"prompt": tiny.text(j.prompt) + " ", "completion": tiny.text(j.answer), "label": j.good} for j in judgements
+        {"prompt": tiny.text(j.prompt) + " ", "completion": tiny.text(j.answer), "label": j.good} for j in unpaired
     ]
     config = KTOConfig(**arguments(len(records)), **settings)
     data = Dataset.from_list(records)

@@ -1,59 +1,54 @@
-"""Cases of the online algorithms: our credit and loss over the rollout of `tiny`, beside TRL's over the same, and PPO's by hand."""
+"""Cases of the online algorithms: our advantages and loss over the rollout of `tiny`, compared with TRL's, and PPO's by hand."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from types import ModuleType
 from typing import Any
 
-import by_hand
-import online
-import oracles
-import tiny
-from tiny import Outcome, Sides, halves, outcome
-
-from tinyllm.algorithms import cispo, dapo, dr_grpo, grpo, gspo, ppo, rloo
-from tinyllm.config import Config
+from tests.parity import by_hand, online, oracles, tiny
+from tests.parity.tiny import Outcome, Sides, halves, outcome
+from tinyllm import algorithms
 from tinyllm.model.transformer import ActorCritic
 
 
-def ours(algorithm: ModuleType, settings: Config, temperature: float) -> Outcome:
-    """Our credit over the whole rollout and our loss over two micro-batches of it."""
-    samples, _ = algorithm.credit(settings, tiny.samples(temperature, algorithm.uses_reference(settings)))
+def ours(name: str, knobs: dict[str, Any], temperature: float) -> Outcome:
+    """Our advantages over the whole rollout and our loss over two micro-batches of it."""
+    algorithm = algorithms.load(name, "online")
+    settings = algorithm.settings(**knobs)
+    samples, _ = algorithm.compute_advantages(settings, tiny.samples(temperature, algorithm.uses_reference(settings)))
     batches = [samples.rows(part) for part in halves(len(samples.ids))]
     loss = partial(algorithm.loss, settings, temperature=temperature)
-    model = ActorCritic(tiny.policy(), tiny.scorer()) if algorithm.CRITIC else tiny.policy()
+    model = ActorCritic(tiny.policy(), tiny.scorer()) if algorithm.needs_critic else tiny.policy()
     found, metrics = outcome(model, loss, batches)
     assert 0.05 < metrics["clip_fraction"] < 0.6, f"all or nothing is clipped: {metrics['clip_fraction']}"
     return found
 
 
-def group_relative(algorithm: ModuleType, settings: dict[str, Any], parts: int, theirs: dict[str, Any]) -> Sides:
+def group_relative(name: str, settings: dict[str, Any], parts: int, theirs: dict[str, Any]) -> Sides:
     """`theirs` are TRL's settings for the same loss; `parts` its micro-batches."""
-    temperature = theirs.get("temperature", 1.0)
-    return ours(algorithm, algorithm.Settings(**settings), temperature), online.grpo(parts, **theirs), "TRL GRPO"
+    return ours(name, settings, theirs.get("temperature", 1.0)), online.grpo(parts, **theirs), "TRL GRPO"
 
 
 def leave_one_out(kl_coef: float) -> Sides:
     theirs = online.rloo(2, beta=kl_coef, epsilon=0.2, normalize_advantages=False)
-    return ours(rloo, rloo.Settings(clip=0.2, kl_coef=kl_coef), 1.0), theirs, "TRL RLOO"
+    return ours("rloo", {"clip": 0.2, "kl_coef": kl_coef}, 1.0), theirs, "TRL RLOO"
 
 
 def proximal(k3: bool, whiten: bool) -> Sides:
     knobs = by_hand.Knobs(
         gamma=0.97, lam=0.9, clip=0.2, value_clip=0.2, vf_coef=0.5, kl_coef=0.1, k3=k3, whiten=whiten, temperature=0.8
     )
-    settings = ppo.Settings(
-        gamma=knobs.gamma,
-        lam=knobs.lam,
-        clip=knobs.clip,
-        value_clip=knobs.value_clip,
-        vf_coef=knobs.vf_coef,
-        kl_coef=knobs.kl_coef,
-        kl_estimator="k3" if k3 else "k1",
-        whiten=whiten,
-    )
+    settings = {
+        "gamma": knobs.gamma,
+        "lam": knobs.lam,
+        "clip": knobs.clip,
+        "value_clip": knobs.value_clip,
+        "vf_coef": knobs.vf_coef,
+        "kl_coef": knobs.kl_coef,
+        "kl_estimator": "k3" if k3 else "k1",
+        "whiten": whiten,
+    }
     rows = [(prompt, answer) for prompt, answers in zip(tiny.PROMPTS, tiny.ANSWERS, strict=True) for answer in answers]
     players = by_hand.Players(
         policy=oracles.policy(),
@@ -62,7 +57,7 @@ def proximal(k3: bool, whiten: bool) -> Sides:
         old_critic=oracles.scorer("old_scorer"),
         reference=oracles.policy("reference"),
     )
-    return ours(ppo, settings, knobs.temperature), by_hand.ppo(knobs, players, rows, tiny.REWARDS), "by hand"
+    return ours("ppo", settings, knobs.temperature), by_hand.ppo(knobs, players, rows, tiny.REWARDS), "by hand"
 
 
 _WIDE = {"epsilon": 0.2, "epsilon_high": 0.28}
@@ -71,31 +66,31 @@ _GSPO = {"epsilon": 0.05, "epsilon_high": 0.08, "loss_type": "grpo", "importance
 _NARROW = {"clip_low": 0.05, "clip_high": 0.08}
 _PLAIN_KL = {"use_bias_correction_kl": False}
 
-_GROUP_RELATIVE: dict[str, tuple[ModuleType, dict[str, Any], int, dict[str, Any]]] = {
-    "grpo / group std, KL weighted": (grpo, {"kl_coef": 0.07}, 2, _GRPO | {"beta": 0.07}),
+_GROUP_RELATIVE: dict[str, tuple[str, dict[str, Any], int, dict[str, Any]]] = {
+    "grpo / group std, KL weighted": ("grpo", {"kl_coef": 0.07}, 2, _GRPO | {"beta": 0.07}),
     "grpo / batch std, KL plain": (
-        grpo,
+        "grpo",
         {"kl_coef": 0.07, "kl_weighted": False, "scale": "batch"},
         2,
         _GRPO | _PLAIN_KL | {"beta": 0.07, "scale_rewards": "batch"},
     ),
     "grpo / no std, temperature": (
-        grpo,
+        "grpo",
         {"kl_coef": 0.07, "scale": "none"},
         2,
         _GRPO | {"beta": 0.07, "scale_rewards": "none", "temperature": 0.7},
     ),
-    "gspo / no KL": (gspo, _NARROW, 2, _GSPO),
+    "gspo / no KL": ("gspo", _NARROW, 2, _GSPO),
     "gspo / KL plain": (
-        gspo,
+        "gspo",
         _NARROW | {"kl_coef": 0.1, "kl_weighted": False},
         2,
         _GSPO | _PLAIN_KL | {"beta": 0.1},
     ),
-    "dapo / two micro-batches": (dapo, {}, 2, _WIDE | {"loss_type": "dapo"}),
-    "dapo / KL, TRL's bnpo": (dapo, {"kl_coef": 0.1}, 1, _WIDE | {"loss_type": "bnpo", "beta": 0.1}),
-    "dr_grpo / default": (dr_grpo, {}, 2, {"epsilon": 0.2, "loss_type": "dr_grpo", "scale_rewards": "none"}),
-    "cispo / default": (cispo, {"clip_high": 0.3}, 2, {"epsilon_high": 1.3, "loss_type": "cispo"}),
+    "dapo / two micro-batches": ("dapo", {}, 2, _WIDE | {"loss_type": "dapo"}),
+    "dapo / KL, TRL's bnpo": ("dapo", {"kl_coef": 0.1}, 1, _WIDE | {"loss_type": "bnpo", "beta": 0.1}),
+    "dr_grpo / default": ("dr_grpo", {}, 2, {"epsilon": 0.2, "loss_type": "dr_grpo", "scale_rewards": "none"}),
+    "cispo / default": ("cispo", {"clip_high": 0.3}, 2, {"epsilon_high": 1.3, "loss_type": "cispo"}),
 }
 
 ROLLOUTS: dict[str, Callable[[], Sides]] = {

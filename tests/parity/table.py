@@ -1,15 +1,18 @@
-"""`python tests/parity/table.py`: the comparison with TRL as a table. Exit code 1 if anything is farther apart than 1e-5."""
+"""`python tests/parity/table.py`: the comparison with TRL as a table. Exit code 1 if any difference exceeds 1e-5."""
 
 from __future__ import annotations
 
 import sys
 import warnings
+from pathlib import Path
 
+import torch
+
+if __name__ == "__main__":  # as a script, Python finds what lies beside this file only
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 warnings.simplefilter("ignore")
 
-import cases  # noqa: E402
-import tiny  # noqa: E402
-import torch  # noqa: E402
+from tests.parity import cases, tiny  # noqa: E402
 
 TOLERANCE = 1e-5
 

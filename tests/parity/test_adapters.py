@@ -1,8 +1,7 @@
-"""Files across the border, in both directions: adapters with PEFT, reward models with transformers. Equal logits, equal scores."""
+"""Files exchanged in both directions: adapters with PEFT, reward models with transformers. Logits and scores are equal."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,11 +9,9 @@ import torch
 
 for package in ("transformers", "trl", "peft"):
     pytest.importorskip(package)
-sys.path.insert(0, str(Path(__file__).parent))
-import oracles  # noqa: E402
 import peft  # noqa: E402
-import tiny  # noqa: E402
 
+from tests.parity import oracles, tiny  # noqa: E402
 from tinyllm.model import hub  # noqa: E402
 from tinyllm.model.config import LoRAConfig  # noqa: E402
 from tinyllm.model.transformer import CausalLM  # noqa: E402

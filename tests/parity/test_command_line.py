@@ -1,6 +1,6 @@
 """One step of every stage as a user runs it, on given records and a given checkpoint: the loss and gradient norm that TRL computes.
 
-Whatever lies between the records and the loss is covered: reading, the chat template, masks, batches, normalisation, the engine.
+Covers everything between records and loss: reading, chat template, masks, batches, normalization, engine.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ import pytest
 
 for package in ("transformers", "trl", "peft"):
     pytest.importorskip(package)
-sys.path.insert(0, str(Path(__file__).parent))
-import jsonl  # noqa: E402
+from tests.parity import jsonl  # noqa: E402
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
 REWARD = """
@@ -68,7 +67,7 @@ KNOBS = {  # as `jsonl` gives them to TRL
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("command-line")
     jsonl.checkpoint(folder / "model")
-    for name in ("CONVERSATIONS", "PAIRS", "JUDGEMENTS", "PROMPTS"):
+    for name in ("CONVERSATIONS", "PAIRS", "UNPAIRED", "PROMPTS"):
         rows = getattr(jsonl, name)
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     (folder / "reward.py").write_text(REWARD)
@@ -83,7 +82,7 @@ FILES = {  # verb, records, rows in the step and in a micro-batch
     "dpo": (["align-offline", "--algorithm=dpo"], "PAIRS", 5, 5),
     "orpo": (["align-offline", "--algorithm=orpo"], "PAIRS", 5, 1),
     "simpo": (["align-offline", "--algorithm=simpo"], "PAIRS", 5, 5),
-    "kto": (["align-offline", "--algorithm=kto"], "JUDGEMENTS", 5, 1),
+    "kto": (["align-offline", "--algorithm=kto"], "UNPAIRED", 5, 1),
 }
 
 
@@ -114,7 +113,7 @@ def test_learning_from_files(place: Path, stage: str) -> None:
 
 @pytest.mark.parametrize("algorithm", ["grpo", "dapo", "dr_grpo", "rloo", "ppo"])
 def test_learning_from_a_rollout(place: Path, algorithm: str) -> None:
-    """On policy the loss is about 0 whatever the code does; the gradient is not."""
+    """On policy the loss is about 0 for any code; the gradient is not."""
     verb = ["align-online", f"--algorithm={algorithm}"]
     row, run = first_step(place, algorithm, verb, "PROMPTS", rows=12, micro=4, more=ROLLOUT)
     loss, norm = getattr(jsonl, algorithm)(place / "model", run)

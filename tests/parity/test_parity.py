@@ -5,17 +5,12 @@ In float64, within 1e-5: transformers normalises in float32 whatever the model's
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 for package in ("transformers", "trl", "peft"):
     pytest.importorskip(package)
-sys.path.insert(0, str(Path(__file__).parent))
-import cases  # noqa: E402
-import tiny  # noqa: E402
+from tests.parity import cases, tiny  # noqa: E402
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
 TOLERANCE = 1e-5
@@ -27,7 +22,7 @@ def _one_thread() -> None:
 
 
 @pytest.mark.parametrize("name", cases.CASES)
-def test_loss_and_gradient_are_the_oracle_s(name: str) -> None:
+def test_loss_and_gradient_equal_the_oracle(name: str) -> None:
     ours, oracle, _ = cases.CASES[name]()
     found = tiny.difference(ours, oracle)
     assert found.loss < TOLERANCE, f"loss {ours.loss}, oracle {oracle.loss}"

@@ -1,4 +1,4 @@
-"""What both sides are given: a tiny Qwen3 on disk (three sets of weights), records as token ids, and the same records as text.
+"""Inputs of both sides: a tiny Qwen3 on disk (three sets of weights), records as token ids, and the same records as text.
 
 Weights are of order one: with the usual 0.02 every log-probability is about -ln V whatever the code does. Policy, behaviour policy and
 reference differ enough that some tokens are clipped and some are not. The text is ids spelled out ("t7 t12 <eos>"), so that TRL can
@@ -23,8 +23,8 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 import torch
 from torch import Tensor, nn
 
-from tinyllm.data.batches import Samples, right_padded
-from tinyllm.data.datasets import Judgements, TokenJudgement, TokenPair
+from tinyllm.data.datasets.batches import Samples, right_padded
+from tinyllm.data.datasets.datasets import TokenPair, TokenUnpaired, UnpairedDataset
 from tinyllm.mean import Mean
 from tinyllm.model import hub, lora
 from tinyllm.model.config import LoRAConfig, ModelConfig
@@ -47,12 +47,12 @@ PAIRS = [
     TokenPair([3, 15, 16, 17, 60, 61], [18, 19, 3, EOS], [20, 21, 22, 23, 24, 25, EOS], margin=1.25),
     TokenPair([7, 7], [30, 31, 32, 33, 34, 35, 36, EOS], [44, EOS], margin=0.25),
 ]
-JUDGEMENTS = [
-    TokenJudgement([5, 9, 33], [14, 15, 16, 17, EOS], True),
-    TokenJudgement([50], [12, 13, 40, EOS], False),
-    TokenJudgement([3, 15, 16, 17, 60, 61], [18, EOS], True),
-    TokenJudgement([7, 7], [44, 45, EOS], False),
-    TokenJudgement([21, 22, 23, 24], [25, 26, 27, 28, 29, EOS], True),
+UNPAIRED = [
+    TokenUnpaired([5, 9, 33], [14, 15, 16, 17, EOS], True),
+    TokenUnpaired([50], [12, 13, 40, EOS], False),
+    TokenUnpaired([3, 15, 16, 17, 60, 61], [18, EOS], True),
+    TokenUnpaired([7, 7], [44, 45, EOS], False),
+    TokenUnpaired([21, 22, 23, 24], [25, 26, 27, 28, 29, EOS], True),
 ]
 PROMPTS = [[5, 9, 33], [50], [3, 15, 16, 17, 60]]
 ANSWERS = [  # four to each prompt; those without EOS were cut off by the budget
@@ -61,7 +61,7 @@ ANSWERS = [  # four to each prompt; those without EOS were cut off by the budget
     [[18, 19, 20, 21, 22, EOS], [20, 2, EOS], [33, EOS], [60, 61, 62, 63, 2, 3, EOS]],
 ]
 REWARDS = [1.0, 0.25, -0.5, 0.75, 0.0, 2.0, 1.5, 0.125, 0.375, 0.0, 1.0, -1.25]
-BUDGET = 8  # the most tokens an answer may have
+MAX_NEW_TOKENS = 8  # the most tokens an answer may have
 
 
 class Outcome(NamedTuple):
@@ -75,14 +75,14 @@ Sides = tuple[Outcome, Outcome, str]  # ours, the oracle's, who the oracle is
 
 
 class Difference(NamedTuple):
-    """Of the losses, relative; of the gradients, the largest over all parameters, over the oracle's largest entry."""
+    """Relative difference of the losses; largest difference of the gradients, relative to the oracle's largest entry."""
 
     loss: float
     gradient: float
 
 
 def difference(ours: Outcome, oracle: Outcome) -> Difference:
-    """How far ours is from the oracle; both must have a gradient for the same parameters, and the oracle's must not vanish."""
+    """Compare with the oracle. Both must have gradients of the same parameters, and the oracle's must not vanish."""
     assert ours.gradient.keys() == oracle.gradient.keys(), sorted(ours.gradient.keys() ^ oracle.gradient.keys())
     scale = max(float(g.abs().max()) for g in oracle.gradient.values())
     assert scale > 1e-6
@@ -125,7 +125,7 @@ def scorer(name: str = "scorer") -> SequenceScorer:
 
 @cache
 def adapter(config: LoRAConfig) -> Path:
-    """An adapter of `policy` as our code writes it, after some training: no part of it is where it started."""
+    """An adapter of `policy` as our code writes it, with all weights moved away from their start."""
     model = lora.attach(hub.load_causal_lm(folder() / "policy"), config)
     generator = torch.Generator().manual_seed(9)
     with torch.no_grad():
@@ -142,47 +142,47 @@ def halves(rows: int) -> list[list[int]]:
     return [list(range(rows // 2)), list(range(rows // 2, rows))]
 
 
-def rotated(data: Judgements) -> list[int]:
+def rotated(data: UnpairedDataset) -> list[int]:
     """The records in an order in which each follows the one whose answer we compare it with. TRL takes its predecessor's answer."""
     order = [0]
     while len(order) < len(data):
-        order.append(next(i for i in range(len(data)) if data.other(i) == order[-1]))
-    assert data.other(order[0]) == order[-1]
+        order.append(next(i for i in range(len(data)) if data.mismatched(i) == order[-1]))
+    assert data.mismatched(order[0]) == order[-1]
     return order
 
 
 def text(ids: Sequence[int]) -> str:
-    """Ids as the text whose tokens they are."""
+    """The text whose tokens are these ids."""
     return " ".join({PAD: "<pad>", EOS: "<eos>"}.get(i, f"t{i}") for i in ids)
 
 
 @torch.no_grad()
 def samples(temperature: float = 1.0, reference: bool = False) -> Samples:
-    """The answers above as a rollout of the behaviour policy `old`."""
+    """The answers above as a rollout of the behavior policy `old`."""
     rows = [(prompt, answer) for prompt, answers in zip(PROMPTS, ANSWERS, strict=True) for answer in answers]
     ids = right_padded([[*prompt, *answer] for prompt, answer in rows], PAD)
     mask = right_padded([[False] * len(prompt) + [True] * len(answer) for prompt, answer in rows], False)
-    old = policy("old").log_probs(ids, mask, temperature=temperature).log_probs
-    base = policy("reference").log_probs(ids, mask, temperature=temperature).log_probs if reference else None
-    _, values = ActorCritic(policy("old"), scorer("old_scorer")).log_probs_and_values(ids, mask)
+    old = policy("old").log_probs(ids, mask, temperature=temperature)
+    base = policy("reference").log_probs(ids, mask, temperature=temperature) if reference else None
+    _, values = ActorCritic(policy("old"), scorer("old_scorer")).token_scores_and_values(ids, mask)
     return Samples(
         ids=ids,
         mask=mask,
         group=torch.arange(len(rows)) // len(ANSWERS[0]),
         finished=torch.tensor([answer[-1] == EOS for _, answer in rows]),
         reward=torch.tensor(REWARDS, dtype=torch.float64),
-        sampled=old,
-        old=old,
-        reference=base,
+        sampler_log_probs=old,
+        old_log_probs=old,
+        ref_log_probs=base,
         values=values,
-        budget=BUDGET,
+        max_new_tokens=MAX_NEW_TOKENS,
     )
 
 
 def outcome(
     model: nn.Module, loss: Callable[[nn.Module, Any], tuple[Mean, dict[str, Mean]]], batches: Sequence[Any]
 ) -> tuple[Outcome, dict[str, float]]:
-    """Our loss over micro-batches as the engine pools them: totals and counts added up, divided once. And the metrics."""
+    """Our loss and gradient over micro-batches, pooled as the engine does (sum, then divide once), and the metrics."""
     pooled: dict[str, Mean] = {}
     for batch in batches:
         mean, metrics = loss(model, batch)

@@ -1,4 +1,4 @@
-"""Rollouts of unequal prompts: padding on the left is never attended to, nothing after an end token is ever learned from."""
+"""Rollouts of prompts of unequal length: left padding is not attended to, and nothing after an end token is trained on."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from tinyllm.algorithms import grpo
+from tinyllm.data.datasets.datasets import TokenPrompt
 from tinyllm.model.config import ModelConfig
 from tinyllm.model.generate import Completion, Sampling, generate
 from tinyllm.model.transformer import ActorCritic, CausalLM, SequenceScorer
 from tinyllm.rollout.config import RolloutConfig
-from tinyllm.rollout.judge import Judge, TokenPrompt, judged
+from tinyllm.rollout.judge import Judge, generate_and_score
 from tinyllm.rollout.source import RolloutSource
 from tinyllm.text.tokenizer import Tokenizer
 
@@ -26,7 +27,7 @@ def tokenizer() -> Tokenizer:
 
 
 def rough(tokenizer: Tokenizer, kind: type = CausalLM, seed: int = 0) -> torch.nn.Module:
-    """Weights of order one; end tokens are likelier than others, so that answers end at different lengths."""
+    """Weights of order one; end tokens are more likely than others, so that answers end at different lengths."""
     model = kind(
         ModelConfig(
             vocab_size=tokenizer.vocab_size,
@@ -54,7 +55,7 @@ def source(policy: CausalLM | ActorCritic, tokenizer: Tokenizer, scorer: Sequenc
         policy,
         PROMPTS,
         Judge(tokenizer, {}, scorer, 1.0, 0.5),
-        partial(grpo.credit, grpo.Settings()),
+        partial(grpo.compute_advantages, grpo.Settings()),
         RolloutConfig(group_size=4, minibatches=1, max_new_tokens=12, temperature=0.8),
         reference=None,
         stop=tokenizer.stop_ids,
@@ -65,20 +66,20 @@ def source(policy: CausalLM | ActorCritic, tokenizer: Tokenizer, scorer: Sequenc
     )
 
 
-def test_prompts_answered_together_are_answered_as_each_alone(tokenizer: Tokenizer) -> None:
+def test_batched_generation_equals_generation_of_single_prompts(tokenizer: Tokenizer) -> None:
     policy, sampling = rough(tokenizer), Sampling(12, temperature=0, stop=tokenizer.stop_ids)
     alone = [generate(policy, [prompt.ids], sampling)[0] for prompt in PROMPTS]
     assert [a.ids for a in generate(policy, [p.ids for p in PROMPTS], sampling)] == [a.ids for a in alone]
     assert len({tuple(a.ids) for a in alone}) > 2
     judge = Judge(tokenizer, {"length": (lambda columns, text, finished: len(text), 1.0)}, None, 0.0, 0.5)
     worth = [len(tokenizer.decode(a.ids)) - 0.5 * (not a.finished) for a in alone]
-    found = judged(policy, PROMPTS, judge, sampling, rows=3)
+    found = generate_and_score(policy, PROMPTS, judge, sampling, rows=3)
     assert found["reward"].value == pytest.approx(sum(worth) / 5)
     assert found["length"].value == pytest.approx(sum(len(a.ids) for a in alone) / 5)
 
 
-def test_nothing_after_an_end_token_is_in_the_mask_and_nothing_before_it_is_left_out(tokenizer: Tokenizer) -> None:
-    samples, metrics = source(rough(tokenizer), tokenizer).write(0)
+def test_mask_ends_with_the_end_token(tokenizer: Tokenizer) -> None:
+    samples, metrics = source(rough(tokenizer), tokenizer).rollout(0)
     assert 0.2 < metrics["finished"].value < 1
     assert len({int(n) for n in samples.mask.sum(1)}) > 3
     stop = torch.tensor(tokenizer.stop_ids)
@@ -87,29 +88,29 @@ def test_nothing_after_an_end_token_is_in_the_mask_and_nothing_before_it_is_left
         ends = torch.isin(answer, stop).nonzero().flatten().tolist()
         assert ends == ([len(answer) - 1] if finished else [])
         assert finished or len(answer) == 12
-        assert not ids[int(mask.nonzero()[-1]) + 1 :].any()  # padding, and nothing the sampler went on to write
+        assert not ids[int(mask.nonzero()[-1]) + 1 :].any()  # padding, and nothing sampled after the end
 
 
-def test_what_was_sampled_is_what_the_training_forward_says_of_each_row_alone(tokenizer: Tokenizer) -> None:
+def test_sampler_log_probs_equal_the_training_forward_of_single_rows(tokenizer: Tokenizer) -> None:
     policy = rough(tokenizer)
-    samples, metrics = source(policy, tokenizer).write(0)
+    samples, metrics = source(policy, tokenizer).rollout(0)
     assert metrics["sampler_gap"].value < 1e-4
-    for ids, mask, sampled in zip(samples.ids, samples.mask, samples.sampled, strict=True):
+    for ids, mask, sampled in zip(samples.ids, samples.mask, samples.sampler_log_probs, strict=True):
         end = int(mask.nonzero()[-1]) + 1
-        want = policy.log_probs(ids[None, :end], mask[None, :end], temperature=0.8).log_probs[0]
+        want = policy.log_probs(ids[None, :end], mask[None, :end], temperature=0.8)[0]
         torch.testing.assert_close(sampled[:end], want.detach(), atol=1e-4, rtol=0)
 
 
-def test_values_are_the_critic_s_before_each_token_and_nothing_kept_takes_a_gradient(tokenizer: Tokenizer) -> None:
+def test_values_are_read_before_each_token_and_samples_have_no_graph(tokenizer: Tokenizer) -> None:
     model = ActorCritic(rough(tokenizer), rough(tokenizer, SequenceScorer, 4))
-    samples, _ = source(model, tokenizer).write(0)
+    samples, _ = source(model, tokenizer).rollout(0)
     for ids, mask, values in zip(samples.ids, samples.mask, samples.values, strict=True):
         for t in mask.nonzero().flatten().tolist():
             assert values[t].item() == pytest.approx(model.critic(ids[None, :t])[0, -1].item(), abs=1e-4)
     assert not any(t.requires_grad for t in vars(samples).values() if isinstance(t, torch.Tensor))
 
 
-def test_a_minibatch_holds_whole_answers(tokenizer: Tokenizer) -> None:
+def test_minibatches_hold_whole_answers(tokenizer: Tokenizer) -> None:
     rollout = source(rough(tokenizer), tokenizer)
     batches = rollout(0)
     assert sum(len(b.ids) for b in batches) == 40
@@ -119,16 +120,16 @@ def test_a_minibatch_holds_whole_answers(tokenizer: Tokenizer) -> None:
     assert got == want
 
 
-def test_the_judge_reads_the_reward_model_at_each_row_s_own_end(tokenizer: Tokenizer) -> None:
+def test_reward_model_is_read_at_the_last_token_of_each_row(tokenizer: Tokenizer) -> None:
     scorer = rough(tokenizer, SequenceScorer, 4)
-    samples, _ = source(rough(tokenizer), tokenizer, scorer).write(0)
+    samples, _ = source(rough(tokenizer), tokenizer, scorer).rollout(0)
     for ids, mask, reward, finished in zip(samples.ids, samples.mask, samples.reward, samples.finished, strict=True):
         row = ids[: int(mask.nonzero()[-1]) + 1][None]
         want = scorer(row)[0, -1].item() - 0.5 * (not finished)
         assert reward.item() == pytest.approx(want, abs=1e-4)
 
 
-def test_an_answer_cut_off_by_the_budget_pays_the_penalty(tokenizer: Tokenizer) -> None:
+def test_unfinished_answers_pay_the_penalty(tokenizer: Tokenizer) -> None:
     judge = Judge(tokenizer, {}, None, 0.0, 0.5)
     answers = [Completion(ids=[5, tokenizer.im_end], finished=True), Completion(ids=[5, 6], finished=False)]
     reward, _ = judge(PROMPTS[:2], answers, torch.zeros(2, 16), torch.zeros(2, 16))

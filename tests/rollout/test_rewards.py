@@ -33,23 +33,23 @@ def test_contains_answer() -> None:
     assert rewards.contains_answer({"answer": "Paris"}, "It is Rome.", True) == 0.0
 
 
-def test_gold_is_the_world_s() -> None:
+def test_gold_is_the_reward_of_the_world() -> None:
     row = next(iter(world.prompts(1, split="val")))
     assert rewards.gold(row, row["answer"], True) == 1.0
     assert rewards.gold(row, "qwerty", False) < 0.0
 
 
-def test_a_user_s_own_function(tmp_path: Path) -> None:
+def test_a_user_function(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text("def short(columns, text, finished):\n    return float(len(text) < 5)\n")
-    assert rewards.find(f"{path}:short")({}, "abc", True) == 1.0
+    assert rewards.load_reward(f"{path}:short")({}, "abc", True) == 1.0
     with pytest.raises(UserError, match="no function 'long'"):
-        rewards.find(f"{path}:long")
+        rewards.load_reward(f"{path}:long")
     with pytest.raises(UserError, match="no reward 'exact'"):
-        rewards.find("exact")
+        rewards.load_reward("exact")
 
 
-def test_missing_columns_are_said_before_training() -> None:
+def test_missing_columns_are_refused() -> None:
     with pytest.raises(UserError, match="needs a column 'answer'"):
         rewards.check_columns({"exact_answer": 1.0}, {"prompt": [], "solution": "7"}, "rewards")
     rewards.check_columns({"exact_answer": 1.0, "mine.py:f": 1.0, "reward_model": 1.0}, {"answer": "7"}, "rewards")

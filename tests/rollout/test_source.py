@@ -1,4 +1,4 @@
-"""Rollouts: what a sample holds, which prompts a rollout takes, that sampler and training agree, and that a wrong sampler is noticed."""
+"""Rollouts: contents of samples, choice of prompts, agreement of sampler and training, dynamic sampling, kept files."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import torch
 from safetensors.torch import load_file
 
 from tinyllm.algorithms import grpo
+from tinyllm.data.datasets.datasets import TokenPrompt
 from tinyllm.errors import UserError
 from tinyllm.model import generate as generation
 from tinyllm.model.config import ModelConfig
 from tinyllm.model.transformer import CausalLM, initialise
 from tinyllm.rollout import source as rollout
 from tinyllm.rollout.config import RolloutConfig
-from tinyllm.rollout.judge import Judge, TokenPrompt
+from tinyllm.rollout.judge import Judge
 from tinyllm.rollout.source import RolloutSource
 from tinyllm.text.tokenizer import Tokenizer
 
@@ -60,7 +61,7 @@ def made(
         policy,
         [TokenPrompt(list(range(5, 6 + n)), {"n": n}) for n in range(6)],
         judge,
-        partial(grpo.credit, grpo.Settings()),
+        partial(grpo.compute_advantages, grpo.Settings()),
         config,
         reference=reference,
         stop=tokenizer.stop_ids,
@@ -73,10 +74,10 @@ def made(
     )
 
 
-def test_a_sample_is_prompt_then_answer_with_the_answer_masked(policy: CausalLM, tokenizer: Tokenizer) -> None:
+def test_samples_are_prompt_and_answer_with_a_mask_of_the_answer(policy: CausalLM, tokenizer: Tokenizer) -> None:
     source = made(policy, tokenizer)
-    samples, metrics = source.write(0)
-    prompts = [p for p in source.chosen_prompts(0) for _ in range(4)]
+    samples, metrics = source.rollout(0)
+    prompts = [p for p in source.prompts_of(0) for _ in range(4)]
     for row, prompt in enumerate(prompts):
         positions = samples.mask[row].nonzero().flatten().tolist()
         assert samples.ids[row, : len(prompt.ids)].tolist() == prompt.ids
@@ -89,9 +90,9 @@ def test_a_sample_is_prompt_then_answer_with_the_answer_masked(policy: CausalLM,
     assert metrics["length"].value == samples.mask.sum(1).double().mean()
 
 
-def test_sampler_and_training_forward_agree_about_every_token(policy: CausalLM, tokenizer: Tokenizer) -> None:
-    samples, metrics = made(policy, tokenizer, temperature=0.7).write(0)
-    torch.testing.assert_close(samples.sampled, samples.old, atol=1e-4, rtol=0)
+def test_sampler_and_training_forward_agree(policy: CausalLM, tokenizer: Tokenizer) -> None:
+    samples, metrics = made(policy, tokenizer, temperature=0.7).rollout(0)
+    torch.testing.assert_close(samples.sampler_log_probs, samples.old_log_probs, atol=1e-4, rtol=0)
     assert metrics["sampler_gap"].value < 1e-4
 
 
@@ -107,10 +108,10 @@ def test_a_sampler_that_disagrees_stops_the_run(
 
     monkeypatch.setattr(rollout, "generate", hotter)
     with pytest.raises(UserError, match="sampler and training disagree"):
-        made(policy, tokenizer).write(0)
+        made(policy, tokenizer).rollout(0)
 
 
-def test_steps_serve_every_sample_once_an_epoch(policy: CausalLM, tokenizer: Tokenizer) -> None:
+def test_minibatches_cover_every_sample_once_per_epoch(policy: CausalLM, tokenizer: Tokenizer) -> None:
     source = made(policy, tokenizer)
     for epoch in range(2):
         batches = source(2 * epoch) + source(2 * epoch + 1)
@@ -120,36 +121,36 @@ def test_steps_serve_every_sample_once_an_epoch(policy: CausalLM, tokenizer: Tok
         assert len(rewards) == 16
 
 
-def test_prompts_are_all_met_before_any_is_met_again(policy: CausalLM, tokenizer: Tokenizer) -> None:
-    met = [p.columns["n"] for r in range(3) for p in made(policy, tokenizer).chosen_prompts(r)]
+def test_every_prompt_is_used_once_before_any_is_used_again(policy: CausalLM, tokenizer: Tokenizer) -> None:
+    met = [p.columns["n"] for r in range(3) for p in made(policy, tokenizer).prompts_of(r)]
     assert sorted(met[:6]) == list(range(6))
     assert sorted(met[6:]) == list(range(6))
-    ranks = [[p.columns["n"] for p in made(policy, tokenizer, rank=r, world_size=2).chosen_prompts(0)] for r in (0, 1)]
+    ranks = [[p.columns["n"] for p in made(policy, tokenizer, rank=r, world_size=2).prompts_of(0)] for r in (0, 1)]
     assert [n for pair in zip(*ranks, strict=True) for n in pair] == met[:4]
 
 
-def test_the_same_rollout_number_writes_the_same_rollout(policy: CausalLM, tokenizer: Tokenizer) -> None:
-    first, again, other = (made(policy, tokenizer).write(n)[0] for n in (3, 3, 4))
+def test_a_rollout_depends_only_on_its_number(policy: CausalLM, tokenizer: Tokenizer) -> None:
+    first, again, other = (made(policy, tokenizer).rollout(n)[0] for n in (3, 3, 4))
     assert torch.equal(first.ids, again.ids)
-    assert torch.equal(first.old, again.old)
+    assert torch.equal(first.old_log_probs, again.old_log_probs)
     assert first.ids.shape != other.ids.shape or not torch.equal(first.ids, other.ids)
 
 
-def test_kl_is_zero_where_policy_is_reference(policy: CausalLM, tokenizer: Tokenizer) -> None:
+def test_kl_is_zero_if_policy_is_reference(policy: CausalLM, tokenizer: Tokenizer) -> None:
     import copy
 
-    samples, metrics = made(policy, tokenizer, reference=copy.deepcopy(policy)).write(0)
-    assert torch.equal(samples.reference, samples.old)
+    samples, metrics = made(policy, tokenizer, reference=copy.deepcopy(policy)).rollout(0)
+    assert torch.equal(samples.ref_log_probs, samples.old_log_probs)
     assert metrics["objective/kl"].value == 0
 
 
-def test_numbers_that_cannot_be_shared_are_refused(policy: CausalLM, tokenizer: Tokenizer) -> None:
+def test_indivisible_batch_sizes_are_refused(policy: CausalLM, tokenizer: Tokenizer) -> None:
     with pytest.raises(UserError, match=r"not a multiple of rollout\.group_size"):
         made(policy, tokenizer, group_size=5)
 
 
-def test_dynamic_sampling_replaces_groups_that_teach_nothing(policy: CausalLM, tokenizer: Tokenizer) -> None:
-    """The judge pays by prompt, unless the prompt is odd: only odd prompts' groups can differ."""
+def test_dynamic_sampling_replaces_groups_of_equal_rewards(policy: CausalLM, tokenizer: Tokenizer) -> None:
+    """The reward is 1 for even prompts and depends on the answer for odd ones: only their groups can differ."""
 
     def by_length(columns: dict, text: str, finished: bool) -> float:
         return float(sum(map(ord, text))) if columns["n"] % 2 else 1.0
@@ -162,36 +163,37 @@ def test_dynamic_sampling_replaces_groups_that_teach_nothing(policy: CausalLM, t
     def constant(samples: object) -> int:
         return int((samples.reward.view(-1, 4).std(1) == 0).sum())
 
-    plain, _ = source(1).write(0)
-    chosen, metrics = source(6).write(0)
+    plain, _ = source(1).rollout(0)
+    chosen, metrics = source(6).rollout(0)
     assert constant(plain) > 0
     assert constant(chosen) == 0
     assert len(chosen.ids) == len(plain.ids)
     assert 1 < metrics["sampling_rounds"].value <= 6
-    assert metrics["reward"].count > len(plain.ids)  # figures are of everything that was sampled
+    assert metrics["reward"].count > len(plain.ids)  # metrics cover everything that was sampled
     assert chosen.group.tolist() == plain.group.tolist()
 
 
-def test_what_cannot_be_replaced_stays(policy: CausalLM, tokenizer: Tokenizer) -> None:
+def test_dynamic_sampling_keeps_equal_groups_after_the_last_round(policy: CausalLM, tokenizer: Tokenizer) -> None:
     source = made(policy, tokenizer, sampling_rounds=3)
     source.judge = Judge(tokenizer, {}, None, 0.0, 0.0)
-    samples, metrics = source.write(0)
+    samples, metrics = source.rollout(0)
     assert len(samples.ids) == 16
     assert metrics["sampling_rounds"].value == 3
     assert metrics["constant_groups"].value == 1.0
 
 
-def test_long_answers_lose_reward_gradually(tokenizer: Tokenizer) -> None:
-    judge = Judge(tokenizer, {}, None, 0.0, 0.0, longest=20, overlong_buffer=8)
+def test_overlong_answers_lose_reward_gradually(tokenizer: Tokenizer) -> None:
+    judge = Judge(tokenizer, {}, None, 0.0, 0.0, max_new_tokens=20, overlong_buffer=8)
     answers = [generation.Completion(ids=[5] * n, finished=True) for n in (3, 12, 14, 20)]
     reward, _ = judge([TokenPrompt([1], {})] * 4, answers, torch.zeros(4, 24), torch.zeros(4, 24))
     assert reward.tolist() == [0.0, 0.0, -0.25, -1.0]
 
 
-def test_kept_rollouts_hold_what_the_loss_sees(policy: CausalLM, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_kept_rollouts_hold_what_the_loss_receives(policy: CausalLM, tokenizer: Tokenizer, tmp_path: Path) -> None:
     source = made(policy, tokenizer)
     source.keep = tmp_path / "rollouts"
-    samples, _ = source.write(3)
+    samples, _ = source.rollout(3)
     found = load_file(tmp_path / "rollouts" / "00000003.safetensors")
-    for name in ("ids", "mask", "reward", "old", "sampled", "advantage", "group"):
-        assert torch.equal(found[name], getattr(samples, name))
+    renamed = {"old": "old_log_probs", "sampled": "sampler_log_probs", "advantage": "advantages"}
+    assert sorted(found) == ["advantage", "finished", "group", "ids", "mask", "old", "reward", "sampled"]
+    assert all(torch.equal(value, getattr(samples, renamed.get(name, name))) for name, value in found.items())

@@ -1,4 +1,4 @@
-"""Preference stages from end to end: what cannot teach is refused, what can starts where the papers say and moves."""
+"""Preference stages end to end: useless data are refused, losses start at the values of the papers and decrease."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-import small
-
+from tests.support import small
 from tinyllm.algorithms import kto, orpo
-from tinyllm.data import records
-from tinyllm.data.batches import Source
+from tinyllm.data.datasets.batches import Source
+from tinyllm.data.loading import preference_dataset, unpaired_dataset
+from tinyllm.data.records.reader import read_records
+from tinyllm.data.records.types import UnpairedPreference
 from tinyllm.errors import USAGE, UserError
 from tinyllm.model.config import LoRAConfig
 from tinyllm.stages import align_offline, rm
-from tinyllm.stages.align_offline import Prepared, reference_log_probs
-from tinyllm.stages.common import Call, pooled_loss
+from tinyllm.stages.align_offline import PreparedSource, reference_log_probs
 from tinyllm.stages.config import AlignOfflineConfig, RmConfig
-from tinyllm.stages.reading import judgements_from, preferences_from
+from tinyllm.stages.held_out import pooled_loss
 from tinyllm.train.config import OptimConfig
 from tinyllm.train.engine import Engine
+from tinyllm.train.run import Invocation
 
-CALL = Call("written: down\n")
+CALL = Invocation("written: down\n")
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +47,7 @@ def settings(data: Path, kind: type = AlignOfflineConfig, **changes) -> AlignOff
         ("rm", "red " * 80 + "x", "red " * 80 + "y", "none of"),  # equal once they are cut
     ],
 )
-def test_nothing_but_equal_answers_stops_the_whole_command(
+def test_data_of_equal_answers_only_are_refused(
     tmp_path: Path, verb: str, chosen: str, rejected: str, word: str
 ) -> None:
     rows = [{"prompt": f"What is {i}?", "chosen": chosen, "rejected": rejected} for i in range(30)]
@@ -65,7 +65,7 @@ def test_nothing_but_equal_answers_stops_the_whole_command(
 
 
 @pytest.mark.parametrize("lora", [None, LoRAConfig(r=2)], ids=["full", "lora"])
-def test_dpo_starts_at_ln_2_with_a_gradient_and_leaves_it(tmp_path: Path, lora: LoRAConfig | None) -> None:
+def test_dpo_starts_at_ln_2_and_learns(tmp_path: Path, lora: LoRAConfig | None) -> None:
     found = align_offline.run(settings(small.pairs(tmp_path / "pairs.jsonl"), lora=lora), CALL)
     run = Path(found["run"])
     first = small.metrics(run)[0]
@@ -76,10 +76,10 @@ def test_dpo_starts_at_ln_2_with_a_gradient_and_leaves_it(tmp_path: Path, lora: 
     assert found["last"]["loss"] < math.log(2) - 0.01
 
 
-def test_every_answer_is_scored_under_the_model_as_loaded(tmp_path: Path) -> None:
+def test_reference_log_probs_are_those_of_the_loaded_model(tmp_path: Path) -> None:
     model, texts = small.rough(), small.tokenizer()
-    pairs = list(records.read([str(small.pairs(tmp_path / "pairs.jsonl", 7))], "pairs"))
-    data = preferences_from(pairs, texts, 64, "t")
+    pairs = list(read_records([str(small.pairs(tmp_path / "pairs.jsonl", 7))], "pairs"))
+    data = preference_dataset(pairs, texts, 64, "t")
     found = reference_log_probs(model, data, 3)
     for i, pair in enumerate(data.pairs):
         for column, answer in enumerate((pair.chosen, pair.rejected)):
@@ -95,23 +95,23 @@ def engine(loss) -> Engine:
 
 @torch.no_grad()
 def held_out_loss(name: str, path: Path, rows: int) -> float:
-    """The held-out loss with so many rows in a forward pass."""
+    """Return the held-out loss with `rows` rows in a forward pass."""
     texts, module = small.tokenizer(), {"orpo": orpo, "kto": kto}[name]
-    pairs = list(records.read([str(small.pairs(path / "pairs.jsonl", 7))], "pairs"))
+    pairs = list(read_records([str(small.pairs(path / "pairs.jsonl", 7))], "pairs"))
     made = engine(lambda model, batch: module.loss(module.Settings(), model, batch))
     if name == "orpo":
-        source = Source(preferences_from(pairs, texts, 64, "t"), rows, rows, seed=0)
+        source = Source(preference_dataset(pairs, texts, 64, "t"), rows, rows, seed=0)
     else:
         items = [
-            records.Judgement(p.prompt, getattr(p, side), side == "chosen")
+            UnpairedPreference(p.prompt, getattr(p, side), side == "chosen")
             for p in pairs
             for side in ("chosen", "rejected")
         ]
-        data = judgements_from(items, texts, 64, "t")
-        data.reference = torch.linspace(-60, -20, 28).view(14, 2)
+        data = unpaired_dataset(items, texts, 64, "t")
+        data.ref_log_probs = torch.linspace(-60, -20, 28).view(14, 2)
         made.model.eval()
         ready = lambda batches: kto.prepare(kto.Settings(), made.model, batches)  # noqa: E731
-        source = Prepared(Source(data, rows, rows, seed=0), ready, made.model, made.autocast)
+        source = PreparedSource(Source(data, rows, rows, seed=0), ready, made.model, made.autocast)
     return pooled_loss(made, source, 100)["loss"].value
 
 
@@ -122,7 +122,7 @@ def test_the_held_out_loss_does_not_depend_on_the_rows_in_a_forward_pass(tmp_pat
     assert held_out_loss(name, tmp_path, 1) == pytest.approx(whole, abs=1e-5)
 
 
-def test_a_reward_model_learns_to_tell_red_from_blue(tmp_path: Path) -> None:
+def test_a_reward_model_learns_to_distinguish_red_from_blue(tmp_path: Path) -> None:
     config = settings(small.pairs(tmp_path / "pairs.jsonl"), RmConfig)
     found = rm.run(config.model_copy(update={"train": config.train.model_copy(update={"steps": 8})}), CALL)
     assert found["best"]["loss"] < found["before"]["loss"]
@@ -130,7 +130,7 @@ def test_a_reward_model_learns_to_tell_red_from_blue(tmp_path: Path) -> None:
     assert found["best"]["accuracy"] > 0.9
 
 
-def test_the_parent_is_never_changed_and_never_made_up(tmp_path: Path) -> None:
+def test_the_parent_is_not_modified_and_must_exist(tmp_path: Path) -> None:
     before = (tmp_path / "parent" / "model.safetensors").read_bytes()
     align_offline.run(settings(small.pairs(tmp_path / "pairs.jsonl")), CALL)
     assert (tmp_path / "parent" / "model.safetensors").read_bytes() == before

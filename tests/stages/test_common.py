@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
-import ranks  # noqa: E402
+from tests.support import ranks
+
+pytestmark = pytest.mark.two_cores
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +33,10 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    shared |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1]), "USE_LIBUV": "0"}
+    shared |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "USE_LIBUV": "0"}
     started = [
         subprocess.Popen(
-            [sys.executable, str(HERE / "ranks.py"), str(out)],
+            [sys.executable, str(ROOT / "tests" / "support" / "ranks.py"), str(out)],
             env={**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank},
             stderr=subprocess.PIPE,
             text=True,
@@ -42,11 +44,11 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         for rank in "01"
     ]
     try:
-        said = [process.communicate(timeout=60)[1] for process in started]
+        output = [process.communicate(timeout=60)[1] for process in started]
     finally:
         for process in started:
             process.kill()
-    assert [process.returncode for process in started] == [0, 0], said[0][-2000:] + said[1][-2000:]
+    assert [process.returncode for process in started] == [0, 0], output[0][-2000:] + output[1][-2000:]
     return json.loads(out.read_text())
 
 
@@ -58,11 +60,11 @@ def close(got: Any, want: Any) -> None:
     assert got == pytest.approx(want, abs=1e-5, rel=1e-5)
 
 
-@pytest.mark.parametrize("what", ["text_figures", "held_out", "step", "moments", "answers"])
-def test_two_ranks_find_what_one_finds(what: str, one: dict[str, Any], two: dict[str, Any]) -> None:
+@pytest.mark.parametrize("what", ["documents", "held_out", "step", "moments", "answers"])
+def test_two_ranks_compute_what_one_computes(what: str, one: dict[str, Any], two: dict[str, Any]) -> None:
     close(two[what], one[what])
 
 
-def test_text_figures_do_not_depend_on_the_rows_in_a_forward_pass(one: dict[str, Any]) -> None:
-    for figures in one["text_figures"][1:]:
-        close(figures, one["text_figures"][0])
+def test_document_figures_do_not_depend_on_the_rows_in_a_forward_pass(one: dict[str, Any]) -> None:
+    for figures in one["documents"][1:]:
+        close(figures, one["documents"][0])

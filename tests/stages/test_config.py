@@ -1,4 +1,4 @@
-"""Every shipped configuration loads, with and without the rehearsal, and says only what the code reads."""
+"""Every shipped configuration loads, with and without --fast-dev-run, and has only keys that the code reads."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from tinyllm import algorithms
-from tinyllm.cli.stages import OFFLINE, ONLINE, STAGES, configs_folder, resolve, stage_of
+from tinyllm.cli.resolve import STAGES, configs_folder, resolve, stage_of
 from tinyllm.config import load
-from tinyllm.stages.life import STEPS
+from tinyllm.lifecycle.stages import STAGES as LIFECYCLE
 
 FILES = sorted(configs_folder().rglob("*.yaml"))
 NAMES = {
@@ -25,13 +25,13 @@ NAMES = {
 }
 
 
-def test_the_promised_files_are_there_and_every_file_is_some_verb_s_default() -> None:
+def test_every_command_has_its_documented_configuration() -> None:
     found = {f.relative_to(configs_folder()).as_posix() for f in FILES}
     assert found >= NAMES
     demonstrations = {"rlhf/rm/1.4M_rm_weak.yaml", "rlhf/online/ppo/1.4M_ppo_overoptimise.yaml"}
     presets = demonstrations | {name for name in found if name.startswith("lifecycle/")}
     assert found - presets == {stage.default for stage in STAGES.values()}
-    assert presets >= {f"lifecycle/laptop/{stage}.yaml" for stage in STEPS}
+    assert presets >= {f"lifecycle/laptop/{stage}.yaml" for stage in LIFECYCLE}
 
 
 @pytest.mark.parametrize("key", STAGES)
@@ -40,24 +40,24 @@ def test_every_shipped_file_loads(key: str, fast: bool) -> None:
     resolved = resolve(STAGES[key], None, [], {}, {}, fast=fast)
     if fast:
         assert resolved.config.name == "fast-dev-run"
-    if key in (*OFFLINE, *ONLINE):
+    if key in algorithms.names("offline") + algorithms.names("online"):
         assert resolved.config.algorithm == key
 
 
 @pytest.mark.parametrize("key", STAGES)
-def test_a_resolved_configuration_written_out_is_the_same_configuration(key: str, tmp_path: Path) -> None:
+def test_a_resolved_configuration_survives_yaml(key: str, tmp_path: Path) -> None:
     resolved = resolve(STAGES[key], None, ["seed=7"], {}, {}, fast=False)
     path = tmp_path / "config.yaml"
     path.write_text(resolved.to_yaml())
     assert load(STAGES[key].config, files=[path]).config == resolved.config
 
 
-def test_the_1_4m_model_is_1_4m() -> None:
+def test_the_1_4m_model_has_1_4m_parameters() -> None:
     config = resolve(STAGES["pretrain"], None, [], {}, {}, fast=False).config
     assert config.model.parameters() == 1_377_920
 
 
-def test_every_algorithm_file_has_a_stage_even_without_a_configuration_of_its_own() -> None:
+def test_every_algorithm_has_a_stage_without_its_own_configuration() -> None:
     for family, default in (("offline", "dpo"), ("online", "grpo")):
         for name in algorithms.names(family):
             assert stage_of(name, default).place == f"align-{family}"

@@ -1,4 +1,4 @@
-"""`tinyllm data prepare`: what it says, what it reads again and what not, sources by weight, and a kill in the middle."""
+"""`tinyllm data prepare`: its report, which files it reads again, mixing by weight, and a kill midway."""
 
 from __future__ import annotations
 
@@ -11,15 +11,13 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-import small
-
-from tinyllm.data.shards import open_shards
+from tests.support import small
+from tinyllm.data.tokens.shards import open_shards
 from tinyllm.errors import RESOURCES, UserError
 from tinyllm.stages import data, prepared, pretrain
-from tinyllm.stages.call import Call
 from tinyllm.stages.config import PretrainConfig
 from tinyllm.train import lock
+from tinyllm.train.run import Invocation
 
 WORDS = ["red", "blue", "green", "seven", "eleven", "colour", "number", "town", "river", "night"]
 LONG_AGO = 1_000_000_000
@@ -47,13 +45,13 @@ def config(*sources: str, **settings: object) -> PretrainConfig:
 
 
 def opened(found: PretrainConfig) -> list[str]:
-    """The source files that `ensure` reads."""
+    """The source files that `ensure_prepared` reads."""
     code = (
         "import sys, json; from pathlib import Path; from tinyllm.stages import data\n"
         "from tinyllm.stages.config import PretrainConfig\n"
         "read = []\n"
         "sys.addaudithook(lambda e, a: read.append(str(a[0])) if e == 'open' and str(a[0]).endswith('.jsonl') else None)\n"
-        "data.ensure(PretrainConfig.model_validate_json(sys.argv[1]))\n"
+        "data.ensure_prepared(PretrainConfig.model_validate_json(sys.argv[1]))\n"
         "print(json.dumps(read))"
     )
     command = [sys.executable, "-c", code, found.model_dump_json()]
@@ -61,9 +59,9 @@ def opened(found: PretrainConfig) -> list[str]:
     return json.loads(done.stdout)
 
 
-def test_files_that_were_not_touched_are_not_read_again(place: Path) -> None:
+def test_unchanged_files_are_not_read_again(place: Path) -> None:
     asked = config("a.jsonl", "b.jsonl")
-    data.ensure(asked)
+    data.ensure_prepared(asked)
     shards = place / "runs" / "data" / "default" / "shards"
     made = (shards / "manifest.json").stat().st_mtime_ns
     before = data.fingerprint(asked)
@@ -76,14 +74,14 @@ def test_files_that_were_not_touched_are_not_read_again(place: Path) -> None:
     text = (place / "a.jsonl").read_text()
     (place / "a.jsonl").write_text(text.replace("A 7 is", "A 7 Is"))  # of the same size
     assert data.fingerprint(asked) != before
-    data.ensure(asked)
+    data.ensure_prepared(asked)
     assert (shards / "manifest.json").stat().st_mtime_ns != made
     # written a moment ago: a second change within the same tick of the clock would not show in its time
     assert opened(asked) == ["a.jsonl"]
 
 
 @pytest.mark.parametrize(
-    ("change", "anew"),
+    ("change", "again"),
     [
         ({"dedup": "none"}, True),
         ({"dedup": "near"}, True),
@@ -93,43 +91,47 @@ def test_files_that_were_not_touched_are_not_read_again(place: Path) -> None:
         ({"max_length": 32}, False),
     ],
 )
-def test_what_shapes_shards_makes_them_anew(place: Path, change: dict, anew: bool) -> None:
+def test_settings_that_shape_shards_make_them_again(place: Path, change: dict, again: bool) -> None:
     first = config("a.jsonl", "b.jsonl")
-    data.ensure(first)
+    data.ensure_prepared(first)
     folder = place / "runs" / "data" / "default"
-    assert prepared.holds(folder, first)
+    assert prepared.is_current(folder, first)
     changed = config("a.jsonl", "b.jsonl", **change)
-    assert prepared.holds(folder, changed) == (not anew)
-    data.ensure(changed)
-    assert prepared.holds(folder, changed)
+    assert prepared.is_current(folder, changed) == (not again)
+    data.ensure_prepared(changed)
+    assert prepared.is_current(folder, changed)
 
 
-def test_two_sources_are_another_thing_than_one_pattern(place: Path) -> None:
-    data.ensure(config("a.jsonl", "b.jsonl"))
+def test_two_sources_differ_from_one_pattern_with_the_same_files(place: Path) -> None:
+    data.ensure_prepared(config("a.jsonl", "b.jsonl"))
     folder = place / "runs" / "data" / "default"
-    assert not prepared.holds(folder, config("?.jsonl"))  # the same files, but weights could not be told apart
+    assert not prepared.is_current(
+        folder, config("?.jsonl")
+    )  # the same files, but weights could not be assigned to them
     (place / "elsewhere").mkdir()
     for name in ("a.jsonl", "b.jsonl"):
         (place / name).rename(place / "elsewhere" / name)
-    assert prepared.holds(folder, config("elsewhere/a.jsonl", "elsewhere/b.jsonl"))  # where they lie does not count
+    assert prepared.is_current(
+        folder, config("elsewhere/a.jsonl", "elsewhere/b.jsonl")
+    )  # where they lie does not count
 
 
 @pytest.mark.parametrize("damage", ["", "[]", "{", '{"files": 3}', '{"files": [{"path": 1}]}'])
-def test_a_damaged_record_makes_everything_anew(place: Path, damage: str) -> None:
+def test_a_damaged_record_makes_the_shards_again(place: Path, damage: str) -> None:
     asked = config("a.jsonl")
-    data.ensure(asked)
+    data.ensure_prepared(asked)
     record = place / "runs" / "data" / "default" / prepared.RECORD
     record.write_text(damage)
-    data.ensure(asked)
-    assert prepared.holds(record.parent, asked)
+    data.ensure_prepared(asked)
+    assert prepared.is_current(record.parent, asked)
 
 
-def test_what_was_removed_is_said_by_source(place: Path, capsys: pytest.CaptureFixture) -> None:
-    found = data.prepare(config("a.jsonl", "b.jsonl"), Call(""))
-    said = capsys.readouterr().err
-    assert "removed: 10 exact duplicates (b.jsonl 10)" in said
-    assert "a.jsonl: 120 documents, format text" in said
-    assert "document lengths in tokens: 16+" in said
+def test_removed_duplicates_are_reported_by_source(place: Path, capsys: pytest.CaptureFixture) -> None:
+    found = data.prepare(config("a.jsonl", "b.jsonl"), Invocation(""))
+    output = capsys.readouterr().err
+    assert "removed: 10 exact duplicates (b.jsonl 10)" in output
+    assert "a.jsonl: 120 documents, format text" in output
+    assert "document lengths in tokens: 16+" in output
     assert found["removed"] == {"exact": 10, "near": 0}
     assert sum(found["documents"].values()) == 160
     assert set(found["sources"]) == {"a.jsonl", "b.jsonl"}
@@ -137,16 +139,16 @@ def test_what_was_removed_is_said_by_source(place: Path, capsys: pytest.CaptureF
     manifest = open_shards(place / "runs" / "data" / "default" / "shards").manifest
     assert [r.exact for r in manifest.removed] == [0, 10]
     assert sum(found["bytes"].values()) == sum(len(row["text"]) for row in rows(120, "A") + rows(40, "B"))
-    near = data.prepare(config("a.jsonl", "b.jsonl", dedup="near"), Call(""))
+    near = data.prepare(config("a.jsonl", "b.jsonl", dedup="near"), Invocation(""))
     assert f"removed: 10 exact, {near['removed']['near']} near duplicates" in capsys.readouterr().err
 
 
-def test_pretraining_takes_rows_by_weight(place: Path, capsys: pytest.CaptureFixture) -> None:
+def test_pretraining_mixes_sources_by_weight(place: Path, capsys: pytest.CaptureFixture) -> None:
     asked = config("a.jsonl", "b.jsonl", weights=(1.0, 3.0))
-    found = pretrain.run(asked, Call(""))
+    found = pretrain.run(asked, Invocation(""))
     facts = json.loads((Path(found["run"]) / "run.json").read_text())["data"][0]["mixture"]
     assert [(row["source"], round(row["share"], 2)) for row in facts] == [("a.jsonl", 0.25), ("b.jsonl", 0.75)]
-    tokens = {s.source: s.tokens for s in data.ensure(asked)[1].manifest.train.sources}
+    tokens = {s.source: s.tokens for s in data.ensure_prepared(asked)[1].manifest.train.sources}
     for row, share in zip(facts, (0.25, 0.75), strict=True):
         assert row["tokens"] == tokens[row["source"]]
         # 6 steps of 8 rows of 16 tokens; the last row of a source may be cut off, the windows' offset takes another
@@ -169,22 +171,23 @@ def test_sources_and_weights_must_fit(settings: dict, complaint: str) -> None:
         PretrainConfig(data=settings)
 
 
-def test_a_second_process_is_told_that_the_first_is_at_work(place: Path) -> None:
-    code = "from pathlib import Path; from tinyllm.train import lock; lock.claim(Path('runs/data/default')); print(1, flush=True); input()"
+def test_a_second_process_is_refused_while_the_first_prepares(place: Path) -> None:
+    code = "from pathlib import Path; from tinyllm.train import lock; lock.acquire(Path('runs/data/default'))"
+    code += "; print(1, flush=True); input()"
     command = [sys.executable, "-c", code]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "1\n"
         with pytest.raises(UserError, match=f"pid {other.pid}") as error:
-            data.ensure(config("a.jsonl"))
+            data.ensure_prepared(config("a.jsonl"))
         assert error.value.code == RESOURCES
         other.communicate("\n", timeout=20)
-    data.ensure(config("a.jsonl"))
-    assert lock.holder(Path("runs/data/default")) is None
+    data.ensure_prepared(config("a.jsonl"))
+    assert lock.owner(Path("runs/data/default")) is None
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="named pipes")
 @pytest.mark.parametrize("name", ["-", "/dev/stdin"])
-def test_what_is_piped_in_is_read_every_time(place: Path, name: str) -> None:
+def test_piped_text_is_read_every_time(place: Path, name: str) -> None:
     (place / "tokenizer").mkdir()
     small.tokenizer().save(place / "tokenizer", model_max_length=96)
     settings = (
@@ -209,8 +212,8 @@ def command(*more: str) -> list[str]:
 
 KILLED = """
 import os, signal, sys
-from tinyllm.data import shards
-shards.prepare.__kwdefaults__["part_bytes"] = 1000
+from tinyllm.data.tokens import shards
+shards.prepare.__kwdefaults__["chunk_bytes"] = 1000
 renames = []
 def hook(event, args):
     if event == "os.rename" and "parts" in str(args[0]):
@@ -225,7 +228,7 @@ main()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
-def test_the_command_killed_midway_ends_like_one_that_was_not(place: Path) -> None:
+def test_a_killed_command_resumes_to_the_same_shards(place: Path) -> None:
     options = command()[3:]
     killed = subprocess.run([sys.executable, "-c", KILLED, *options], capture_output=True, text=True, timeout=60)
     assert killed.returncode == -9, killed.stderr
@@ -240,7 +243,7 @@ def test_the_command_killed_midway_ends_like_one_that_was_not(place: Path) -> No
     assert not (run / ".shards.work").exists()
 
 
-def test_nothing_to_prepare_is_said_at_once_and_without_torch(place: Path) -> None:
+def test_missing_sources_are_reported_without_torch(place: Path) -> None:
     (place / "a.jsonl").write_text("")
     began = time.monotonic()
     done = subprocess.run(
@@ -249,13 +252,13 @@ def test_nothing_to_prepare_is_said_at_once_and_without_torch(place: Path) -> No
     assert time.monotonic() - began < 5  # 0.6 s on an idle machine
     lines = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
     assert done.returncode == 2
-    assert lines[-2:] == ["error: 0 documents in a.jsonl", "fix: put data in it or leave it out"]
+    assert lines[-2:] == ["error: 0 documents in a.jsonl", "fix: add data to the file, or remove it from the command"]
     assert not [line for line in done.stderr.splitlines() if line.rpartition("|")[2].strip() == "torch"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
-def test_memory_does_not_follow_the_text(place: Path) -> None:
-    """Of ten times the text, the command takes no more than a little more memory, though it trains a tokenizer as well."""
+def test_memory_does_not_grow_with_the_text(place: Path) -> None:
+    """With ten times the text the command needs little more memory, even though it trains a tokenizer."""
     peaks = []
     for size in (400, 4000):
         small.written(

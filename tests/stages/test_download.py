@@ -1,4 +1,4 @@
-"""Downloading from a hub, against one on 127.0.0.1: whole commands, resumed, checked, and what is refused.
+"""Downloads from a hub on 127.0.0.1: whole commands, resumption, verification and refusals.
 
 The server imitates what a hub answers: a data set's files with sizes and checksums, their bytes with ETag, X-Repo-Commit,
 X-Linked-Size and ranges, redirects to another host for large files.
@@ -27,14 +27,15 @@ from urllib.parse import unquote
 import pytest
 
 from tinyllm import cli
-from tinyllm.data import fetching, hub
-from tinyllm.data.catalogue import SETS, DataSet
+from tinyllm.data.hub import api
+from tinyllm.data.hub import download as fetching
+from tinyllm.data.hub.catalog import CATALOG, KnownDataset
 
 pytest.importorskip("httpx2", reason="the extra hub is not installed")
 pytest.importorskip("huggingface_hub", minversion="2")
 
 REPOSITORY, COMMIT = "some-one/tales.v1", "0123456789abcdef0123456789abcdef01234567"
-WAITS = fetching._WAITS
+WAITS = fetching._RETRY_DELAYS
 STORY = "".join(f'{{"text": "story {i}"}}\n' for i in range(20_000)).encode()  # 400 kB
 NOTES = b"a note\nand another\n"
 FILES = {
@@ -49,7 +50,7 @@ FILES = {
 
 @dataclass
 class Fake:
-    """What the server has, how it misbehaves, and what it was asked."""
+    """The files of the server, its faults, and the requests it received."""
 
     files: dict[str, bytes] = field(default_factory=lambda: dict(FILES))
     large: set[str] = field(default_factory=lambda: {"data/train.jsonl"})  # in LFS: known by sha256
@@ -168,7 +169,7 @@ def download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.setattr(fetching, "_WAITS", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(fetching, "_RETRY_DELAYS", (0.01, 0.01, 0.01))
     for name in ("ENDPOINT", "TOKEN", "HUB_OFFLINE", "HUB_DOWNLOAD_TIMEOUT", "HUB_ETAG_TIMEOUT"):
         monkeypatch.delenv(f"HF_{name}", raising=False)
     monkeypatch.delenv("TRANSFORMERS_OFFLINE", raising=False)
@@ -182,8 +183,8 @@ def download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
             for name, value in environment.items():
                 patch.setenv(name, value)
             code = cli.run(["data", "download", *arguments])
-        said = capsys.readouterr()
-        return Ran(code, said.out, said.err, time.monotonic() - began)
+        output = capsys.readouterr()
+        return Ran(code, output.out, output.err, time.monotonic() - began)
 
     return run
 
@@ -201,7 +202,7 @@ def in_a_process(*arguments: str, cwd: Path, **environment: str) -> Ran:
 PLACE = "runs/data/downloads/some-one--tales.v1"
 
 
-def test_a_whole_download_with_its_record(serve: Callable, download: Callable, tmp_path: Path) -> None:
+def test_a_download_records_its_files(serve: Callable, download: Callable, tmp_path: Path) -> None:
     fake = serve()
     ran = in_a_process(REPOSITORY, "--json", cwd=tmp_path, HF_ENDPOINT=fake.address)
     found = ran.result
@@ -236,14 +237,14 @@ def test_a_whole_download_with_its_record(serve: Callable, download: Callable, t
     assert (folder / "notes.txt").read_bytes() == NOTES
 
 
-def test_only_the_files_asked_for(serve: Callable, download: Callable, tmp_path: Path) -> None:
+def test_only_the_named_files_are_downloaded(serve: Callable, download: Callable, tmp_path: Path) -> None:
     fake = serve()
     found = download(REPOSITORY, "--file", "*.txt", "--out", "here", "--json", fake=fake).result
     assert [file["path"] for file in found["files"]] == ["notes.txt"]
     assert sorted(path.name for path in (tmp_path / "here").iterdir()) == [".source.json", "notes.txt"]
 
 
-def test_a_cut_connection_is_gone_on_with_where_it_broke(serve: Callable, download: Callable, tmp_path: Path) -> None:
+def test_a_broken_connection_is_resumed(serve: Callable, download: Callable, tmp_path: Path) -> None:
     fake = serve(cuts=[100_000, 50_000])
     found = download(REPOSITORY, "--file", "data/*", "--json", fake=fake).result
     assert (tmp_path / PLACE / "data/train.jsonl").read_bytes() == STORY
@@ -251,13 +252,11 @@ def test_a_cut_connection_is_gone_on_with_where_it_broke(serve: Callable, downlo
     assert found["files"][0]["state"] == "downloaded"
 
 
-def test_a_later_command_goes_on_where_an_earlier_one_gave_up(
-    serve: Callable, download: Callable, tmp_path: Path
-) -> None:
+def test_a_second_command_resumes_a_partial_download(serve: Callable, download: Callable, tmp_path: Path) -> None:
     fake = serve(cuts=[100_000, 0, 0, 0, 0])
     ran = download(REPOSITORY, "--file", "data/*", fake=fake)
     assert ran.code == 4
-    assert f"100,000 of {len(STORY):,} bytes came" in ran.err
+    assert f"100,000 of {len(STORY):,} bytes received" in ran.err
     assert "fix: run the same command again" in ran.err
     folder = tmp_path / PLACE / "data"
     (part,) = folder.glob("*.part")
@@ -272,10 +271,10 @@ def test_a_later_command_goes_on_where_an_earlier_one_gave_up(
 
 
 @pytest.mark.parametrize("beginning", [STORY[:70_000], STORY + b"more"], ids=["no ranges", "too long a part"])
-def test_a_part_that_cannot_be_gone_on_with(
+def test_a_part_that_cannot_be_resumed_is_downloaded_again(
     beginning: bytes, serve: Callable, download: Callable, tmp_path: Path
 ) -> None:
-    """A server without ranges sends all of it again; a part that is too long is no part of it."""
+    """A server without ranges sends the whole file; a part that is too long is discarded."""
     fake = serve(ranges=False)
     part = tmp_path / PLACE / "data" / f"train.jsonl.{hashlib.sha256(STORY).hexdigest()[:12]}.part"
     part.parent.mkdir(parents=True)
@@ -290,7 +289,7 @@ def test_a_part_that_cannot_be_gone_on_with(
 
 
 @pytest.mark.parametrize("name", ["data/train.jsonl", "notes.txt"])  # known by sha256, and by git's sha1
-def test_other_bytes_than_the_listed_ones_are_refused(
+def test_files_with_another_checksum_are_refused(
     name: str, serve: Callable, download: Callable, tmp_path: Path
 ) -> None:
     wrong = b"X" + FILES[name][1:]
@@ -316,7 +315,7 @@ def test_other_bytes_than_the_listed_ones_are_refused(
         (500, 4, "answer 500", "notes.txt"),
     ],
 )
-def test_what_the_hub_refuses(
+def test_error_responses_of_the_hub(
     status: int, code: int, word: str, where: str, serve: Callable, download: Callable, tmp_path: Path
 ) -> None:
     ran = download(REPOSITORY, fake=serve(status={where: status}))
@@ -327,7 +326,7 @@ def test_what_the_hub_refuses(
     assert not (tmp_path / PLACE / ".source.json").exists()
 
 
-def test_a_wrong_token_and_a_wrong_revision(serve: Callable, download: Callable) -> None:
+def test_a_wrong_token_and_an_unknown_revision(serve: Callable, download: Callable) -> None:
     assert "valid token" in download(REPOSITORY, fake=serve(status={"api": 401}), HF_TOKEN="hf_wrong").err
     ran = download(REPOSITORY, "--revision", "v9", fake=serve(status={"api": 404}, code="RevisionNotFound"))
     assert (ran.code, "no such revision" in ran.err) == (2, True)
@@ -335,7 +334,7 @@ def test_a_wrong_token_and_a_wrong_revision(serve: Callable, download: Callable)
     assert (ran.code, "accept them at" in ran.err) == (2, True)
 
 
-def test_the_token_goes_to_the_hub_and_nowhere_else(serve: Callable, download: Callable, tmp_path: Path) -> None:
+def test_the_token_is_sent_to_the_hub_only(serve: Callable, download: Callable, tmp_path: Path) -> None:
     store = serve()
     fake = serve(elsewhere=store.address)
     assert download(REPOSITORY, fake=fake, HF_TOKEN="hf_secret").code == 0
@@ -344,17 +343,17 @@ def test_the_token_goes_to_the_hub_and_nowhere_else(serve: Callable, download: C
     assert [(path, sent) for path, _, sent in store.asked] == [("/store/data/train.jsonl", None)]
 
 
-def test_a_silent_server_is_given_up_on_and_a_slow_one_is_not(serve: Callable, download: Callable) -> None:
+def test_a_silent_server_times_out_and_a_slow_one_does_not(serve: Callable, download: Callable) -> None:
     assert download(REPOSITORY, fake=serve(delay=0.7), HF_HUB_DOWNLOAD_TIMEOUT="3").code == 0
     slower = serve(delay=1.6)
     ran = download(REPOSITORY, "--file", "notes.txt", "--out", "other", fake=slower, HF_HUB_DOWNLOAD_TIMEOUT="1")
     assert ran.code == 4
-    assert "0 of 19 bytes came" in ran.err
+    assert "0 of 19 bytes received" in ran.err
     assert ran.seconds < 12
     ran = download(REPOSITORY, fake=serve(thinking=1.6), HF_HUB_ETAG_TIMEOUT="1")
     assert (ran.code, "cannot be reached" in ran.err) == (4, True)
     assert sum(WAITS) < 5
-    assert "no number of seconds" in download(REPOSITORY, HF_HUB_ETAG_TIMEOUT="soon", fake=slower).err
+    assert "not a number of seconds" in download(REPOSITORY, HF_HUB_ETAG_TIMEOUT="soon", fake=slower).err
 
 
 def test_without_a_network(download: Callable, tmp_path: Path) -> None:
@@ -368,9 +367,9 @@ def test_without_a_network(download: Callable, tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
-def test_somebody_who_does_not_answer_is_not_waited_for(download: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert 5 < hub._REACH_SECONDS < 10
-    monkeypatch.setattr(hub, "_REACH_SECONDS", 1.0)
+def test_an_unresponsive_hub_times_out(download: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 5 < api._CONNECT_SECONDS < 10
+    monkeypatch.setattr(api, "_CONNECT_SECONDS", 1.0)
     with socket.socket() as full:
         full.bind(("127.0.0.1", 0))
         full.listen(0)
@@ -403,24 +402,24 @@ def test_offline_mode(serve: Callable, download: Callable, tmp_path: Path) -> No
     "name",
     ["../../escaped.txt", "/etc/escaped.txt", "a/../../escaped.txt", "a\\..\\escaped.txt", "C:escaped.txt", "a//b.txt"],
 )
-def test_names_that_leave_the_folder_are_refused(
-    name: str, serve: Callable, download: Callable, tmp_path: Path
-) -> None:
+def test_paths_outside_the_folder_are_refused(name: str, serve: Callable, download: Callable, tmp_path: Path) -> None:
     fake = serve(files={name: b"x", "good.txt": b"y"}, large=set())
     ran = download(REPOSITORY, fake=fake)
-    assert (ran.code, "would not stay in its folder" in ran.err) == (3, True)
+    assert (ran.code, "outside its folder" in ran.err) == (3, True)
     assert list(tmp_path.rglob("*escaped*")) == []
     assert not fake.of("resolve")
     assert download(REPOSITORY, "--file", "good.txt", fake=fake).code == 0
 
 
-def test_scripts_are_never_fetched(serve: Callable, download: Callable, tmp_path: Path) -> None:
+def test_scripts_are_never_downloaded(serve: Callable, download: Callable, tmp_path: Path) -> None:
     fake = serve()
     ran = download(REPOSITORY, "--file", "loader.py", fake=fake)
     assert (ran.code, "only data files are downloaded" in ran.err) == (2, True)
     assert not fake.of("resolve")
     assert download(REPOSITORY, fake=serve(files={"a.py": b"x", "README.md": b"x", ".hidden.txt": b"x"})).code == 2
-    assert [hub.is_data(f"x/{name}") for name in ("a.jsonl.gz", "a.parquet", "a.TXT", "a.py", "a.pkl", "a.gz")] == [
+    assert [
+        api.is_data_file(f"x/{name}") for name in ("a.jsonl.gz", "a.parquet", "a.TXT", "a.py", "a.pkl", "a.gz")
+    ] == [
         True,
         True,
         True,
@@ -430,33 +429,33 @@ def test_scripts_are_never_fetched(serve: Callable, download: Callable, tmp_path
     ]
 
 
-def test_a_file_without_a_checksum_is_not_believed(serve: Callable, download: Callable) -> None:
+def test_a_file_without_a_checksum_is_refused(serve: Callable, download: Callable) -> None:
     ran = download(REPOSITORY, "--file", "notes.txt", fake=serve(checksums=False))
     assert (ran.code, "no checksum" in ran.err) == (3, True)
 
 
-def test_what_the_table_pins_is_what_must_come(serve: Callable, download: Callable) -> None:
+def test_files_that_differ_from_the_catalog_are_refused(serve: Callable, download: Callable) -> None:
     """A hub that offers something else under the pinned name is caught before a byte is fetched."""
     name = "tinystories-small"
-    path = SETS[name].files[0].path
+    path = CATALOG[name].files[0].path
     fake = serve(files={path: STORY}, large={path})
     ran = download(name, fake=fake)
-    assert (ran.code, "should be" in ran.err) == (3, True)
+    assert (ran.code, "expected" in ran.err) == (3, True)
     assert not fake.of("resolve")
-    assert fake.of("/api/")[0][0].endswith(f"roneneldan/TinyStories/revision/{SETS[name].revision}")
+    assert fake.of("/api/")[0][0].endswith(f"roneneldan/TinyStories/revision/{CATALOG[name].revision}")
     # alpaca-cleaned has no pinned checksum: the hub's own decides
-    path = SETS["alpaca-cleaned"].files[0].path
+    path = CATALOG["alpaca-cleaned"].files[0].path
     found = download("alpaca-cleaned", "--json", fake=serve(files={path: STORY}, large={path})).result
     assert found["use"].endswith("data.train=[runs/data/downloads/alpaca-cleaned/alpaca_data_cleaned.json]'")
 
 
-def test_an_answer_that_is_no_hub(serve: Callable, download: Callable) -> None:
+def test_a_response_that_is_not_a_hub_listing(serve: Callable, download: Callable) -> None:
     assert "not a hub" in download(REPOSITORY, fake=serve(status={"api": 200})).err
     ran = download(REPOSITORY, HF_ENDPOINT="nonsense")
     assert (ran.code, "HF_ENDPOINT" in ran.err) == (2, True)
 
 
-def test_mistakes_in_the_name_and_a_missing_library(download: Callable, tmp_path: Path) -> None:
+def test_invalid_names_and_a_missing_library(download: Callable, tmp_path: Path) -> None:
     assert "did you mean gsm8k?" in download("gsm8").err
     assert download("../x").code == 2
     assert download("--file", "x").code == 2
@@ -465,21 +464,21 @@ def test_mistakes_in_the_name_and_a_missing_library(download: Callable, tmp_path
     assert (ran.code, "pip install 'tinyllm-lifecycle[hub]'" in ran.err) == (4, True)
 
 
-def test_the_table_needs_neither_network_nor_library(download: Callable, tmp_path: Path) -> None:
+def test_the_catalog_is_listed_without_network_and_library(download: Callable, tmp_path: Path) -> None:
     (tmp_path / "huggingface_hub.py").write_text("raise ImportError\n")
     found = in_a_process("--json", cwd=tmp_path, PYTHONPATH=str(tmp_path), HF_ENDPOINT="http://127.0.0.1:9").result
-    assert {row["name"] for row in found["sets"]} == set(SETS)
+    assert {row["name"] for row in found["sets"]} == set(CATALOG)
     shown = download().out
-    assert all(name in shown for name in SETS)
-    assert shown.count("unpinned") == sum(known.revision is None for known in SETS.values())
+    assert all(name in shown for name in CATALOG)
+    assert shown.count("unpinned") == sum(known.revision is None for known in CATALOG.values())
 
 
-@pytest.mark.parametrize("known", SETS.values(), ids=SETS)
-def test_every_set_of_the_table(known: DataSet, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("known", CATALOG.values(), ids=CATALOG)
+def test_every_entry_of_the_catalog_is_valid(known: KnownDataset, capsys: pytest.CaptureFixture[str]) -> None:
     assert known.revision is None or re.fullmatch(r"[0-9a-f]{40}", known.revision)
     for file in known.files:
-        assert hub.is_data(file.path)
-        assert hub.stays_inside(file.path.replace("*", "x"))
+        assert api.is_data_file(file.path)
+        assert api.is_safe_path(file.path.replace("*", "x"))
         assert file.sha256 is None or re.fullmatch(r"[0-9a-f]{64}", file.sha256)
         assert file.size is None or file.size > 0
     used = known.use.format(folder="F")
@@ -496,24 +495,24 @@ def test_every_set_of_the_table(known: DataSet, capsys: pytest.CaptureFixture[st
         )
 
 
-def test_what_comes_can_be_read(serve: Callable, download: Callable, tmp_path: Path) -> None:
-    from tinyllm.data import records
+def test_downloaded_files_can_be_read_as_records(serve: Callable, download: Callable, tmp_path: Path) -> None:
+    from tinyllm.data.records.reader import read_records
 
     fake = serve(files={"part.jsonl.gz": gzip.compress(STORY)}, large={"part.jsonl.gz"})
     found = download(REPOSITORY, "--json", fake=fake).result
-    reader = records.read([str(tmp_path / found["folder"])], "documents")
+    reader = read_records([str(tmp_path / found["folder"])], "documents")
     assert sum(1 for _ in reader) == 20_000
 
 
-def test_the_documented_table_is_this_one() -> None:
+def test_the_documented_catalog_is_up_to_date() -> None:
     page = Path(__file__).resolve().parents[2] / "docs" / "data.md"
     rows = {
         line.split("|")[1].strip(): line
         for line in page.read_text(encoding="utf-8").splitlines()
         if line.startswith("|")
     }
-    for name, known in SETS.items():
+    for name, known in CATALOG.items():
         version = known.revision[:7] if known.revision else "(unpinned)"
         size = f"{known.size / 1e6:,.1f} MB" if known.size else ""
-        facts = [name, known.stage, size, known.licence, f"{known.repository} {version}"]
+        facts = [name, known.stage, size, known.license, f"{known.repository} {version}"]
         assert [cell.strip() for cell in rows[name].strip("|").split("|")] == facts

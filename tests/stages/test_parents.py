@@ -1,23 +1,20 @@
-"""Which checkpoint a stage starts from; what is missing, damaged or unfinished is never replaced by anything."""
+"""The checkpoint that a stage starts from; a missing, damaged or unfinished one is an error."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
-import small
 from safetensors.torch import load_file, save_file
 
+from tests.support import small
 from tinyllm.errors import INTEGRITY, USAGE, UserError
 from tinyllm.model import hub, lora
 from tinyllm.model.config import LoRAConfig
-from tinyllm.stages.common import Files
-from tinyllm.stages.parents import BEFORE, find
+from tinyllm.stages.checkpoint_files import CheckpointFiles
+from tinyllm.stages.parents import PARENT_PLACES, find_checkpoint
 from tinyllm.train import checkpoint
 
 
@@ -29,55 +26,55 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def made(place: str, ended: str = "2026-01-01T00:00:00", status: str = "completed", seed: int = 0) -> Path:
     """A run with one checkpoint."""
     run = Path("runs") / place
-    path = checkpoint.save(run / "checkpoints", 5, Files(small.rough(seed=seed), small.tokenizer()).write)
+    path = checkpoint.save(run / "checkpoints", 5, CheckpointFiles(small.rough(seed=seed), small.tokenizer()).write)
     checkpoint.link(run / "checkpoints", checkpoint.BEST, path)
     facts = {"status": status} | ({"ended": ended} if ended else {})
     (run / "run.json").write_text(json.dumps(facts), encoding="utf-8")
     return path
 
 
-@pytest.mark.parametrize("stage", BEFORE)
+@pytest.mark.parametrize("stage", PARENT_PLACES)
 @pytest.mark.parametrize("fast", [False, True])
-def test_a_missing_parent_is_an_error_that_names_the_command(stage: str, fast: bool) -> None:
+def test_a_missing_parent_is_an_error_with_the_command_that_makes_one(stage: str, fast: bool) -> None:
     with pytest.raises(UserError) as caught:
-        find(stage, None, fast=fast)
+        find_checkpoint(stage, None, fast=fast)
     assert caught.value.code == USAGE
     command = {"reward model": "tinyllm rm", "sft": "tinyllm pretrain", "eval": "tinyllm pretrain"}
     assert command.get(stage, "tinyllm sft") in caught.value.fix
     assert ("--fast-dev-run" in caught.value.fix) == fast
     with pytest.raises(UserError, match="no checkpoint at elsewhere"):
-        find(stage, Path("elsewhere"), fast=fast)
+        find_checkpoint(stage, Path("elsewhere"), fast=fast)
 
 
-def test_the_newest_run_is_taken_and_what_is_recorded_is_its_step() -> None:
+def test_the_newest_run_is_chosen_and_its_step_is_recorded() -> None:
     made("pretrain/a", "2026-03-01T00:00:00")
     newest = made("pretrain/b", "2026-03-02T00:00:00")
     made("pretrain/c", "2026-02-01T00:00:00")
-    found = find("sft", None, fast=False)
+    found = find_checkpoint("sft", None, fast=False)
     assert found.folder == newest
     assert found.sha256 == checkpoint.fingerprint(newest)
-    assert find("sft", Path("runs/pretrain/c"), fast=False).folder.parts[2] == "c"
+    assert find_checkpoint("sft", Path("runs/pretrain/c"), fast=False).folder.parts[2] == "c"
 
 
 @pytest.mark.parametrize("status", ["failed", "stopped", "running"])
-def test_a_run_that_did_not_finish_is_no_parent(status: str) -> None:
+def test_an_unfinished_run_is_not_a_parent(status: str) -> None:
     """Its best checkpoint may be the one from before the first step: random weights."""
     good = made("pretrain/good", "2026-01-01T00:00:00")
     made("pretrain/bad", "" if status == "running" else "2026-06-01T00:00:00", status)
-    assert find("sft", None, fast=False).folder == good
+    assert find_checkpoint("sft", None, fast=False).folder == good
     (good.parents[1] / "run.json").unlink()
     with pytest.raises(UserError, match="needs a checkpoint"):
-        find("sft", None, fast=False)
+        find_checkpoint("sft", None, fast=False)
 
 
-def test_rehearsals_and_runs_moved_aside_are_no_parents() -> None:
+def test_fast_dev_runs_and_runs_moved_aside_are_not_parents() -> None:
     made("pretrain/fast-dev-run")
     made("pretrain/old~1")
     with pytest.raises(UserError, match="needs a checkpoint"):
-        find("sft", None, fast=False)
-    assert find("sft", None, fast=True).folder.parts[2] == "fast-dev-run"
+        find_checkpoint("sft", None, fast=False)
+    assert find_checkpoint("sft", None, fast=True).folder.parts[2] == "fast-dev-run"
     made("pretrain/real")
-    assert find("sft", None, fast=True).folder.parts[2] == "fast-dev-run"
+    assert find_checkpoint("sft", None, fast=True).folder.parts[2] == "fast-dev-run"
 
 
 @pytest.mark.parametrize("given", [None, Path("runs/sft/full/x")])
@@ -88,27 +85,27 @@ def test_a_damaged_parent_is_refused_and_not_replaced(given: Path | None) -> Non
     data[-3] ^= 1
     path.write_bytes(data)
     with pytest.raises(UserError, match="sha256 differs") as caught:
-        find("rm", given, fast=False)
+        find_checkpoint("rm", given, fast=False)
     assert caught.value.code == INTEGRITY
 
 
-@pytest.mark.parametrize("harm", ["drop", "reshape", "unknown", "file"])
-def test_weights_that_are_missing_are_never_made_up(harm: str) -> None:
+@pytest.mark.parametrize("damage", ["drop", "reshape", "unknown", "file"])
+def test_missing_weights_are_refused(damage: str) -> None:
     """A checkpoint from elsewhere has no manifest; its tensors must still be all there."""
     folder = small.saved(small.rough(), Path("elsewhere"))
     tensors = load_file(folder / "model.safetensors")
     first = sorted(tensors)[0]
-    if harm == "drop":
+    if damage == "drop":
         tensors.pop(first)
-    elif harm == "reshape":
+    elif damage == "reshape":
         tensors[first] = tensors[first][:-1].clone()
-    elif harm == "unknown":
+    elif damage == "unknown":
         tensors["model.more.weight"] = torch.zeros(2)
     save_file(tensors, folder / "model.safetensors")
-    if harm == "file":
+    if damage == "file":
         (folder / "model.safetensors").unlink()
     with pytest.raises(UserError) as caught:
-        hub.load_causal_lm(find("sft", folder, fast=False).folder)
+        hub.load_causal_lm(find_checkpoint("sft", folder, fast=False).folder)
     assert caught.value.code == INTEGRITY
 
 
@@ -118,6 +115,6 @@ def test_an_adapter_without_its_base_is_refused() -> None:
     folder.mkdir()
     small.tokenizer().save(folder, model_max_length=96)
     lora.save(model, LoRAConfig(r=2), folder, "runs/pretrain/gone")
-    with pytest.raises(UserError, match="base model 'runs/pretrain/gone' is not there") as caught:
-        hub.load_causal_lm(find("chat", folder, fast=False).folder)
+    with pytest.raises(UserError, match="base model 'runs/pretrain/gone' does not exist") as caught:
+        hub.load_causal_lm(find_checkpoint("chat", folder, fast=False).folder)
     assert caught.value.code == INTEGRITY

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -12,18 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-import small
-
+from tests.support import small
 from tinyllm.algorithms import next_token
-from tinyllm.data.packing import PackedDocuments
-from tinyllm.data.shards import open_shards
+from tinyllm.data.datasets.packing import PackedPretrainDataset
+from tinyllm.data.tokens.shards import open_shards
 from tinyllm.stages import pretrain
-from tinyllm.stages.common import Call
 from tinyllm.stages.config import PretrainConfig
-from tinyllm.stages.pretrain import text_figures
+from tinyllm.stages.held_out import score_documents
 from tinyllm.train.config import OptimConfig
 from tinyllm.train.engine import Engine
+from tinyllm.train.run import Invocation
 
 TEXTS = ["red", "It is a colour. " * 3, "What is 7? It is a number. What is blue?"]
 
@@ -36,12 +33,12 @@ def nats(model: torch.nn.Module, document: list[int], begin: int) -> torch.Tenso
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3])
-def test_perplexity_is_that_of_all_tokens_together(rows: int) -> None:
+def test_perplexity_is_pooled_over_all_tokens(rows: int) -> None:
     model, texts = small.rough(), small.tokenizer()
     documents = [[*ids, texts.endoftext] for ids in texts.encode_batch(TEXTS)]
     assert len({len(d) for d in documents}) == 3
     engine = Engine(model, partial(next_token.loss, next_token.Settings()), OptimConfig(), 1, precision="fp32", seed=0)
-    found = text_figures(engine, documents, texts, 96, rows)
+    found = score_documents(engine, documents, texts, 96, rows)
     each = [nats(model, document, texts.endoftext) for document in documents]
     together = torch.cat(each)
     assert found["tokens"] == len(together) == sum(map(len, documents))
@@ -62,7 +59,7 @@ def test_a_short_pretraining_learns_and_its_best_checkpoint_is_the_best(
         model=small.SHAPE.model_copy(update={"vocab_size": 300}),
         **small.common(small.written(tmp_path / "text.jsonl", rows), steps=12),
     )
-    found = pretrain.run(config, Call("written: down\n"))
+    found = pretrain.run(config, Invocation("written: down\n"))
     assert found["before"]["loss"] == pytest.approx(math.log(300), abs=0.3)
     shards = open_shards(tmp_path / "runs" / "data" / "default" / "shards").manifest
     assert found["best"]["tokens"] == shards.val.tokens - 1  # each but the one that opens the file, ends included
@@ -74,17 +71,17 @@ def test_a_short_pretraining_learns_and_its_best_checkpoint_is_the_best(
     assert (Path(found["run"]) / "checkpoints" / "ckpt_best").resolve().name == f"step-{best['step']:08d}"
 
 
-def test_control_tokens_keep_an_embedding_of_length_one_through_pretraining() -> None:
+def test_control_tokens_keep_embeddings_of_unit_length() -> None:
     """Raw text never holds them; what the softmax would do to them, no adapter undoes. Other rows are trained as ever."""
     from tinyllm.model.transformer import CausalLM, initialise
-    from tinyllm.stages.pretrain import keep_unseen
+    from tinyllm.stages.pretrain import freeze_unseen_tokens
 
     model = CausalLM(small.SHAPE.model_copy(update={"vocab_size": small.tokenizer().vocab_size}))
     initialise(model, 0)
     ids = [small.tokenizer().im_start, small.tokenizer().im_end]
-    keep_unseen(model, ids)
+    freeze_unseen_tokens(model, ids)
     row = torch.tensor([[9, 8, 7, 6]])
-    (-model.log_probs(row, torch.tensor([[False, True, True, True]])).log_probs.sum()).backward()
+    (-model.log_probs(row, torch.tensor([[False, True, True, True]])).sum()).backward()
     gradient = model.model.embed_tokens.weight.grad
     assert not gradient[ids].any()
     assert gradient.abs().sum(1).gt(0).sum() > len(gradient) / 2
@@ -93,34 +90,34 @@ def test_control_tokens_keep_an_embedding_of_length_one_through_pretraining() ->
 
 
 @torch.no_grad()
-def test_packed_documents_are_read_as_they_would_be_alone() -> None:
+def test_packed_documents_are_scored_as_if_alone() -> None:
     """No token's log-probability depends on the other documents of its row; without the document numbers it does."""
     model, texts = small.rough(), small.tokenizer()
     documents = [[*ids, texts.endoftext] for ids in texts.encode_batch(TEXTS * 3)]
     tokens = np.array([texts.endoftext, *(i for d in documents for i in d)])
-    rows = PackedDocuments(tokens, 90, end=texts.endoftext, pad=texts.pad)
+    rows = PackedPretrainDataset(tokens, 90, end=texts.endoftext, pad=texts.pad)
     assert len(rows) < len(documents)
     batch = rows.collate(range(len(rows)), 0, [])
-    scores = model.log_probs(batch.ids, batch.mask, attend=batch.documents).log_probs
+    scores = model.log_probs(batch.ids, batch.mask, attend=batch.documents)
     want = torch.cat([-nats(model, document, texts.endoftext) for document in documents])
     got = scores[batch.mask]
     assert len(got) == len(want)
     torch.testing.assert_close(got.sort().values, want.sort().values, atol=1e-4, rtol=0)
-    leaking = model.log_probs(batch.ids, batch.mask).log_probs[batch.mask]
+    leaking = model.log_probs(batch.ids, batch.mask)[batch.mask]
     assert (leaking - got).abs().max() > 0.1
 
 
-def test_packed_pretraining_learns_and_tells_the_padding(
+def test_packed_pretraining_learns_and_reports_padding(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
     rows = [{"text": f"{word} is {'very ' * (i % 4)}{i}."} for i, word in enumerate(TEXTS * 12)]
     sections = small.common(small.written(tmp_path / "text.jsonl", rows), steps=12, batch_size=4, micro_batch_size=2)
     shape = small.SHAPE.model_copy(update={"vocab_size": 300})
-    found = pretrain.run(PretrainConfig(model=shape, packing=True, **sections), Call("written: down\n"))
+    found = pretrain.run(PretrainConfig(model=shape, packing=True, **sections), Invocation("written: down\n"))
     assert found["best"]["bits_per_byte"] < 0.9 * found["before"]["bits_per_byte"]
     assert re.search(
-        r"packed \d+ documents into \d+ rows: \d+\.\d% of them is padding, .* it would be \d+\.\d%",
+        r"packed \d+ documents into \d+ rows: \d+\.\d% padding, .* it would be \d+\.\d%",
         capsys.readouterr().err,
     )
 

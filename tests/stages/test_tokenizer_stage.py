@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-import small
-
+from tests.support import small
 from tinyllm import cli
+from tinyllm.data.config import TextConfig
 from tinyllm.errors import INTEGRITY, USAGE, UserError
 from tinyllm.stages import data, pretrain, rm, sft
-from tinyllm.stages.call import Call
-from tinyllm.stages.config import PretrainConfig, RmConfig, SftConfig, TextConfig
+from tinyllm.stages.config import PretrainConfig, RmConfig, SftConfig
+from tinyllm.stages.documents import Documents
 from tinyllm.text.tokenizer import Tokenizer
+from tinyllm.train.run import Invocation
 
 TEXT = "The quick brown fox jumps over the lazy dog. Le café naïve, 你好。\n\n" * 40
 
@@ -36,8 +36,8 @@ def tinyllm(
 
     def run(*arguments: str) -> tuple[int, str, str]:
         code = cli.run(["data", "tokenizer", *arguments])
-        said = capsys.readouterr()
-        return code, said.out, said.err
+        output = capsys.readouterr()
+        return code, output.out, output.err
 
     return run
 
@@ -47,7 +47,7 @@ def report(outcome: tuple[int, str, str]) -> dict[str, Any]:
     return json.loads(outcome[1])
 
 
-def test_training_writes_a_tokenizer_and_says_how_it_fits(tinyllm: Callable, tmp_path: Path) -> None:
+def test_training_writes_and_measures_a_tokenizer(tinyllm: Callable, tmp_path: Path) -> None:
     found = report(tinyllm("text.txt", "--vocab-size", "300", "--name", "a", "--json"))
     tokenizer = Tokenizer.load("runs/data/a/tokenizer")
     ids = [tokenizer.encode(text) for text in _documents()]
@@ -77,12 +77,12 @@ def test_import_report_and_comparison(tinyllm: Callable, tmp_path: Path) -> None
     assert sorted(path.name for path in Path("runs/data").iterdir()) == ["b"]
 
 
-def test_what_is_added_and_left_out_is_said(tinyllm: Callable, shared: Path) -> None:
+def test_added_and_unused_tokens_are_reported(tinyllm: Callable, shared: Path) -> None:
     code, out, err = tinyllm("text.txt", "--import", str(shared / "models/stories260k/tok512.bin"), "--json")
     found = report((code, out, err))
     assert "512 tokens, 3 of them control tokens" in err
-    assert "added for chat: <|im_start|> 512, <|im_end|> 513, <|pad|> 514; a model needs 515 rows" in err
-    assert "a document begins behind the </s> of the one before; <s> is not used" in err
+    assert "added for chat: <|im_start|> 512, <|im_end|> 513, <|pad|> 514; the model needs 515 embeddings" in err
+    assert "documents are separated by </s>; <s> is not used" in err
     assert found["kind"] == "llama2.c vocabulary"
     assert found["control_tokens"] == ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|pad|>"]
     written = Tokenizer.load(found["folder"])
@@ -101,7 +101,7 @@ def test_gpt2_and_mistral_on_the_same_text(tinyllm: Callable, shared: Path) -> N
 
 
 def _documents() -> list[str]:
-    return list(data.Texts(PretrainConfig(data=TextConfig(train=("text.txt",))), "train"))
+    return list(Documents(PretrainConfig(data=TextConfig(train=("text.txt",))), "train"))
 
 
 def test_a_pipe_is_read_once(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_a_pipe_is_read_once(tmp_path: Path) -> None:
     assert found["vocab_size"] == 280
 
 
-def test_held_out_text_is_what_is_measured(tinyllm: Callable, tmp_path: Path) -> None:
+def test_held_out_text_is_measured(tinyllm: Callable, tmp_path: Path) -> None:
     (tmp_path / "val.txt").write_text("zzzz zzzz zzzz")
     found = report(tinyllm("text.txt", "--vocab-size", "300", "--set", "data.val=[val.txt]", "--json"))
     assert (found["held_out"], found["bytes"], found["text"]) == (True, 14, ["val.txt"])
@@ -122,15 +122,15 @@ def test_held_out_text_is_what_is_measured(tinyllm: Callable, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("arguments", "code", "word"),
     [
-        (("--import", "x", "--report", "x"), 2, "exclude each other"),
-        (("--import", "x", "--vocab-size", "300"), 2, "exclude each other"),
-        (("--report", "x", "--out", "y"), 2, "writes nothing"),
-        (("text.txt", "--vocab-size", "3"), 2, "already make 260"),
+        (("--import", "x", "--report", "x"), 2, "cannot be combined"),
+        (("--import", "x", "--vocab-size", "300"), 2, "cannot be combined"),
+        (("--report", "x", "--out", "y"), 2, "writes no files"),
+        (("text.txt", "--vocab-size", "3"), 2, "control tokens need 260"),
         (("nowhere.txt",), 2, "no such file"),
-        (("text.txt", "--import", "nowhere"), 2, "no tokenizer here"),
-        (("text.txt", "--against", "nowhere"), 2, "no tokenizer here"),
-        (("text.txt", "--out", "text.txt"), 2, "is a file"),
-        (("text.txt", "--out", "."), 2, "holds other things"),
+        (("text.txt", "--import", "nowhere"), 2, "no tokenizer found"),
+        (("text.txt", "--against", "nowhere"), 2, "no tokenizer found"),
+        (("text.txt", "--out", "text.txt"), 2, "but a file"),
+        (("text.txt", "--out", "."), 2, "holds other files"),
     ],
 )
 def test_mistakes(arguments: tuple[str, ...], code: int, word: str, tinyllm: Callable, tmp_path: Path) -> None:
@@ -166,51 +166,53 @@ def texts(tmp_path: Path) -> PretrainConfig:
     return PretrainConfig(model=small.SHAPE.model_copy(update={"vocab_size": 300}), **small.common(data_file, steps=2))
 
 
-def test_shards_of_another_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: Path) -> None:
+def test_shards_of_another_tokenizer_are_refused_or_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: Path
+) -> None:
     """pretrain refuses; data tokenizer refuses to lay one beside them; data prepare makes them again."""
     monkeypatch.chdir(tmp_path)
     config, folder = texts(tmp_path), tmp_path / "runs/data/default"
-    right, _ = data.ensure(config)
+    right, _ = data.ensure_prepared(config)
     shutil.rmtree(folder / "tokenizer")
     shutil.copytree(other, folder / "tokenizer")
     wrong = Tokenizer.load(other)
     with pytest.raises(UserError) as caught:
-        pretrain.run(config, Call("written: down\n"))
+        pretrain.run(config, Invocation("written: down\n"))
     assert (caught.value.code, right.sha256 in caught.value.what, wrong.sha256 in caught.value.what) == (
         INTEGRITY,
         True,
         True,
     )
     assert "tinyllm data prepare" in caught.value.fix
-    data.prepare(config, Call("written: down\n"))
+    data.prepare(config, Invocation("written: down\n"))
     assert Tokenizer.load(folder / "tokenizer").sha256 == right.sha256
-    assert data.ensure(config)[1].manifest.tokenizer_sha256 == right.sha256
+    assert data.ensure_prepared(config)[1].manifest.tokenizer_sha256 == right.sha256
     assert cli.run(["data", "tokenizer", "text.jsonl", "--vocab-size", "280", "--name", "default"]) == USAGE
     assert Tokenizer.load(folder / "tokenizer").sha256 == right.sha256
-    # the same vocabulary again does no harm
+    # the same vocabulary again is accepted
     assert cli.run(["data", "tokenizer", "text.jsonl", "--vocab-size", "300", "--name", "default"]) == 0
 
 
-def test_another_tokenizer_that_is_asked_for_makes_its_own_shards(
+def test_another_configured_tokenizer_makes_new_shards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
     config = texts(tmp_path)
-    first = data.ensure(config)[1].manifest
-    tokenizer, shards = data.ensure(config.model_copy(update={"tokenizer": other}))
+    first = data.ensure_prepared(config)[1].manifest
+    tokenizer, shards = data.ensure_prepared(config.model_copy(update={"tokenizer": other}))
     assert shards.manifest.tokenizer_sha256 == tokenizer.sha256 == Tokenizer.load(other).sha256
     assert shards.manifest.fingerprint != first.fingerprint
 
 
 @pytest.mark.parametrize("stage", ["sft", "rm"])
-def test_a_parent_whose_tokenizer_was_exchanged(
+def test_a_parent_with_a_replaced_tokenizer_is_refused(
     stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: Path
 ) -> None:
     """The checkpoint's manifest knows the file it was trained with; one without a manifest at least must have rows for every id."""
     monkeypatch.chdir(tmp_path)
     run, config = (sft.run, SftConfig) if stage == "sft" else (rm.run, RmConfig)
     settings = small.common(small.pairs(tmp_path / "pairs.jsonl") if stage == "rm" else _talks(tmp_path))
-    call = Call("written: down\n")
+    call = Invocation("written: down\n")
     parent = Path(pretrain.run(texts(tmp_path), call)["checkpoint"]).resolve()
     assert run(config(name="good", parent=parent, **settings), call)["checkpoint"]
     shutil.copyfile(other / "tokenizer.json", parent / "tokenizer.json")
@@ -229,7 +231,9 @@ def _talks(tmp_path: Path) -> Path:
     return small.written(tmp_path / "talks.jsonl", rows)
 
 
-def test_a_reward_model_of_another_vocabulary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: Path) -> None:
+def test_a_reward_model_with_another_vocabulary_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: Path
+) -> None:
     from tinyllm.model.transformer import SequenceScorer
     from tinyllm.stages import align_online
     from tinyllm.stages.config import AlignOnlineConfig
@@ -244,23 +248,23 @@ def test_a_reward_model_of_another_vocabulary(tmp_path: Path, monkeypatch: pytes
         parent=policy, reward_model=judge, rewards={"reward_model": 1.0}, **small.common(prompts)
     )
     with pytest.raises(UserError, match="another tokenizer than the policy") as caught:
-        align_online.run(config, Call("written: down\n"))
+        align_online.run(config, Invocation("written: down\n"))
     assert judge.name in caught.value.where
 
 
-def test_a_run_does_not_go_on_with_another_vocabulary(
+def test_a_run_does_not_resume_with_another_vocabulary(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: Path
 ) -> None:
-    """The tokenizer's folder is the same, what is in it is not. Allowed to go on, the run keeps the vocabulary it has learned."""
+    """The tokenizer's folder is the same, its content is not. If allowed to continue, the run keeps its own vocabulary."""
     monkeypatch.chdir(tmp_path)
     config = texts(tmp_path).model_copy(update={"tokenizer": tmp_path / "mine"})
     small.tokenizer().save(tmp_path / "mine", model_max_length=96)
-    call = Call("written: down\n")
+    call = Invocation("written: down\n")
     pretrain.run(config, call)
     longer = config.model_copy(update={"train": config.train.model_copy(update={"steps": 4})})
     shutil.copyfile(other / "tokenizer.json", tmp_path / "mine" / "tokenizer.json")
     with pytest.raises(UserError, match="change"):
         pretrain.run(longer, call)
-    found = pretrain.run(longer, Call("written: down\n", allow_data_change=True))
+    found = pretrain.run(longer, Invocation("written: down\n", allow_data_change=True))
     assert found["steps"] == 4
     assert Tokenizer.load(Path(found["checkpoint"])).sha256 == small.tokenizer().sha256

@@ -1,4 +1,4 @@
-"""Throw-away vocabularies, one of each kind the tokenizer reads."""
+"""Small vocabularies, one of each kind that the tokenizer reads."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def stories(shared: Path) -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def load_spec(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Tokenizer]:
-    """Write a tokenizer.json (and a config) into a folder of its own and load that."""
+    """Return a function that writes a tokenizer.json, and a config, into a new folder and loads them."""
 
     def load(spec: dict, config: dict | None = None) -> Tokenizer:
         folder = tmp_path_factory.mktemp("tokenizer")

@@ -1,4 +1,4 @@
-"""Vocabularies from elsewhere give the ids of the programs they come from, keep all text, and are refused by name where they cannot."""
+"""Imported vocabularies give the ids of the programs they come from and are lossless; others are refused by name."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ALPHABET = "ab cde  \t\n\r\u00a0\u3000\u2028éñ猫狗😀👍🏽\u200d\u0301\x
 
 @pytest.fixture(scope="session")
 def corpus(shared: Path) -> list[str]:
-    """Real text in several scripts, every length of a run of spaces, and all of Unicode at random."""
+    """Real text in several scripts, runs of spaces of every length, and random characters of all of Unicode."""
     draw = random.Random(0)
     texts = (shared / "data/pretrain/tinyshakespeare.txt").read_text(encoding="utf-8").split("\n\n")[:800]
     with gzip.open(shared / "data/pretrain/zh_tang9k.jsonl.gz", "rt", encoding="utf-8") as file:
@@ -39,7 +39,7 @@ def corpus(shared: Path) -> list[str]:
     return [*texts, "<s>", "</s> <unk>", "<0x0A>", "a<0x41>b", "<|endoftext|>", "\r\n\r\n", ""]
 
 
-# --- what they are compared with -------------------------------------------------------------------------------------------------
+# --- compared with other programs -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parity
@@ -62,7 +62,7 @@ def test_gpt2_gives_the_same_ids(shared: Path, corpus: list[str], tmp_path: Path
     shutil.copyfile(folder / "vocab.bpe", tmp_path / "merges.txt")
     theirs = transformers.GPT2Tokenizer(vocab=str(tmp_path / "vocab.json"), merges=str(tmp_path / "merges.txt"))
     tokenizer = Tokenizer.load(folder)
-    texts = [text for text in corpus if "<|" not in text]  # theirs reads control tokens in texts
+    texts = [text for text in corpus if "<|" not in text]  # transformers reads control tokens in texts
     ids = tokenizer.encode_batch(texts)
     assert ids == theirs(texts, add_special_tokens=False)["input_ids"]
     assert [tokenizer.decode(i) for i in ids] == texts
@@ -80,7 +80,7 @@ def test_qwen2_gives_the_same_ids(trained: Tokenizer, tmp_path: Path, corpus: li
     assert Tokenizer.load(folder).encode_batch(texts) == theirs(texts, add_special_tokens=False)["input_ids"]
 
 
-def test_every_shared_vocabulary_imports_and_keeps_all_text(shared: Path, corpus: list[str], tmp_path: Path) -> None:
+def test_every_shared_vocabulary_is_imported_and_lossless(shared: Path, corpus: list[str], tmp_path: Path) -> None:
     folders = sorted(path for path in (shared / "tokenizers").iterdir() if path.is_dir())
     assert folders
     for folder in folders:
@@ -100,11 +100,11 @@ def test_the_three_forms_of_one_vocabulary_agree(shared: Path, corpus: list[str]
     assert (from_bin.bos, from_bin.endoftext) == (whole.bos, whole.endoftext) == (1, 2)
 
 
-# --- without anybody to compare with ---------------------------------------------------------------------------------------------
+# --- without other programs ---------------------------------------------------------------------------------------------------
 
 
 def message(fields: dict[int, int | bytes | float]) -> bytes:
-    """A protobuf message; a float is written as fixed32."""
+    """Return a protobuf message; a float is written as fixed32."""
     found = b""
     for number, value in fields.items():
         if isinstance(value, float):
@@ -124,7 +124,7 @@ def varint(value: int) -> bytes:
 def model(
     pieces: Sequence[tuple[str, float, int]] = (), trainer: dict | None = None, normalizer: dict | None = None
 ) -> bytes:
-    """A sentencepiece model: unknown, start, end, 256 bytes, and the given pieces."""
+    """Return a sentencepiece model: unknown, start, end, 256 bytes, and the given pieces."""
     rows = [("<unk>", 0.0, UNKNOWN), ("<s>", 0.0, CONTROL), ("</s>", 0.0, CONTROL)]
     rows += [(f"<0x{byte:02X}>", 0.0, BYTE) for byte in range(256)]
     data = b"".join(message({1: message({1: t.encode(), 2: s, 3: k})}) for t, s, k in [*rows, *pieces])
@@ -140,7 +140,7 @@ def written(path: Path, data: bytes) -> Path:
     return path
 
 
-def test_a_better_score_is_merged_first(tmp_path: Path) -> None:
+def test_higher_scores_are_merged_first(tmp_path: Path) -> None:
     tokenizer = Tokenizer.load(written(tmp_path / "tokenizer.model", model(PIECES)))
     names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *(piece for piece, _, _ in PIECES)]
 
@@ -158,22 +158,22 @@ def test_a_better_score_is_merged_first(tmp_path: Path) -> None:
     spec = sentencepiece.to_spec(
         [Piece("a", 0, NORMAL), Piece("b", 0, NORMAL), Piece("ab", 0, CONTROL)], "", leading_space=False
     )
-    assert spec["model"]["merges"] == []  # no text becomes a control token, in other programs either
+    assert spec["model"]["merges"] == []  # no text becomes a control token in other programs either
     plain = Tokenizer.load(written(tmp_path / "plain.model", model(PIECES, normalizer={3: 0})))
     assert [names[i] for i in plain.encode("a b")] == ["a", SPACE, "b"]
     assert plain.decode(plain.encode(" a")) == " a"
 
 
-def test_names_and_ids_of_the_ends(tmp_path: Path) -> None:
+def test_start_end_and_padding_tokens_are_found_by_name_or_id(tmp_path: Path) -> None:
     pieces = [("<end>", 0.0, CONTROL), ("<fill>", 0.0, CONTROL), ("<table>", 0.0, USER_DEFINED), *PIECES]
     data = model(pieces, {41: -1, 42: 259, 43: 260})
     tokenizer = Tokenizer.load(written(tmp_path / "tokenizer.model", data))
     assert (tokenizer.bos, tokenizer.endoftext, tokenizer.pad) == (None, 259, 260)
-    assert 261 in tokenizer.special_ids  # whoever defined it, a text cannot spell it
+    assert 261 in tokenizer.special_ids  # user-defined or not, no text encodes to it
     assert tokenizer.decode(tokenizer.encode("<table>")) == "<table>"
     assert Tokenizer.load(written(tmp_path / "tokenizer.model", model(pieces, {47: b"<end>"}))).endoftext == 259
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<fill>", "bos_token": null}')
-    assert Tokenizer.load(tmp_path).endoftext == 260  # what lies beside it decides
+    assert Tokenizer.load(tmp_path).endoftext == 260  # the config beside it takes precedence
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_names_and_ids_of_the_ends(tmp_path: Path) -> None:
     [
         (model(PIECES, {3: 1}), "Unigram", USAGE),
         (model(PIECES, {3: 4}), "character", USAGE),
-        (model(PIECES, {24: 1}), "behind the words", USAGE),
+        (model(PIECES, {24: 1}), "after the words", USAGE),
         (model(PIECES, None, {4: 1}), "repeated spaces", USAGE),
         (model(PIECES, None, {5: 0}), "leaves spaces", USAGE),
         (model(PIECES, None, {2: b"\1\2"}), "changes the text", USAGE),
@@ -193,7 +193,9 @@ def test_names_and_ids_of_the_ends(tmp_path: Path) -> None:
         (b"\x0a\x03\x0a\x01\xff" + model(PIECES), "not a sentencepiece model", INTEGRITY),
     ],
 )
-def test_models_that_are_refused(data: bytes, word: str, code: int, tmp_path: Path) -> None:
+def test_unsupported_or_damaged_sentencepiece_models_are_refused(
+    data: bytes, word: str, code: int, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match=word) as caught:
         Tokenizer.load(written(tmp_path / "tokenizer.model", data))
     assert caught.value.code == code
@@ -201,7 +203,7 @@ def test_models_that_are_refused(data: bytes, word: str, code: int, tmp_path: Pa
     assert caught.value.fix
 
 
-def test_no_damage_ends_in_anything_but_an_error(tmp_path: Path) -> None:
+def test_random_damage_is_refused_or_harmless(tmp_path: Path) -> None:
     whole, draw = model(PIECES), random.Random(1)
     outcomes = set()
     for _ in range(300):
@@ -218,7 +220,7 @@ def test_no_damage_ends_in_anything_but_an_error(tmp_path: Path) -> None:
 
 
 def bin_of(pieces: Sequence[tuple[str, float, int]], *, order: int = 1) -> bytes:
-    """llama2.c's form: spaces for U+2581, line breaks around the ends of a text."""
+    """Return a llama2.c vocabulary: spaces for U+2581, line breaks around the start and end tokens."""
     rows = [("<unk>", 0.0), ("\n<s>\n", 0.0), ("\n</s>\n", 0.0)][::order]
     rows += [(f"<0x{byte:02X}>", 0.0) for byte in range(256)]
     rows += [(text.replace(SPACE, " "), score) for text, score, _ in pieces]
@@ -226,19 +228,19 @@ def bin_of(pieces: Sequence[tuple[str, float, int]], *, order: int = 1) -> bytes
     return struct.pack("<i", 7) + body
 
 
-def test_llama2c(tmp_path: Path) -> None:
+def test_llama2c_vocabulary_equals_its_sentencepiece_model(tmp_path: Path) -> None:
     from_bin = Tokenizer.load(written(tmp_path / "tokenizer.bin", bin_of(PIECES)))
     from_model = Tokenizer.load(written(tmp_path / "tokenizer.model", model(PIECES)))
     assert from_bin.sha256 == from_model.sha256
     with pytest.raises(UserError, match="ends too early") as caught:
         Tokenizer.load(written(tmp_path / "tokenizer.bin", bin_of(PIECES)[:-1]))
     assert caught.value.code == INTEGRITY
-    with pytest.raises(UserError, match="another order"):
+    with pytest.raises(UserError, match="an order other than Llama's"):
         Tokenizer.load(written(tmp_path / "tokenizer.bin", bin_of(PIECES).replace(b"</s>", b"<s/>")))
 
 
 def pair(tokenizer: Tokenizer, folder: Path, config: dict | None = None) -> Path:
-    """vocab.json and merges.txt of a byte-level vocabulary."""
+    """Write vocab.json and merges.txt of a byte-level vocabulary."""
     spec = json.loads(tokenizer._whole.to_str())["model"]
     (folder / "vocab.json").write_text(json.dumps(spec["vocab"]))
     (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in spec["merges"]))
@@ -248,7 +250,7 @@ def pair(tokenizer: Tokenizer, folder: Path, config: dict | None = None) -> Path
     return folder
 
 
-def test_vocab_and_merges(trained: Tokenizer, tmp_path: Path) -> None:
+def test_vocab_and_merges_are_read_with_the_split_of_their_class(trained: Tokenizer, tmp_path: Path) -> None:
     tokens = {
         str(i): {"content": name} for i, name in enumerate(("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"))
     }
@@ -263,7 +265,7 @@ def test_vocab_and_merges(trained: Tokenizer, tmp_path: Path) -> None:
     assert importing.read(tmp_path).kind == "vocab.json and merges.txt (GPT2)"
 
 
-def test_pairs_that_are_refused(trained: Tokenizer, tmp_path: Path) -> None:
+def test_unsupported_or_damaged_pairs_of_files_are_refused(trained: Tokenizer, tmp_path: Path) -> None:
     def refused(word: str, code: int) -> None:
         with pytest.raises(UserError, match=word) as caught:
             Tokenizer.load(tmp_path)
@@ -277,9 +279,9 @@ def test_pairs_that_are_refused(trained: Tokenizer, tmp_path: Path) -> None:
     refused("added_tokens_decoder", INTEGRITY)
     pair(trained, tmp_path)
     (tmp_path / "merges.txt").write_text("#version: 0.2\na b c\n")
-    refused("not two tokens", INTEGRITY)
+    refused("expected two tokens", INTEGRITY)
     (tmp_path / "merges.txt").write_text("#version: 0.2\nq nowhere\n")
-    refused("not a tokenizer", INTEGRITY)
+    refused("not a valid tokenizer", INTEGRITY)
     (tmp_path / "merges.txt").unlink()
     refused("without its merges", USAGE)
 
@@ -291,11 +293,11 @@ def test_pairs_that_are_refused(trained: Tokenizer, tmp_path: Path) -> None:
         ("o200k.tiktoken", base64.b64encode(b"the") + b" 0\n", "tiktoken"),
         ("model.gguf", b"GGUF\3\0\0\0", "GGUF"),
         ("vocab.txt", b"[PAD]\n[UNK]\nthe\n##ing\n", "WordPiece"),
-        ("merges.txt", b"#version: 0.2\na b\n", "without the vocabulary"),
+        ("merges.txt", b"#version: 0.2\na b\n", "without their vocabulary"),
         ("weights.bin", bytes(range(7, 90)), "known kind"),
     ],
 )
-def test_kinds_that_are_known_by_name_only(name: str, data: bytes, word: str, tmp_path: Path) -> None:
+def test_unsupported_kinds_are_refused_by_name(name: str, data: bytes, word: str, tmp_path: Path) -> None:
     for place in (written(tmp_path / name, data), tmp_path):
         if name in ("merges.txt", "weights.bin") and place.is_dir():
             continue  # a folder is not searched for those
@@ -305,15 +307,15 @@ def test_kinds_that_are_known_by_name_only(name: str, data: bytes, word: str, tm
         assert caught.value.fix
 
 
-def test_blank_lines_before_json_are_json(trained: Tokenizer, tmp_path: Path) -> None:
+def test_json_after_blank_lines_is_recognized(trained: Tokenizer, tmp_path: Path) -> None:
     trained.save(tmp_path, model_max_length=8)
     file = tmp_path / "tokenizer.json"
     file.write_text("\n\n " + file.read_text(encoding="utf-8"), encoding="utf-8")
     assert Tokenizer.load(tmp_path).sha256 == trained.sha256
 
 
-def test_a_vocabulary_for_a_new_model_opens_texts_without_bos(tmp_path: Path, trained: Tokenizer) -> None:
-    """Here a document begins behind the end of the one before; a BOS that training never shows must not open one elsewhere."""
+def test_vocabulary_for_a_new_model_has_no_bos(tmp_path: Path, trained: Tokenizer) -> None:
+    """In training a document follows the end token of the one before; a BOS never seen in training must not open one elsewhere."""
     plain = Tokenizer.load(written(tmp_path / "tokenizer.model", model(PIECES)))
     spec = json.loads(plain._whole.to_str())
     template = [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
@@ -338,7 +340,7 @@ def test_a_vocabulary_for_a_new_model_opens_texts_without_bos(tmp_path: Path, tr
     assert trained.for_new_model() is trained
 
 
-def test_byte_lengths_of_an_imported_vocabulary(shared: Path, corpus: list[str]) -> None:
+def test_byte_lengths_of_an_imported_vocabulary_sum_to_the_text(shared: Path, corpus: list[str]) -> None:
     for name, extra in (("gpt2", 0), ("mistral_v1", 1)):
         tokenizer = Tokenizer.load(shared / "tokenizers" / name)
         lengths = tokenizer.byte_lengths()

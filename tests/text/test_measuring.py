@@ -1,4 +1,4 @@
-"""The figures of a tokenizer report, against what they are by definition."""
+"""The figures of a tokenizer report, compared with their definitions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tinyllm.text.tokenizer import Tokenizer
 TEXTS = ["Once upon a time, there was a little girl named Lily.", "你好，世界", "", "x" * 300, "Once upon"]
 
 
-def test_figures_are_what_they_say(trained: Tokenizer) -> None:
+def test_figures_follow_their_definitions(trained: Tokenizer) -> None:
     found = measure({"it": trained}, TEXTS)["it"].to_dict()
     ids = [trained.encode(text) for text in TEXTS]
     tokens, size = sum(map(len, ids)), sum(len(text.encode()) for text in TEXTS)
@@ -31,7 +31,7 @@ def test_figures_are_what_they_say(trained: Tokenizer) -> None:
         assert row["text"] == trained.decode([row["id"]])
 
 
-def test_batches_change_nothing_and_all_see_the_same_text(
+def test_batching_changes_nothing_and_all_vocabularies_see_the_same_text(
     trained: Tokenizer, sentencepiece: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(measuring, "BATCH_CHARACTERS", 1000)
@@ -42,12 +42,12 @@ def test_batches_change_nothing_and_all_see_the_same_text(
     assert both["a"].bytes == both["b"].bytes == sum(map(len, texts))
 
 
-def test_what_does_not_come_back_is_counted(sentencepiece: Tokenizer) -> None:
-    """U+2581 is how this kind writes a space."""
+def test_documents_that_are_not_reconstructed_are_counted(sentencepiece: Tokenizer) -> None:
+    """U+2581 is a space in this kind of vocabulary."""
     found = measure({"it": sentencepiece}, ["a b", "a\u2581b \x1b[2J", "c"])["it"].to_dict()
     assert (found["inexact_documents"], found["first_inexact"]) == (1, "a\u2581b [2J")
 
 
-def test_no_text_at_all(trained: Tokenizer) -> None:
+def test_figures_without_any_text(trained: Tokenizer) -> None:
     found = measure({"it": trained}, [])["it"].to_dict()
     assert (found["documents"], found["bytes_per_token"], found["unused_share"]) == (0, 0.0, 1.0)

@@ -1,4 +1,4 @@
-"""The tokenizer: lossless, the same everywhere, and deaf to control tokens in what users write."""
+"""The tokenizer: lossless, deterministic, and without control tokens in the ids of any text."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinyllm.errors import USAGE, UserError
+from tinyllm.text.streaming import StreamDecoder, printable
 from tinyllm.text.tokenizer import (
     CONTROL_TOKENS,
     ENDOFTEXT,
     IM_END,
     IM_START,
     PAD,
-    StreamDecoder,
     Tokenizer,
-    printable,
 )
 
 FUZZ = settings(max_examples=100, deadline=None, database=None)
@@ -53,6 +52,13 @@ def test_trained_vocabulary_has_control_tokens_first_and_every_byte(trained: Tok
     assert trained.vocab_size == 400
 
 
+def test_document_start_is_bos_and_padding_is_pad_or_else_the_end_of_text(trained: Tokenizer, sentencepiece: Tokenizer):
+    assert (trained.bos, trained.document_start, trained.padding_id) == (None, trained.endoftext, trained.pad)
+    assert (sentencepiece.pad, sentencepiece.document_start, sentencepiece.padding_id) == (None, 1, 2)
+    chat = sentencepiece.with_chat_tokens()
+    assert (chat.document_start, chat.padding_id) == (sentencepiece.bos, chat.pad)
+
+
 def test_training_is_deterministic_and_stops_where_pairs_end():
     texts = [" the cat the cat", " the hat"]
     tokenizer = Tokenizer.train(iter(texts), 4096)
@@ -71,7 +77,7 @@ def test_splits_like_qwen2():
 
 @pytest.mark.parametrize("size", [0, 259])
 def test_vocabulary_smaller_than_bytes_and_control_tokens_is_refused(size: int):
-    with pytest.raises(UserError, match="already make 260") as caught:
+    with pytest.raises(UserError, match="control tokens need 260") as caught:
         Tokenizer.train(["a"], size)
     assert caught.value.code == USAGE
     assert Tokenizer.train(["a"], 260).vocab_size == 260
@@ -120,7 +126,7 @@ def test_byte_lengths_count_the_text(kind: str, request: pytest.FixtureRequest):
 
 
 @pytest.mark.parametrize("call", ["encode", "encode_batch", "train"])
-def test_lone_surrogates_are_named(trained: Tokenizer, call: str):
+def test_lone_surrogates_are_refused_with_their_position(trained: Tokenizer, call: str):
     calls = {
         "encode": lambda text: trained.encode(text),
         "encode_batch": lambda text: trained.encode_batch(["fine", text]),
@@ -131,7 +137,7 @@ def test_lone_surrogates_are_named(trained: Tokenizer, call: str):
     assert caught.value.code == USAGE
 
 
-def test_decode_of_any_ids(trained: Tokenizer):
+def test_decode_drops_unknown_ids_and_replaces_invalid_utf8(trained: Tokenizer):
     cat = trained.encode("猫")
     assert trained.decode([1, *cat, 2, trained.vocab_size, 10**6, -1]) == "猫"
     assert trained.decode([1, *cat, 2], skip_special=False) == "<|im_start|>猫<|im_end|>"
@@ -167,7 +173,7 @@ def test_stream_never_shows_half_a_character(trained: Tokenizer):
     assert [stream.push(byte[b"\xf0"]), stream.push(trained.im_end), stream.flush()] == ["", "", "\ufffd"]
 
 
-def test_printable_drops_what_a_terminal_obeys():
+def test_printable_drops_terminal_controls_and_overrides():
     kept = "".join(chr(c) for c in range(0x3000) if printable(chr(c)))
     dropped = set(range(0x3000)) - set(map(ord, kept))
     allowed = {0x09, 0x0A}
@@ -184,7 +190,7 @@ def test_tokenizer_is_immutable(trained: Tokenizer):
     assert trained.byte_lengths()[0] == 0
 
 
-def test_text_needs_neither_torch_nor_transformers():
+def test_text_is_imported_without_torch_and_transformers():
     code = "import sys, tinyllm.text.tokenizer, tinyllm.text.chat; print({'torch', 'transformers'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
 

@@ -1,4 +1,4 @@
-"""Vocabulary files: what is written, what is read back, and what is refused."""
+"""Vocabulary files: writing, reading back, and refusals."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ KINDS = ["trained", "sentencepiece", "stories"]
 
 def test_merges_that_spell_a_control_token_are_not_used(sentencepiece: Tokenizer, sentencepiece_spec: dict):
     plain = tokenizers.Tokenizer.from_str(json.dumps(sentencepiece_spec | {"added_tokens": [], "truncation": None}))
-    assert 2 in plain.encode("x</s>").ids  # what the library does with this vocabulary, added tokens or not
+    assert 2 in plain.encode("x</s>").ids  # the library's result, with or without added tokens
     assert sentencepiece.endoftext == 2
     assert 2 not in sentencepiece.encode("x</s>")
     assert "<tool>" in {sentencepiece.decode([i], skip_special=False) for i in sentencepiece.special_ids}
 
 
-def test_imported_model_vocabulary(stories: Tokenizer, shared: Path):
+def test_imported_vocabulary_encodes_the_golden_text(stories: Tokenizer, shared: Path):
     golden = json.loads((shared / "models" / "stories260k" / "golden.json").read_text())
     assert stories.encode(golden["text"]) == golden["greedy_from_bos_199"][1:]
     assert stories.decode(golden["greedy_from_bos_199"]) == golden["text"]
@@ -33,7 +33,7 @@ def test_imported_model_vocabulary(stories: Tokenizer, shared: Path):
     assert (stories.vocab_size, stories.stop_ids, stories.has_chat_tokens) == (512, (2,), False)
 
 
-def test_chat_tokens_are_added_once_behind_the_vocabulary(stories: Tokenizer, trained: Tokenizer):
+def test_chat_tokens_are_added_once_after_the_vocabulary(stories: Tokenizer, trained: Tokenizer):
     chat = stories.with_chat_tokens()
     assert (chat.im_start, chat.im_end, chat.pad, chat.vocab_size) == (512, 513, 514, 515)
     assert (chat.bos, chat.endoftext, chat.stop_ids) == (1, 2, (513, 2))
@@ -44,7 +44,7 @@ def test_chat_tokens_are_added_once_behind_the_vocabulary(stories: Tokenizer, tr
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_save_and_load_change_nothing(kind: str, request: pytest.FixtureRequest, tmp_path: Path):
+def test_save_and_load_round_trip(kind: str, request: pytest.FixtureRequest, tmp_path: Path):
     before = request.getfixturevalue(kind).with_chat_tokens()
     before.save(tmp_path / "new" / "folder", model_max_length=128)
     after = Tokenizer.load(tmp_path / "new" / "folder")
@@ -56,7 +56,7 @@ def test_save_and_load_change_nothing(kind: str, request: pytest.FixtureRequest,
     assert Tokenizer.load(tmp_path / "new" / "folder" / "tokenizer.json").sha256 == before.sha256
 
 
-def test_saved_files_say_what_other_programs_read(trained: Tokenizer, stories: Tokenizer, tmp_path: Path):
+def test_saved_files_have_the_entries_other_programs_read(trained: Tokenizer, stories: Tokenizer, tmp_path: Path):
     trained.save(tmp_path, model_max_length=256)
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())
     template = config.pop("chat_template")
@@ -83,7 +83,9 @@ def test_saved_files_say_what_other_programs_read(trained: Tokenizer, stories: T
     assert sorted(file.name for file in (tmp_path / "plain").iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
 
 
-def test_settings_that_change_ids_are_left_behind(sentencepiece_spec: dict, load_spec: Callable[..., Tokenizer]):
+def test_truncation_padding_and_dropout_of_a_file_are_ignored(
+    sentencepiece_spec: dict, load_spec: Callable[..., Tokenizer]
+):
     assert sentencepiece_spec["truncation"]["max_length"] == 3
     padding = {"strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": None}
     padding |= {"pad_id": 0, "pad_type_id": 0, "pad_token": "<unk>"}
@@ -113,7 +115,7 @@ def test_control_tokens_are_flagged_special_whatever_the_file_says(
     assert tokenizer.decode([tokenizer.im_end, 2, *tokenizer.encode("</s><|im_end|>")]) == "</s><|im_end|>"
 
 
-def test_a_config_that_ends_with_the_turn_keeps_the_end_of_text(trained: Tokenizer, tmp_path: Path):
+def test_end_of_text_is_kept_where_the_config_names_the_end_of_turn(trained: Tokenizer, tmp_path: Path):
     trained.save(tmp_path, model_max_length=8)
     swapped = {"eos_token": IM_END, "pad_token": ENDOFTEXT}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(swapped))
@@ -141,15 +143,15 @@ def broken_specs() -> dict[str, Callable[[dict], None]]:
     ("fault", "what", "code"),
     [
         ("id", "cannot have id 9000", INTEGRITY),
-        ("merge", "not a tokenizer", INTEGRITY),
-        ("model", "not a tokenizer", INTEGRITY),
+        ("merge", "not a valid tokenizer", INTEGRITY),
+        ("model", "not a valid tokenizer", INTEGRITY),
         ("alias", "two tokens share one id", INTEGRITY),
         ("kind", "WordLevel", USAGE),
         ("bytes", "every byte", USAGE),
         ("byte", "every byte", USAGE),
     ],
 )
-def test_vocabularies_that_cannot_be_trusted(
+def test_inconsistent_vocabularies_are_refused(
     fault: str, what: str, code: int, sentencepiece_spec: dict, load_spec: Callable[..., Tokenizer]
 ):
     spec = json.loads(json.dumps(sentencepiece_spec))
@@ -161,8 +163,8 @@ def test_vocabularies_that_cannot_be_trusted(
     assert caught.value.fix
 
 
-def test_files_that_are_missing_or_damaged(trained: Tokenizer, tmp_path: Path):
-    with pytest.raises(UserError, match="no tokenizer here") as missing:
+def test_missing_or_damaged_files_are_refused(trained: Tokenizer, tmp_path: Path):
+    with pytest.raises(UserError, match="no tokenizer found") as missing:
         Tokenizer.load(tmp_path)
     assert missing.value.code == USAGE
     trained.save(tmp_path, model_max_length=8)

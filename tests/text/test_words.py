@@ -1,4 +1,4 @@
-"""Encoding word by word gives the ids of the library, for every text there is."""
+"""The word encoder gives the ids of the library for every text."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from tinyllm.text.tokenizer import Tokenizer
 from tinyllm.text.words import Words
 
 U2 = np.dtype("<u2")
-# what the pattern tells apart, and what regular expressions of different Unicode versions may not: long s, dotted I, title case, marks,
-# Roman numerals, separators that only one of them takes for a space, private use, half-width and unassigned characters
-ODD = [
+# Characters that the pattern distinguishes, and those on which Unicode versions of regular expressions differ: long s, dotted I, title
+# case, marks, Roman numerals, separators that only one takes for a space, private use, half-width and unassigned characters.
+EDGE_CASES = [
     "'",
     "s",
     "S",
@@ -37,7 +37,7 @@ ODD = [
     "\xa0",
     "\u1680",
 ]
-ODD += [
+EDGE_CASES += [
     "\u2028",
     "\u3000",
     "\u200b",
@@ -59,7 +59,7 @@ ODD += [
     "²",
     "Ⅷ",
 ]
-ODD += [
+EDGE_CASES += [
     "東",
     "京",
     "ا",
@@ -100,30 +100,34 @@ def ids(encoder: Words, text: str) -> list[int] | None:
     return None if found is None else np.frombuffer(found, U2).tolist()
 
 
-@given(parts=st.lists(st.sampled_from(ODD), max_size=30))
+@given(parts=st.lists(st.sampled_from(EDGE_CASES), max_size=30))
 @settings(max_examples=1500, deadline=None)
-def test_what_the_pattern_tells_apart_is_told_apart(tokenizer: Tokenizer, encoder: Words, parts: list[str]) -> None:
+def test_ids_equal_the_library_s_on_all_classes_of_the_pattern(
+    tokenizer: Tokenizer, encoder: Words, parts: list[str]
+) -> None:
     text = "".join(parts)
     assert ids(encoder, text) == tokenizer.encode(text)
 
 
-def test_every_character_is_encoded_as_the_library_does(tokenizer: Tokenizer, encoder: Words) -> None:
-    """All of the Basic Multilingual Plane, each beside a letter, a number, a space, a line end and a mark."""
+def test_ids_equal_the_library_s_on_every_character(tokenizer: Tokenizer, encoder: Words) -> None:
+    """Every character of the Basic Multilingual Plane beside a letter, a number, a space, a line end and a punctuation mark."""
     characters = [chr(c) for c in range(0x10000) if not 0xD800 <= c < 0xE000]
     texts = [f"a{c}b {c} 1{c}2 \n{c}\n!{c}. '{c}" for c in characters]
     for text, expected in zip(texts, tokenizer.encode_batch(texts), strict=True):
         assert ids(encoder, text) == expected, ascii(text)
 
 
-def test_characters_beyond_the_first_plane_are_left_to_the_library(tokenizer: Tokenizer, encoder: Words) -> None:
+def test_characters_above_ffff_are_left_to_the_library(tokenizer: Tokenizer, encoder: Words) -> None:
     assert encoder.encode("\U00020000") is None
     assert encoder.encode("fine 😀") is None
     assert ids(encoder, "fine") == tokenizer.encode("fine")
     assert encoder.encode("") == b""
 
 
-def test_a_full_table_is_emptied_and_goes_on(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(words, "_MOST_WORDS", 8)
+def test_full_table_is_cleared_and_reports_when_it_is_not_useful(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(words, "_MAX_WORDS", 8)
     encoder = tokenizer.words(U2)
     for number in range(50):
         text = f"the old fox saw a{'b' * (number % 20)} and the c{'d' * (number % 30)} " * 8
@@ -135,14 +139,14 @@ def test_a_full_table_is_emptied_and_goes_on(tokenizer: Tokenizer, monkeypatch: 
     assert not encoder.useful
 
 
-def test_long_words_are_not_kept(tokenizer: Tokenizer) -> None:
+def test_long_words_are_not_cached(tokenizer: Tokenizer) -> None:
     encoder = tokenizer.words(U2)
     before = len(encoder._table)
     assert ids(encoder, "x" * 1000) == tokenizer.encode("x" * 1000)
     assert len(encoder._table) == before
 
 
-def test_wide_ids(tokenizer: Tokenizer) -> None:
+def test_ids_are_written_in_the_given_dtype(tokenizer: Tokenizer) -> None:
     found = tokenizer.words(np.dtype("<u4")).encode("the old fox")
     assert np.frombuffer(found, "<u4").tolist() == tokenizer.encode("the old fox")
 
@@ -164,7 +168,7 @@ def test_other_vocabularies_are_left_to_the_library(tokenizer: Tokenizer, change
     assert Words.of(tokenizers.Tokenizer.from_str(json.dumps(spec | change)), U2) is None
 
 
-def test_a_python_that_reads_the_pattern_otherwise_is_noticed(
+def test_pattern_that_python_reads_differently_is_not_used(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import re

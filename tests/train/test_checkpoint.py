@@ -1,4 +1,4 @@
-"""Checkpoints are whole or not there."""
+"""Checkpoints are complete or absent."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def no_warning(error: UserError, path: Path) -> None:
     raise AssertionError(f"{path}: {error}")
 
 
-def test_saved_and_verified(tmp_path: Path) -> None:
+def test_a_saved_checkpoint_verifies(tmp_path: Path) -> None:
     path = checkpoint.save(tmp_path, 7, write("abc"))
     assert path.name == "step-00000007"
     checkpoint.verify(path)
@@ -32,7 +32,7 @@ def test_saved_and_verified(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("harm", "word"),
+    ("damage", "word"),
     [
         (lambda f: (f / "weights").write_text("abd"), "sha256 differs"),
         (lambda f: (f / "weights").write_text("ab"), "2 bytes"),
@@ -42,10 +42,10 @@ def test_saved_and_verified(tmp_path: Path) -> None:
         (lambda f: (f / "manifest.json").unlink(), "no readable manifest"),
     ],
 )
-def test_damage_is_named_and_the_one_before_is_taken(tmp_path: Path, harm, word: str) -> None:
+def test_a_damaged_checkpoint_is_reported_and_the_previous_one_used(tmp_path: Path, damage, word: str) -> None:
     good = checkpoint.save(tmp_path, 1, write("abc"))
     bad = checkpoint.save(tmp_path, 2, write("abc"))
-    harm(bad)
+    damage(bad)
     with pytest.raises(UserError, match=word) as caught:
         checkpoint.verify(bad)
     assert caught.value.code == 3
@@ -54,7 +54,7 @@ def test_damage_is_named_and_the_one_before_is_taken(tmp_path: Path, harm, word:
     assert heard == [bad]
 
 
-def test_a_write_that_fails_leaves_nothing_and_harms_nothing(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_nothing_behind(tmp_path: Path) -> None:
     good = checkpoint.save(tmp_path, 1, write("abc"))
 
     def full(folder: Path) -> None:
@@ -67,14 +67,14 @@ def test_a_write_that_fails_leaves_nothing_and_harms_nothing(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == [good]
 
 
-def test_links_move_in_one_step_and_are_relative(tmp_path: Path) -> None:
+def test_links_are_relative_and_replaced_atomically(tmp_path: Path) -> None:
     first, second = (checkpoint.save(tmp_path, n, write("abc")) for n in (1, 2))
     for target in (first, second):
         checkpoint.link(tmp_path, checkpoint.BEST, target)
     assert (tmp_path / checkpoint.BEST).readlink() == Path("step-00000002")
 
 
-def test_pruning_keeps_the_newest_and_what_is_linked(tmp_path: Path) -> None:
+def test_pruning_keeps_the_newest_and_linked_checkpoints(tmp_path: Path) -> None:
     paths = [checkpoint.save(tmp_path, n, write("abc")) for n in range(1, 7)]
     checkpoint.link(tmp_path, checkpoint.BEST, paths[1])
     (tmp_path / ".unfinished-00000009-deadbeef").mkdir()

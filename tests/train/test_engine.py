@@ -1,4 +1,4 @@
-"""The engine: one batch = k micro-batches = 2 ranks; what is not finite is refused before it does harm."""
+"""The engine: one batch = k micro-batches = 2 ranks; non-finite losses are refused before the update."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.support import scenarios
 from tinyllm.errors import UserError
 from tinyllm.mean import Mean
 from tinyllm.train.config import OptimConfig
 from tinyllm.train.engine import Engine, choose_device, choose_precision
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
-import scenarios  # noqa: E402
+pytestmark = pytest.mark.two_cores
+
+ROOT = Path(__file__).resolve().parents[2]
 
 _WHOLE: dict[str, tuple] = {}
 
@@ -53,10 +54,10 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, dict]:
         "torch.distributed.run",
         "--standalone",
         "--nproc-per-node=2",
-        str(HERE / "scenarios.py"),
+        str(ROOT / "tests" / "support" / "scenarios.py"),
         str(out),
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
     return load_file(out / "weights.safetensors"), json.loads((out / "losses.json").read_text())
@@ -72,7 +73,7 @@ def test_two_ranks_add_up_to_one(name: str, two_ranks: tuple[dict, dict]) -> Non
 @pytest.mark.parametrize("name", scenarios.NAMES)
 def test_every_trainable_weight_moves(name: str) -> None:
     engine, _ = scenarios.build(name, 8)
-    start = {k: p.detach().clone() for k, p in engine.trained.items()}
+    start = {k: p.detach().clone() for k, p in engine.trainable.items()}
     after, losses = whole(name)
     assert all(not torch.equal(after[k], v) for k, v in start.items())
     assert all(map(torch.isfinite, map(torch.tensor, losses)))
@@ -89,32 +90,32 @@ def squared(model: torch.nn.Module, batch: torch.Tensor) -> tuple[Mean, dict]:
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_changes_nothing(poison: float) -> None:
+def test_a_non_finite_loss_changes_nothing(poison: float) -> None:
     engine = tiny(squared)
     engine.step([torch.ones(3, 2)])
     before = engine.model.weight.detach().clone(), {k: v.clone() for k, v in engine.state().items()}
-    with pytest.raises(UserError, match=r"step 2: loss .* nothing was updated") as caught:
+    with pytest.raises(UserError, match=r"step 2: loss .* the weights were not updated") as caught:
         engine.step([torch.ones(3, 2), torch.full((1, 2), poison)])
     assert caught.value.code == 1
     assert torch.equal(engine.model.weight, before[0])
     assert all(torch.equal(v, before[1][k]) for k, v in engine.state().items())
-    engine.step([torch.ones(3, 2)])  # and it can go on
+    engine.step([torch.ones(3, 2)])  # and training can continue
 
 
-def test_a_step_with_nothing_to_learn_from_is_refused() -> None:
+def test_a_step_without_scored_tokens_is_refused() -> None:
     engine = tiny(lambda model, batch: (Mean(model(batch).sum() * 0, 0), {}))
     with pytest.raises(UserError, match="every token is masked"):
         engine.step([torch.ones(1, 2)])
 
 
-def test_a_parameter_without_a_gradient_is_noticed() -> None:
+def test_a_parameter_without_gradient_is_an_error() -> None:
     model = torch.nn.ModuleDict({"used": torch.nn.Linear(2, 1), "forgotten": torch.nn.Linear(2, 1)})
     engine = Engine(model, lambda m, b: (Mean(m["used"](b).sum(), 1), {}), OptimConfig(), 1, precision="fp32", seed=0)
     with pytest.raises(AssertionError, match=r"forgotten\.weight"):
         engine.step([torch.ones(1, 2)])
 
 
-def test_clipping_scales_the_whole_gradient_and_reports_its_length() -> None:
+def test_clipping_scales_the_gradient_and_reports_its_norm() -> None:
     seen = []
     engine = tiny(lambda m, b: (Mean(m(b).sum() * 100, 1), {}))
     engine.model.weight.register_post_accumulate_grad_hook(lambda p: seen.append(p.grad.clone()))
@@ -138,20 +139,20 @@ def test_state_and_restore_continue_bitwise() -> None:
         for step in range(2):
             engine.step(source(step))
         weights, state = (
-            {k: p.detach().clone() for k, p in engine.trained.items()},
+            {k: p.detach().clone() for k, p in engine.trainable.items()},
             {k: v.clone() for k, v in engine.state().items()},
         )
         engine.step(source(2))
         again, source = scenarios.build(name, 8)
         with torch.no_grad():
-            for k, p in again.trained.items():
+            for k, p in again.trainable.items():
                 p.copy_(weights[k])
         again.restore(state, 2)
         again.step(source(2))
-        assert all(torch.equal(p, engine.trained[k]) for k, p in again.trained.items()), name
+        assert all(torch.equal(p, engine.trainable[k]) for k, p in again.trainable.items()), name
 
 
-def test_a_device_that_is_not_there() -> None:
+def test_an_unavailable_device_is_refused() -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has one")
     with pytest.raises(UserError) as caught:

@@ -1,12 +1,14 @@
-"""One process at a time in a run directory, and nobody has to clear up after a dead one."""
+"""Exclusive ownership of a run directory: one process at a time, and no stale locks."""
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,77 +20,119 @@ OWNER = """
 import sys, time
 from pathlib import Path
 from tinyllm.train import lock
-lock.claim(Path(sys.argv[1]))
+lock.acquire(Path(sys.argv[1]))
 print(1, flush=True)
 time.sleep(60)
 """
-LOOKER = """
+PROBE = """
 import sys, time
 from pathlib import Path
 from tinyllm.train import lock
-file = lock._opened(Path(sys.argv[1]))
-lock._lock(file)
+file = lock._open(Path(sys.argv[1]))
+lock._try_lock(file)
 print(1, flush=True)
 time.sleep(0.1)
 """
 
 
+FORKING = """
+import os, sys, time
+from pathlib import Path
+from tinyllm.train import lock
+lock.acquire(Path(sys.argv[1]))
+if not os.fork():
+    print(os.getpid(), flush=True)
+time.sleep(60)
+"""
+
+
 @pytest.fixture
-def owner(tmp_path: Path):
+def owner(tmp_path: Path) -> Iterator[subprocess.Popen]:
     process = subprocess.Popen([sys.executable, "-c", OWNER, str(tmp_path / "run")], stdout=subprocess.PIPE)
+    assert process.stdout is not None
     assert process.stdout.readline() == b"1\n"
     yield process
     process.kill()
     process.wait()
 
 
-def test_the_second_is_refused_and_told_who_was_first(tmp_path: Path, owner: subprocess.Popen) -> None:
-    found = lock.holder(tmp_path / "run")
+def test_a_second_process_is_refused_and_the_error_names_the_owner(tmp_path: Path, owner: subprocess.Popen) -> None:
+    found = lock.owner(tmp_path / "run")
+    assert found is not None
     assert found["pid"] == owner.pid
     assert found["started"][:2] == "20"
     with pytest.raises(UserError, match=f"pid {owner.pid} on {found['host']}, since {found['started'][:10]}") as caught:
-        lock.claim(tmp_path / "run")
+        lock.acquire(tmp_path / "run")
     assert caught.value.code == RESOURCES
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
-def test_a_killed_owner_leaves_it_free(tmp_path: Path, owner: subprocess.Popen) -> None:
+def test_the_lock_is_free_after_its_owner_is_killed(tmp_path: Path, owner: subprocess.Popen) -> None:
     owner.send_signal(signal.SIGKILL)
     owner.wait()
-    assert lock.holder(tmp_path / "run") is None
-    lock.claim(tmp_path / "run")
-    assert lock.holder(tmp_path / "run")["pid"] == os.getpid()
+    assert lock.owner(tmp_path / "run") is None
+    lock.acquire(tmp_path / "run")
+    found = lock.owner(tmp_path / "run")
+    assert found is not None
+    assert found["pid"] == os.getpid()
     lock.release(tmp_path / "run")
-    assert lock.holder(tmp_path / "run") is None
+    assert lock.owner(tmp_path / "run") is None
 
 
-def test_looking_does_not_take_it_nor_make_a_folder(tmp_path: Path) -> None:
-    assert lock.holder(tmp_path / "nothing") is None
+@pytest.mark.skipif(sys.platform == "win32", reason="fork")
+def test_a_forked_child_does_not_keep_the_lock_of_a_killed_parent(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", FORKING, str(tmp_path)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    child = int(process.stdout.readline())
+    try:
+        process.kill()
+        process.wait()
+        assert lock.owner(tmp_path) is None
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def test_a_file_system_without_locks_is_used_unlocked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fcntl = pytest.importorskip("fcntl")
+
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    lock.acquire(tmp_path)
+    lock.acquire(tmp_path)
+    lock.release(tmp_path)
+    assert lock.owner(tmp_path) is None
+
+
+def test_owner_neither_takes_the_lock_nor_creates_the_folder(tmp_path: Path) -> None:
+    assert lock.owner(tmp_path / "nothing") is None
     assert not (tmp_path / "nothing").exists()
 
 
-def test_a_folder_that_was_moved_aside_is_claimed_anew(tmp_path: Path) -> None:
-    lock.claim(tmp_path / "run")
+def test_a_folder_that_was_moved_is_locked_again_under_its_old_name(tmp_path: Path) -> None:
+    lock.acquire(tmp_path / "run")
     (tmp_path / "run").rename(tmp_path / "run~1")
-    lock.claim(tmp_path / "run")
+    lock.acquire(tmp_path / "run")
     assert (tmp_path / "run" / lock.NAME).exists()
     lock.release(tmp_path / "run")
 
 
-def test_a_look_at_the_lock_does_not_turn_its_owner_away(tmp_path: Path) -> None:
-    """`runs list` takes the lock for a moment; a run that starts then waits for it."""
-    looker = subprocess.Popen([sys.executable, "-c", LOOKER, str(tmp_path / lock.NAME)], stdout=subprocess.PIPE)
-    looker.stdout.readline()
+def test_acquire_waits_for_a_process_that_only_tests_the_lock(tmp_path: Path) -> None:
+    """`runs list` takes a free lock for a moment; a run that starts then waits for it."""
+    probe = subprocess.Popen([sys.executable, "-c", PROBE, str(tmp_path / lock.NAME)], stdout=subprocess.PIPE)
+    assert probe.stdout is not None
+    probe.stdout.readline()
     began = time.monotonic()
-    lock.claim(tmp_path)
+    lock.acquire(tmp_path)
     assert time.monotonic() - began < 5
     lock.release(tmp_path)
-    looker.wait()
+    probe.wait()
 
 
 @pytest.mark.parametrize("place", ["file/run", "/proc/run", "file"])
-def test_where_nothing_can_be_written_it_is_said_at_once(tmp_path: Path, place: str) -> None:
+def test_a_folder_that_is_not_writable_is_refused(tmp_path: Path, place: str) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(UserError, match="cannot be written to") as caught:
-        lock.claim(tmp_path / place)
+        lock.acquire(tmp_path / place)
     assert caught.value.code == RESOURCES

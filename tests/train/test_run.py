@@ -1,4 +1,4 @@
-"""The run directory's log: what is dropped when a run goes back to a checkpoint."""
+"""The run directory: metrics that are dropped on resume, parents, and times."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from tinyllm.errors import UserError
 from tinyllm.train.run import Run, read_facts
 
 
-def test_a_half_written_line_is_dropped_with_the_steps_that_are_done_again(tmp_path: Path) -> None:
+def test_an_incomplete_line_and_repeated_steps_are_dropped(tmp_path: Path) -> None:
     run = Run(tmp_path / "default", "name: default\n", {})
     for step in (1, 2, 3):
         run.log({"step": step, "loss": 0.5})
     with run.metrics.open("a") as file:
         file.write('{"step": 2, "lo')  # killed here
-    run.forget_after(2)
+    run.drop_metrics_after(2)
     assert run.metrics.read_text().splitlines() == ['{"step": 1, "loss": 0.5}', '{"step": 2, "loss": 0.5}']
     run.finish("completed")
 
@@ -25,7 +25,7 @@ def parent(digest: str) -> dict:
     return {"parent": {"checkpoint": "runs/sft/full/a", "manifest_sha256": digest}}
 
 
-def test_a_run_that_began_from_other_weights_is_not_gone_on_with(tmp_path: Path) -> None:
+def test_a_run_with_another_parent_is_not_continued(tmp_path: Path) -> None:
     run = Run(tmp_path / "default", "name: default\n", parent("a" * 64))
     (run.checkpoints / "step-00000001").mkdir(parents=True)
     Run(tmp_path / "default", "name: default\n", parent("a" * 64))
@@ -35,7 +35,7 @@ def test_a_run_that_began_from_other_weights_is_not_gone_on_with(tmp_path: Path)
     assert read_facts(tmp_path / "default")["parent"]["manifest_sha256"] == "a" * 64
 
 
-def test_the_seconds_of_all_sittings_add_up(tmp_path: Path) -> None:
+def test_the_seconds_of_all_sessions_add_up(tmp_path: Path) -> None:
     first = Run(tmp_path / "default", "name: default\n", {})
     first.started -= 100
     first.finish("stopped")

@@ -1,0 +1,108 @@
+"""Symptoms of losses and gradients."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support import synthetic_runs
+from tests.support.symptom_cases import Case, absent, found
+
+FLAT = {"train": {"loss": [5.46]}, "held_out": {"loss": [5.46, 5.459]}}
+SPIKY = [1.0, 1.1, 0.9, 1.2, 1.0, 0.8, 30.0, 1.0, 1.1, 0.9, 1.0, 1.2, 0.9, 1.0, 25.0, 1.0, 1.1, 0.9, 1.0, 1.1, 1.0]
+
+LONG = {"config": {"train.steps": 1000, "optim.warmup_steps": 0}}  # 201 lines
+
+CASES = [
+    found("not_finite", "sft", "broken", "learning_rate=0.00033", train={"loss": [5.6, 4.0, None]}),
+    found("not_finite", "grpo", "broken", "learning_rate=0.00033", train={"loss": [float("inf")]}),
+    absent("not_finite", "dpo", train={"logps/chosen": [None]}, why="a batch without chosen answers is harmless"),
+    found("still_warming", "pretrain", "warning", "warmup_steps=12", config={"optim.warmup_steps": 120}),
+    absent("still_warming", "pretrain", config={"optim.warmup_steps": 119}),
+    found("never_moved", "sft", "broken", "learning_rate=0.01", **FLAT),
+    found("never_moved", "rm", "broken", "learning_rate=0.01", train={"loss": [0.78]}, held_out={"loss": [0.85]}),
+    found("never_moved", "sft", "broken", "learning_rate=0.0001", **FLAT | {"config": {"optim.learning_rate": 1e-9}}),
+    found("never_moved", "sft", "broken", "max_length=256", **FLAT | {"train": {"loss": [5.46], "grad_norm": [0.0]}}),
+    found("never_moved", "sft", "warning", "world:4000", held_out={"loss": [5.46]}, why="the training loss falls"),
+    found("never_moved", "sft", "broken", "=0.01", held_out={"loss": [5.46, 5.445]}, train={"loss": [5.5, 5.2]}),
+    found("never_moved", "sft", "warning", "world:4000", held_out={"loss": [5.46]}, train={"loss": [5.5, 4.4]}),
+    absent("never_moved", "sft", held_out={"loss": [5.46, 5.40]}, why="the loss changed by 1 %"),
+    absent("never_moved", "grpo", train={"loss": [0.0]}, why="the online loss is no measure of learning"),
+    found("eval_turned", "sft", "warning", "world:4000", held_out={"loss": [5.4, 2.5, 2.6]}),
+    found("eval_turned", "dpo", "warning", "world:4000", held_out={"loss": [0.693, 0.5, 0.6]}),
+    found(
+        "eval_turned",
+        "pretrain",
+        "warning",
+        "learning_rate=0.00033",
+        train={"loss": [6.7, 4.0, 7.0]},
+        held_out={"loss": [6.6, 4.1, 6.9]},
+    ),
+    absent("eval_turned", "sft", held_out={"loss": [5.4, 2.50, 2.55]}, why="2 % is evaluation noise"),
+    absent("eval_turned", "sft", held_out={"loss": [5.4, 5.5, 5.7]}, why="the loss was never below its start"),
+    absent("eval_turned", "rm", held_out={"loss": [0.8, 0.010, 0.012]}, why="the losses are near 0"),
+    found("gradient_spikes", "sft", "warning", "clip_norm=1", train={"grad_norm": SPIKY}),
+    found("gradient_spikes", "sft", "note", "clip_norm=1", train={"grad_norm": [*SPIKY[:14], *[1.0] * 7]}),
+    found("gradient_spikes", "rm", "note", "clip_norm=0.06", train={"grad_norm": [0.06] * 6 + [3.0] + [0.06] * 6}),
+    found(
+        "gradient_spikes", "sft", "warning", "clip_norm=1", **LONG | {"train": {"grad_norm": ([1.0] * 24 + [30.0]) * 8}}
+    ),
+    found(
+        "gradient_spikes", "sft", "note", "clip_norm=1", **LONG | {"train": {"grad_norm": ([1.0] * 66 + [30.0]) * 3}}
+    ),
+    absent("gradient_spikes", "sft", train={"grad_norm": [1.0, 9.0, 1.0, 9.0]}),
+    absent(
+        "gradient_spikes", "sft", train={"grad_norm": [0.06] * 10 + [0.9] + [0.06] * 10}, why="spikes below clip_norm"
+    ),
+    absent("gradient_spikes", "sft", train={"grad_norm": [1.0] * 10 + [6.0] + [1.0] * 10}),
+    absent(
+        "gradient_spikes", "rm", train={"grad_norm": [0.04] * 6 + [3.0] + [0.04] * 6}, why="the gradient has vanished"
+    ),
+    absent("gradient_spikes", "pretrain", train={"grad_norm": [90, *[1] * 24]}, config={"optim.warmup_steps": 4}),
+    found("never_improved", "grpo", "warning", "learning_rate=0.00033", held_out={"reward": [0.3, 0.28, 0.265]}),
+    found("never_improved", "dpo", "warning", "world:4000", held_out={"loss": [0.693, 0.72, 0.75]}),
+    found(
+        "never_improved",
+        "sft",
+        "warning",
+        "learning_rate=0.00033",
+        held_out={"loss": [2.0, 2.4, 2.6]},
+        train={"loss": [2.0, 2.4, 2.6]},
+    ),
+    found("never_improved", "grpo", "warning", "learning_rate=0.00033", held_out={"reward": [0.3, 0.2, 0.1]}),
+    found(
+        "never_improved",
+        "grpo",
+        "warning",
+        "learning_rate=0.00033",
+        config={"best_by": "rewards/gold"},
+        held_out={"rewards/gold": [0.3, 0.1]},
+    ),
+    absent("never_improved", "grpo", held_out={"reward": [0.30, 0.29]}, why="within the noise"),
+    absent("never_improved", "grpo", held_out={"rewards/gold": [0.3, 0.1]}, why="best_by is another metric"),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_finding(case: Case, tmp_path: Path) -> None:
+    case.check_in(tmp_path)
+
+
+def test_overfitting_reports_the_step_of_the_best_checkpoint(tmp_path: Path) -> None:
+    run = synthetic_runs.write_run(tmp_path / "run", "sft", held_out={"loss": [5.4, 2.5, 3.1]})
+    finding = synthetic_runs.findings(run)["eval_turned"]
+    assert "step 50" in finding.symptom
+    assert [(f.value, f.step) for f in finding.evidence[:2]] == [(2.5, 50), (3.1, 100)]
+    before, after = finding.evidence[2:]  # over as many training steps before the best as after it
+    assert "steps 5 to 50" in before.figure
+    assert "steps 55 to 100" in after.figure
+    assert before.value > after.value
+
+
+def test_non_finite_loss_reports_its_step_and_the_last_gradient_norm(tmp_path: Path) -> None:
+    loss = [5.0] * 10 + [None] * 11
+    run = synthetic_runs.write_run(tmp_path / "run", "sft", train={"loss": loss, "grad_norm": [2.0] * 9 + [50.0] * 12})
+    evidence = synthetic_runs.findings(run)["not_finite"].evidence
+    assert (evidence[0].value, evidence[0].step) == ("not a number", 50)
+    assert (evidence[1].value, evidence[1].step) == (50.0, 50)

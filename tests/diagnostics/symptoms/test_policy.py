@@ -1,0 +1,149 @@
+"""Symptoms of online alignment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support import synthetic_runs
+from tests.support.symptom_cases import Case, absent, found
+from tests.support.synthetic_runs import alternating
+from tinyllm.diagnostics.run_log import read_run_log
+
+FROZEN = {"ratio": [1.0], "approx_kl": [0.0], "clip_fraction": [0.0]}
+LOW_ENTROPY = {"entropy": [2.6, 0.5, 0.1, 0.1, 0.1]}
+
+
+def per_rollout(*values: float) -> list[float]:
+    """Repeat each value for the four steps of a PPO rollout."""
+    return [value for value in values for _ in range(4)]
+
+
+def spike(usual: float, once: float) -> list[float]:
+    return [*alternating(usual, steps=11), once, *alternating(usual, steps=12)]
+
+
+CASES = [
+    found("constant_groups", "grpo", "warning", "sampling_rounds=4", train={"constant_groups": [0, 0.6]}),
+    found(
+        "constant_groups",
+        "grpo",
+        "warning",
+        "sampling_rounds=4",
+        train={"constant_groups": [0, 0.6]},
+        held_out={"reward": [0.2, 0.8]},
+    ),
+    found("constant_groups", "grpo", "broken", "sampling_rounds=4", train={"constant_groups": [0, 0.5, 1, 1]}),
+    found(
+        "constant_groups",
+        "grpo",
+        "warning",
+        "temperature=1.2",
+        train={"constant_groups": [0, 0.8]},
+        config={"rollout.sampling_rounds": 4},
+    ),
+    found(
+        "constant_groups",
+        "grpo",
+        "broken",
+        "learning_rate=0.00033",
+        train={"constant_groups": [0, 1, 1], **LOW_ENTROPY},
+    ),
+    found(
+        "constant_groups",
+        "grpo",
+        "broken",
+        "group_size=8",
+        train={"constant_groups": [1]},
+        config={"rollout.group_size": 1},
+    ),
+    found(
+        "constant_groups",
+        "grpo",
+        "note",
+        "harder prompts",
+        train={"constant_groups": [0, 1]},
+        held_out={"reward": [0.2, 0.97]},
+    ),
+    absent("constant_groups", "grpo", train={"constant_groups": [0.9, 0.4, 0.4, 0.4]}, why="the fraction fell"),
+    found("clipping", "grpo", "warning", "learning_rate=0.00033", train={"clip_fraction": alternating(0.35)}),
+    found(
+        "clipping",
+        "grpo",
+        "warning",
+        "learning_rate=0.00033",
+        train={"clip_fraction": alternating(0.85), "sequence_ratio": [1.0]},
+    ),
+    absent("clipping", "grpo", train={"clip_fraction": alternating(0.25)}),
+    absent(
+        "clipping",
+        "grpo",
+        train={"clip_fraction": alternating(0.6), "sequence_ratio": [1.0]},
+        why="the usual fraction for ratios per answer",
+    ),
+    found("on_policy", "grpo", "broken", "learning_rate=0.01", train=FROZEN),
+    found("on_policy", "grpo", "note", "nothing", train=FROZEN, config={"rollout.minibatches": 1}),
+    absent("on_policy", "grpo", train={**FROZEN, "approx_kl": alternating(1e-6)}, why="the policy changes slowly"),
+    absent("on_policy", "grpo", train={"ratio": alternating(0.99, first=1.0)}, config={"rollout.minibatches": 2}),
+    found("kl_spike", "grpo", "warning", "learning_rate=0.00033", train={"approx_kl": alternating(0.6)}),
+    found("kl_spike", "grpo", "warning", "learning_rate=0.00033", train={"approx_kl": spike(0.02, 0.25)}),
+    absent("kl_spike", "grpo", train={"approx_kl": alternating(0.3)}, why="high at every step"),
+    absent("kl_spike", "grpo", train={"approx_kl": spike(0.03, 0.25)}),
+    absent("kl_spike", "grpo", train={"approx_kl": spike(0.002, 0.15)}, why="the spike is small"),
+    found("far_from_parent", "ppo", "warning", "ppo.kl_coef=0.1", train={"objective/kl": [0, 10, 20]}),
+    found("far_from_parent", "grpo", "warning", "grpo.kl_coef=0.05", train={"objective/kl": [0, 10, 20]}),
+    found(
+        "far_from_parent",
+        "ppo",
+        "warning",
+        "ppo.kl_coef=0.1",
+        train={"objective/kl": per_rollout(0, 1, 2, 3, 9, 10, 11, 12)},
+    ),
+    found("far_from_parent", "ppo", "warning", "ppo.kl_coef=0.1", train={"objective/kl": [0, 10, 20], "length": [120]}),
+    absent(
+        "far_from_parent",
+        "ppo",
+        train={"objective/kl": per_rollout(0, 0.1, 0.2, 0.3, 4, 4.1, 4.2, 4.3)},
+        why="the jump is small",
+    ),
+    absent(
+        "far_from_parent",
+        "ppo",
+        train={"objective/kl": per_rollout(0, 2, 0, 2, 9, 7, 9, 7)},
+        why="KL varies as much all the time",
+    ),
+    absent("far_from_parent", "ppo", train={"objective/kl": [0, 7, 14]}),
+    absent("far_from_parent", "ppo", train={"objective/kl": [0, 10, 20], "length": [400]}, why="the answers are long"),
+    found("entropy_collapse", "grpo", "note", "nothing", train=LOW_ENTROPY, why="the reward rose"),
+    found(
+        "entropy_collapse",
+        "grpo",
+        "warning",
+        "learning_rate=0.00033",
+        train=LOW_ENTROPY,
+        held_out={"reward": [0.1, 0.05]},
+    ),
+    absent("entropy_collapse", "grpo", train={"entropy": [2.6, 0.4]}),
+    found("sampler_gap", "grpo", "warning", "precision=fp32", train={"sampler_gap": [0.01, 0.08]}),
+    absent("sampler_gap", "grpo", train={"sampler_gap": [0.04]}),
+    found("idle_critic", "ppo", "warning", "vf_coef=0.5", train={"value_loss": [0.8, 1.0, 0.9]}),
+    found("idle_critic", "ppo", "warning", "vf_coef=0.5", train={"value_loss": [0.008]}),
+    found(
+        "idle_critic", "ppo", "warning", "vf_coef=0.1", train={"value_loss": [0.8]}, config={"ppo": {"vf_coef": 0.0}}
+    ),
+    absent("idle_critic", "ppo", train={"value_loss": [1.0, 0.7]}),
+    absent("idle_critic", "ppo", train={"value_loss": [0.004]}, why="the value loss was low from the start"),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_finding(case: Case, tmp_path: Path) -> None:
+    case.check_in(tmp_path)
+
+
+def test_rollout_metrics_have_one_point_per_rollout(tmp_path: Path) -> None:
+    """PPO takes four steps per rollout, so eight rollouts in 32 steps are eight points."""
+    log = read_run_log(synthetic_runs.write_run(tmp_path / "run", "ppo", train={"reward": [n // 4 for n in range(32)]}))
+    assert log.rollouts("reward").values == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert [p.step for p in log.after_first_minibatch("ratio")][:6] == [2, 3, 4, 6, 7, 8]

@@ -1,0 +1,58 @@
+"""Scores of a trained model on public benchmarks, compared with transformers."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tinyllm.cli.resolve import STAGES, resolve
+from tinyllm.evals import run
+from tinyllm.evals.likelihood import log_likelihoods
+from tinyllm.evals.rows import continuation_rows, prefix_ids, text_rows
+from tinyllm.model import hub
+from tinyllm.text.tokenizer import Tokenizer
+from tinyllm.train.run import Invocation
+
+PARADIGMS = ("anaphor_gender_agreement", "npi_present_1", "principle_A_case_2", "wh_vs_that_with_gap", "passive_1")
+
+
+@pytest.mark.parity
+def test_blimp_and_mmlu_scores_equal_those_of_transformers(shared: Path, tmp_path: Path) -> None:
+    """A trained model: every log-likelihood to 1e-4, and the same accuracy."""
+    transformers = pytest.importorskip("transformers")
+    folder = shared / "models" / "stories260k" / "hf"
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    encode = transformers.AutoTokenizer.from_pretrained(folder).encode
+
+    @torch.no_grad()
+    def score(ids: list[int], start: int) -> float:
+        table = theirs(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+        return sum(float(table[t - 1, ids[t]]) for t in range(start, len(ids)))
+
+    model, tokenizer = hub.load_causal_lm(folder), Tokenizer.load(folder)
+    right, texts, want = 0, [], []
+    for name in PARADIGMS:
+        with gzip.open(shared / "data" / "eval" / "blimp" / f"{name}.jsonl.gz", "rt") as file:
+            rows = [json.loads(line) for line in file][100:130]  # the 106th of principle_A_case_2 is a tie
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        for row in rows:
+            texts += [row["sentence_good"], row["sentence_bad"]]
+            want += [score(encode(text), 1) for text in texts[-2:]]  # this vocabulary puts BOS in front by itself
+            right += want[-2] >= want[-1]
+    got = log_likelihoods(model, text_rows(tokenizer, texts), tokens=1000)
+    assert max(abs(a - b) for a, b in zip(got, want, strict=True)) < 1e-4
+    settings = ["task=[choice]", f"parent={folder}", f"data.val=['{tmp_path}/*.jsonl']"]
+    found = run.run(resolve(STAGES["eval"], None, settings, {}, {}, fast=False).config, Invocation(""))
+    assert found["results"]["choice"]["acc,none"] == pytest.approx(right / len(want) * 2)
+
+    with gzip.open(shared / "data" / "eval" / "mmlu_val.jsonl.gz", "rt") as file:
+        row = json.loads(next(file))
+    context = f"Question: {row['question'].strip()}\nAnswer:"
+    pairs = [(context, f" {choice}") for choice in row["choices"]]
+    got = log_likelihoods(model, continuation_rows(tokenizer, prefix_ids(folder), pairs), tokens=1000)
+    want = [score(encode(context + more), len(encode(context))) for _, more in pairs]
+    assert max(abs(a - b) for a, b in zip(got, want, strict=True)) < 1e-4

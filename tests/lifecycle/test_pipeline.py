@@ -1,0 +1,185 @@
+"""A lifecycle of two stages on a tiny scale: evaluation, gates, resumption; configurations of a lifecycle, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tinyllm.cli.lifecycle import pipeline_configs
+from tinyllm.cli.options import Common
+from tinyllm.data.records.detect import guess_kind
+from tinyllm.errors import UserError
+from tinyllm.lifecycle import run
+from tinyllm.lifecycle.pipeline import Pipeline
+
+SHAPE = "{vocab_size: 400, hidden_size: 32, intermediate_size: 48, num_hidden_layers: 1, head_dim: 16}"
+SMALL = [
+    f"pretrain:model={SHAPE}",
+    "data.train=['world:300']",
+    "train.steps=4",
+    "train.batch_size=4",
+    "train.micro_batch_size=4",
+    "train.eval_every=2",
+    "train.eval_rows=8",
+    "train.compile=off",
+    "data.max_length=96",
+]
+
+
+def two_stages(*sets: str) -> dict:
+    found = pipeline_configs("laptop", Common(set=[*SMALL, *sets], name="tiny"), [], 1, {})["tiny"]
+    return {stage: found[stage] for stage in ("pretrain", "sft")}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict], dict]:
+    """Run a lifecycle. Return its folder, records and scorecard."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        pipeline = Pipeline("tiny", two_stages(), questions=16)
+        records = pipeline.run()
+        return folder, records, run.scorecard(pipeline, records, "laptop")
+
+
+@pytest.fixture
+def here(finished: tuple[Path, list[dict], dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in a copy of the finished lifecycle."""
+    shutil.copytree(finished[0] / "runs", tmp_path / "runs", symlinks=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_every_stage_is_evaluated_and_gated(finished: tuple[Path, list[dict], dict]) -> None:
+    _, records, card = finished
+    assert [r["stage"] for r in records] == ["pretrain", "sft"]
+    assert set(records[1]["figures"]) >= {"bits_per_byte", "gold", "accuracy", "win_rate", "kl", "stopped"}
+    assert records[1]["figures"]["gold"]["n"] == 16
+    assert not records[0]["gates"][0]["passed"]  # four steps do not beat a 5-gram model
+    json.dumps(card)
+    assert not card["passed"]
+    assert len(card["prompts"][0]["answers"]) == 2
+
+
+def test_finished_stages_are_not_repeated(
+    finished: tuple[Path, list[dict], dict], here: Path, capsys: pytest.CaptureFixture
+) -> None:
+    again = Pipeline("tiny", two_stages(), questions=16)
+    assert [r["figures"] for r in again.run()] == [r["figures"] for r in finished[1]]
+    assert capsys.readouterr().err.count("already done") == 2
+    assert again.samples() == finished[2]["prompts"]  # from the records, without sampling again
+
+
+def test_another_configuration_in_the_same_place_is_refused(here: Path) -> None:
+    other = two_stages("optim.learning_rate=0.5")["sft"]
+    with pytest.raises(UserError, match="another configuration"):
+        Pipeline("tiny", {**two_stages(), "sft": other}, questions=16).run()
+
+
+def test_a_stage_whose_record_names_another_checkpoint_is_evaluated_again(
+    here: Path, capsys: pytest.CaptureFixture
+) -> None:
+    record = here / "runs" / "lifecycle" / "tiny" / "pretrain.json"
+    kept = json.loads(record.read_text())
+    record.write_text(json.dumps(kept | {"manifest_sha256": "0" * 64}))
+    Pipeline("tiny", two_stages(), questions=16).run()
+    pretraining, _, sft = capsys.readouterr().err.partition("--- sft")
+    assert "already done" not in pretraining
+    assert "already done" in sft  # the checkpoint itself is unchanged
+    assert json.loads(record.read_text())["manifest_sha256"] == kept["manifest_sha256"]
+
+
+def test_a_stage_whose_parent_changed_is_trained_again(
+    finished: tuple[Path, list[dict], dict], here: Path, capsys: pytest.CaptureFixture
+) -> None:
+    shutil.rmtree(here / "runs" / "pretrain" / "tiny")
+    longer = two_stages("train.steps=5")["pretrain"]
+    records = Pipeline("tiny", {**two_stages(), "pretrain": longer}, questions=16).run()
+    assert "the parent checkpoint has changed" in capsys.readouterr().err
+    assert records[1]["manifest_sha256"] != finished[1][1]["manifest_sha256"]
+    assert records[1]["marks"]["parent"] == records[0]["manifest_sha256"]
+
+
+def test_each_seed_is_a_lifecycle_with_runs_of_its_own() -> None:
+    found = pipeline_configs("laptop", Common(seed=3), [], 2, {})
+    assert list(found) == ["laptop-seed3", "laptop-seed4"]
+    assert {r.config.seed for r in found["laptop-seed4"].values()} == {4}
+    assert found["laptop-seed4"]["dpo"].config.parent == Path("runs/sft/full/laptop-seed4")
+    assert found["laptop-seed4"]["ppo"].config.reward_model == Path("runs/rlhf/rm/laptop-seed4")
+    assert found["laptop-seed4"]["sft"].config.flawed > 0
+
+
+def test_a_setting_with_a_stage_in_front_is_for_that_stage_alone() -> None:
+    sets = ["sft:flawed=0.1", "dpo:dpo.beta=0.7", "train.steps=3"]
+    found = pipeline_configs("laptop", Common(set=sets), [], 1, {})["laptop"]
+    assert found["sft"].config.flawed == 0.1
+    assert found["sft-lora"].config.flawed == 0.4
+    assert found["dpo"].config.dpo.beta == 0.7
+    assert {r.config.train.steps for r in found.values()} == {3}
+    with pytest.raises(UserError, match="unknown stage 'sfd'"):
+        pipeline_configs("laptop", Common(set=["sfd:flawed=0.1"]), [], 1, {})
+
+
+ROWS = {
+    "documents": {"text": "a story"},
+    "conversations": {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
+    "pairs": {"prompt": "q", "chosen": "a", "rejected": "b"},
+    "prompts": {"question": "1 + 1?", "answer": "#### 2"},
+}
+
+
+def files(folder: Path, *kinds: str) -> list[str]:
+    for kind in kinds:
+        (folder / f"{kind}.jsonl").write_text(json.dumps(ROWS[kind]) + "\n")
+    return [str(folder / f"{kind}.jsonl") for kind in kinds]
+
+
+@pytest.mark.parametrize("kind", ROWS)
+def test_the_kind_of_a_file_is_detected_from_its_first_record(tmp_path: Path, kind: str) -> None:
+    assert guess_kind(files(tmp_path, kind)[0]) == kind
+    (tmp_path / "plain.txt").write_text("Once upon a time.\n")
+    assert guess_kind(tmp_path / "plain.txt") == "documents"
+
+
+def test_files_go_to_the_stages_that_train_on_their_kind(tmp_path: Path) -> None:
+    given = files(tmp_path, "prompts", "documents", "conversations")
+    found = pipeline_configs("laptop", Common(), given, 1, {})["laptop-own"]
+    assert list(found) == ["pretrain", "sft", "sft-lora", "ppo", "gspo", "grpo"]  # no pairs: no rm, dpo, orpo
+    assert found["grpo"].config.data.train == (given[0],)
+    assert found["pretrain"].config.data.train == (given[1],)
+    assert found["ppo"].config.rewards == {"exact_answer": 1.0}
+    with pytest.raises(UserError, match="no file contains conversations"):
+        pipeline_configs("laptop", Common(), files(tmp_path, "documents"), 1, {})
+    named = pipeline_configs("laptop", Common(), [f"documents={given[0]}", *given[1:]], 1, {})["laptop-own"]
+    assert named["pretrain"].config.data.train == (given[0], given[1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--preset", "labtop"], "use --preset laptop"),
+        (["--data", "missing.jsonl"], "missing.jsonl"),
+        (["--set", "train.stepz=3"], "train.steps"),
+        (["--seeds", "0"], "0"),
+        (["--smoke", "--name", "mine"], "the smoke test takes no"),
+    ],
+)
+def test_wrong_options_are_refused_without_torch(tmp_path: Path, arguments: list[str], words: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "tinyllm", "lifecycle", *arguments],
+        cwd=tmp_path,
+        env={**os.environ, "NO_COLOR": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not any(line.endswith(" torch") for line in done.stderr.splitlines())
