@@ -306,7 +306,7 @@ def test_other_files_are_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     (tmp_path / "file").write_text("x")
     for out in (tmp_path / "mine", tmp_path / "file"):
-        with pytest.raises(UserError, match="holds no shards") as error:
+        with pytest.raises(UserError, match="contains no shards") as error:
             prepare(["a"], ByteEncoder(), out)
         assert error.value.code == USAGE
     with pytest.raises(UserError, match="cannot be written") as error:

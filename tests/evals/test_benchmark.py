@@ -97,7 +97,7 @@ def test_the_bundled_world_has_every_kind() -> None:
     assert [len(s.items) for s in (texts, choices, questions)] == [5, 5, 5]
     assert {"answer", "task"} <= set(questions.items[0].columns)
     assert len(choices.items[0].choices) == 2
-    with pytest.raises(UserError, match="no number of records"):
+    with pytest.raises(UserError, match="does not specify a number of records"):
         read_all(["texts"], config("world:many"))
 
 

@@ -78,7 +78,7 @@ def test_finished_stages_are_not_repeated(
 
 def test_another_configuration_in_the_same_place_is_refused(here: Path) -> None:
     other = two_stages("optim.learning_rate=0.5")["sft"]
-    with pytest.raises(UserError, match="another configuration"):
+    with pytest.raises(UserError, match="a different configuration"):
         Pipeline("tiny", {**two_stages(), "sft": other}, questions=16).run()
 
 

@@ -61,19 +61,27 @@ def _play(folder: Path, actions: list[tuple[str, int]], keep: int, keep_every: i
             if before:
                 assert any(good(p) for p in checkpoint.steps(folder)), "pruning has removed the last good one"
         elif there and action == "resume":  # as train.checkpointing does
-            skipped: list[Path] = []
-            found = checkpoint.newest(folder, lambda error, path, d=skipped: d.append(path))
-            assert (found is None) == (not any(good(p) for p in there))
+            found = _resume(folder, there, milestones)
             if found is None:
                 return
-            for path in skipped:
-                milestones.discard(path)
-                checkpoint.set_aside(path)
-            if not (folder / checkpoint.BEST).exists():  # it may be one of those set aside
-                checkpoint.link(folder, checkpoint.BEST, found)
             step = checkpoint.step_of(found)
-            assert checkpoint.steps(folder)[-1] == found
         _look(folder, milestones)
+
+
+def _resume(folder: Path, there: list[Path], milestones: set[Path]) -> Path | None:
+    """Find the newest valid checkpoint, set the damaged ones aside, and let the best lead to something."""
+    skipped: list[Path] = []
+    found = checkpoint.newest(folder, lambda error, path: skipped.append(path))
+    assert (found is None) == (not any(good(p) for p in there))
+    if found is None:
+        return None
+    for path in skipped:
+        milestones.discard(path)
+        checkpoint.set_aside(path)
+    if not (folder / checkpoint.BEST).exists():  # it may be one of those set aside
+        checkpoint.link(folder, checkpoint.BEST, found)
+    assert checkpoint.steps(folder)[-1] == found
+    return found
 
 
 def _look(folder: Path, milestones: set[Path]) -> None:
