@@ -1,4 +1,4 @@
-.PHONY: check format lint types test slow
+.PHONY: check format lint types test slow lowest
 
 check: lint types test
 
@@ -18,3 +18,11 @@ test:
 
 slow:
 	pytest -m slow
+
+# The tests with the lowest versions that pyproject.toml allows. Needs uv; on Linux torch 2.8 brings 5 GB of CUDA packages.
+# `hub` excludes the lowest tokenizers, so there are two sets: `make lowest` and `make lowest EXTRAS=parity,parquet,dev`.
+EXTRAS ?= hub,parquet,dev
+lowest:
+	uv venv --clear --python 3.11 build/lowest
+	uv pip install --python build/lowest/bin/python --resolution lowest-direct -e '.[$(EXTRAS)]'
+	build/lowest/bin/python -m pytest

@@ -1,6 +1,28 @@
-"""`python -m tinyllm` is `tinyllm`: what torchrun starts."""
+"""The command `tinyllm`, also as `python -m tinyllm`: what torchrun starts.
 
-from tinyllm.cli import main
+Streams and signal handlers come before every other import, so that Ctrl-C during the imports prints no traceback either.
+"""
+
+import os
+
+try:
+    from tinyllm import signals, streams
+except KeyboardInterrupt:
+    os.write(2, b"stopped by SIGINT\n")
+    os._exit(130)
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        streams.open_streams()
+        signals.install()
+        from tinyllm import cli
+
+        cli.main()
+    except signals.Stop as stop:  # during the imports, or while the command was ending
+        signals.end(stop.number)
+
 
 if __name__ == "__main__":
     main()

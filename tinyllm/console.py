@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tinyllm import distributed as dist
+from tinyllm.errors import escape_unprintable
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress, TaskID
 
 _SECONDS_BETWEEN_LINES = 10.0
+_SHORTEST_BAR, _LONGEST_BAR = 8, 24  # characters
 
 
 class Quiet:
@@ -32,14 +35,46 @@ def say(text: str) -> None:
     """Print one line on stderr from rank 0, unless --quiet is given, and append it to the run's log."""
     if not dist.is_main():
         return
+    text = _safe(text)
     if Log.path is not None:
         with (
             suppress(OSError),
-            Log.path.open("a", encoding="utf-8") as file,
+            Log.path.open("a", encoding="utf-8", errors="backslashreplace") as file,
         ):  # a full disk is reported by what needs it
             file.write(text + "\n")
     if not Quiet.on:
-        print(text, file=sys.stderr, flush=True)
+        write_line(text)
+
+
+def write_line(text: str) -> None:
+    """Print one line on stderr. Nothing happens where it is closed, full, or read by nobody (`streams`)."""
+    text = _safe(text)
+    if sys.stderr is not None:  # `print` would choose stdout
+        with suppress(OSError, ValueError):  # of a stream that is not ours
+            print(text, file=sys.stderr, flush=True)
+
+
+def _safe(text: str) -> str:
+    """Return text whose names and messages from files, servers and models do nothing to a terminal, now or when the log is shown."""
+    return escape_unprintable(text, keep="\n\t")
+
+
+def _live_bar(console: Console) -> Progress:
+    """Return a bar in one line: title, bar and remaining time whole, and as much of the numbers as fits beside them."""
+    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+    from rich.table import Column
+    from rich.text import Text
+
+    class Numbers(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(task.fields["numbers"], no_wrap=True, overflow="ellipsis")
+
+    def whole() -> Column:
+        return Column(no_wrap=True)
+
+    bar = BarColumn(max(_SHORTEST_BAR, min(_LONGEST_BAR, console.width // 5)), table_column=whole())
+    title = TextColumn("{task.description}", markup=False, table_column=whole())
+    return Progress(title, bar, TimeRemainingColumn(table_column=whole()), Numbers(), console=console, transient=True)
 
 
 class ProgressBar:
@@ -55,19 +90,17 @@ class ProgressBar:
     """
 
     def __init__(self, title: str, total: int, *, start: int = 0, line_at_once: bool = False):
-        self.title, self.total, self.start = title, total, start
+        self.title, self.total, self.start = escape_unprintable(title), total, start
         self.started = time.monotonic()
         self._last_line = float("-inf") if line_at_once else self.started
         self._live: tuple[Progress, TaskID] | None = None
 
     def __enter__(self) -> ProgressBar:
-        if dist.is_main() and not Quiet.on and sys.stderr.isatty():
+        if dist.is_main() and not Quiet.on and sys.stderr is not None and sys.stderr.isatty():
             from rich.console import Console
-            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-            columns = (TextColumn("{task.description}"), BarColumn(24), TimeRemainingColumn())
-            numbers = TextColumn("{task.fields[numbers]}")
-            live = Progress(*columns, numbers, console=Console(stderr=True), transient=True)
+            console = Console(stderr=True)
+            live = _live_bar(console)
             live.start()
             self._live = live, live.add_task(self.title, total=self.total or None, completed=self.start, numbers="")
         return self

@@ -13,6 +13,9 @@ INTEGRITY = 3  # a checkpoint or shard that is damaged or not what it claims to 
 RESOURCES = 4  # disk, memory, device, port
 INTERRUPTED = 130  # SIGINT
 TERMINATED = 143  # SIGTERM
+HUNG_UP = 129  # SIGHUP: the terminal was closed
+UNREAD = 141  # a result whose reader closed the pipe, as of a program that SIGPIPE kills
+STOPS = (INTERRUPTED, TERMINATED, HUNG_UP)
 
 
 class UserError(Exception):
@@ -32,8 +35,14 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         place = f" ({self.where})" if self.where else ""
-        fix = f"\nfix: {self.fix}" if self.fix else ""
-        return f"error: {self.what}{place}{fix}"
+        before, after = ("", "next: ") if self.code in STOPS else ("error: ", "fix: ")  # a signal is no error
+        fix = f"\n{after}{self.fix}" if self.fix else ""
+        return f"{before}{self.what}{place}{fix}"
+
+
+def one_line(error: str) -> str:
+    """Return the text of an error as run.json holds it, with its fix in the same line."""
+    return "; ".join(line for line in error.removeprefix("error: ").splitlines() if line.strip())
 
 
 def escape_unprintable(text: str, keep: str = "") -> str:

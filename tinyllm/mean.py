@@ -7,6 +7,7 @@ sequences. Left out: weights, variances, anything that does not add up.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,12 @@ class Mean:
         """The mean as a float; NaN if nothing was counted, so that an empty mask is not read as a loss of 0."""
         count = float(self.count)
         return float(self.total) / count if count else float("nan")
+
+
+def values(figures: Mapping[str, Mean | float]) -> dict[str, float]:
+    """Return figures as numbers, without means that count nothing: repetition of one-token answers has no value, not the value NaN."""
+    empty = {name for name, mean in figures.items() if isinstance(mean, Mean) and not float(mean.count)}
+    return {k: v.value if isinstance(v, Mean) else v for k, v in figures.items() if k not in empty}
 
 
 def masked(values: Tensor, mask: Tensor) -> Mean:

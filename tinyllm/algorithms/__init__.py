@@ -2,7 +2,8 @@
 
 A file defines FAMILY ("supervised", "reward", "offline" or "online"), `Settings` (a Config) and
 `loss(settings, model, batch) -> (Mean, metrics)`.
-Online: also `compute_advantages(settings, samples) -> (samples with advantages, metrics)`, and CRITIC = True to train an `ActorCritic`.
+Online: also `compute_advantages(settings, samples) -> (samples with advantages, metrics)`, CRITIC = True to train an
+`ActorCritic`, and NEEDS_GROUP = True if an advantage is relative to the other answers to its prompt.
 Offline: also DATA ("pairs" or "unpaired"), and, if the loss depends on the whole optimizer step,
 `prepare(settings, model, batches) -> batches`.
 Optional: `uses_reference(settings) -> bool` (default: no), CONFIG (its default file in configs/), IN_LIFECYCLE = True.
@@ -20,8 +21,9 @@ from tinyllm.algorithms.entry import Algorithm, DataKind, Family, Loss, from_mod
 from tinyllm.errors import UserError
 from tinyllm.io.user_code import load_module
 
-__all__ = ["Algorithm", "DataKind", "Family", "Loss", "entries", "is_file", "load", "name_of", "names"]
+__all__ = ["FAMILIES", "Algorithm", "DataKind", "Family", "Loss", "entries", "is_file", "load", "name_of", "names"]
 
+FAMILIES: tuple[Family, ...] = ("offline", "online")  # with names that --algorithm accepts
 _NOT_ALGORITHMS = {"common", "entry"}
 _STAGES = ("pretrain", "sft", "rm")  # a checkpoint records the name of its stage or algorithm
 _ORDER = (

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tinyllm.model.transformer import CausalLM
 
 FAMILY = "online"
+NEEDS_GROUP = True
 CONFIG = "rlhf/online/dapo/1.4M_dapo.yaml"
 
 __all__ = ["Settings", "compute_advantages", "loss", "uses_reference"]

@@ -7,8 +7,8 @@ u = log pi(y|x) - log ref(y|x), summed over the answer with its end token; d = u
     ipo      (u_c/|c| - u_r/|r| - 1/(2 beta))^2                      arXiv 2310.12036, averaged over tokens unless `ipo_sum`
     robust   (-(1 - e) log s(beta d) + e log s(-beta d)) / (1 - 2e)  arXiv 2403.00409
 
-At the start policy = reference, so d = 0 and the sigmoid loss is ln 2. The log-probability of the chosen answers usually falls while the
-margin grows, since only the difference is trained.
+At the start policy = reference, so d = 0 and the sigmoid loss is ln 2; with dropout, which the reference does not have, on held-out pairs
+only. The log-probability of the chosen answers usually falls while the margin grows, since only the difference is trained.
 """
 
 from __future__ import annotations

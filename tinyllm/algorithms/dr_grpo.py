@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tinyllm.model.transformer import CausalLM
 
 FAMILY = "online"
+NEEDS_GROUP = True
 
 __all__ = ["Settings", "compute_advantages", "loss", "uses_reference"]
 

@@ -63,6 +63,8 @@ class Algorithm:
     """whether batches need log-probabilities under the reference"""
     needs_critic: bool
     """the model is an `ActorCritic`, and samples have values"""
+    needs_group: bool
+    """an answer's advantage is relative to the other answers to its prompt"""
     config: str | None
     """default configuration, relative to configs/; None: that of the family's default algorithm"""
     in_lifecycle: bool
@@ -96,6 +98,7 @@ def from_module(module: ModuleType, name: str, family: Family | None, where: str
         prepare=found.get("prepare"),
         uses_reference=found.get("uses_reference", _no_reference),
         needs_critic=found.get("CRITIC", False),
+        needs_group=found.get("NEEDS_GROUP", False),
         config=found.get("CONFIG"),
         in_lifecycle=found.get("IN_LIFECYCLE", False),
         module=module,

@@ -5,7 +5,8 @@ A_i = (r_i - mean of its group) / (std of its group + 1e-4), the same for every 
     L = mean_i 1/|y_i| sum_t [ -min(rho A, clip(rho, 1 - low, 1 + high) A) + kl_coef k3_t ],   rho_t = pi / pi_old
 
 With `kl_weighted`, k3 is weighted by rho, which makes its gradient that of KL(pi || ref) (arXiv 2512.02556); without, it is that of
-KL(ref || pi). On the first minibatch rho = 1 and the loss is about 0 whatever the rewards: watch `reward`, not the loss.
+KL(ref || pi). The metric `kl` is plain k3 in both cases. On the first minibatch rho = 1 (with dropout, about 1) and the loss is about 0
+whatever the rewards: watch `reward`, not the loss.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 
 FAMILY = "online"
+NEEDS_GROUP = True
 CONFIG = "rlhf/online/grpo/1.4M_grpo.yaml"
 IN_LIFECYCLE = True
 

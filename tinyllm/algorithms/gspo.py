@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tinyllm.model.transformer import CausalLM
 
 FAMILY = "online"
+NEEDS_GROUP = True
 CONFIG = "rlhf/online/gspo/1.4M_gspo.yaml"
 IN_LIFECYCLE = True
 

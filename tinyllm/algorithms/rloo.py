@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from tinyllm.model.transformer import CausalLM
 
 FAMILY = "online"
+NEEDS_GROUP = True
 CONFIG = "rlhf/online/rloo/1.4M_rloo.yaml"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tinyllm import console
+from tinyllm import console, signals
 from tinyllm.cli.data_inspect import INSPECTING, inspect
 from tinyllm.cli.options import LOOKING, PREPARING, Common, command
 from tinyllm.cli.printing import results
+from tinyllm.cli.printing.text import json_object, line
 from tinyllm.cli.run_stage import run_stage
 from tinyllm.errors import UserError
+from tinyllm.io import strict_json
+from tinyllm.io.shell import set_option
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -30,7 +32,8 @@ data_app = typer.Typer(help="Prepare, inspect and download training data.", no_a
 @command(data_app, "prepare", PREPARING, _PANEL)
 def prepare(common: Common) -> None:
     """Train a tokenizer and write token shards. Optional: `pretrain` does the same if there are none."""
-    run_stage("data", common, function="prepare")
+    with signals.continued_by("the same command continues"):
+        run_stage("data", common, function="prepare")
 
 
 command(data_app, "inspect", INSPECTING, _PANEL)(inspect)
@@ -55,7 +58,7 @@ Report = Annotated[Path | None, typer.Option("--report", help="Measure an existi
 Out = Annotated[Path | None, typer.Option("--out", help="Output folder. Default: runs/data/NAME/tokenizer.")]
 
 
-@command(data_app, "tokenizer", PREPARING, _PANEL)
+@command(data_app, "tokenizer", tuple(name for name in PREPARING if name != "checkpoint"), _PANEL)
 def tokenizer(
     common: Common,
     text: Texts = None,
@@ -77,7 +80,7 @@ def tokenizer(
         raise UserError("--report writes no files", where="--out", fix="leave out --out, or use --import")
     options = {**common.keys(), "model.vocab_size": vocab_size, "tokenizer": imported}
     if text:
-        options["data.train"] = json.dumps(text)
+        options["data.train"] = strict_json.dumps(text)
     stage = replace(STAGES["data"], module="stages.tokenizer")
     resolved = resolve(stage, common.config, common.set or [], options, os.environ, fast=common.fast_dev_run)
     if common.dry_run:
@@ -85,7 +88,7 @@ def tokenizer(
         return
     found = stage.function()(resolved.config, against=against or [], out=out, report=report)
     if common.json:
-        print(json.dumps(found, ensure_ascii=False))
+        json_object(found)
     else:
         _tokenizer_report(found)
 
@@ -98,16 +101,16 @@ def _tokenizer_report(found: dict[str, Any]) -> None:
     Console(soft_wrap=True, highlight=False).print(_compared(rows), markup=False)
     learned = " (its training text)" if found["made"] == "trained" and not found["held_out"] else ""
     text = ", ".join(found["text"])
-    print(f"measured on {found['documents']:,} documents, {found['bytes']:,} bytes of {text}{learned}")
+    line(f"measured on {found['documents']:,} documents, {found['bytes']:,} bytes of {text}{learned}")
     longest = [f"{_shown(token['text'])} ({token['used']:,})" for token in found["longest_tokens"]]
-    print(f"longest tokens (times used): {', '.join(longest)}")
-    print(f"control tokens: {', '.join(map(_shown, found['control_tokens']))}")
+    line(f"longest tokens (times used): {', '.join(longest)}")
+    line(f"control tokens: {', '.join(map(_shown, found['control_tokens']))}")
     if found["inexact_documents"]:
         count = found["inexact_documents"]
-        print(f"{count:,} documents do not decode to the original text; the first begins {found['first_inexact']!r}")
+        line(f"{count:,} documents do not decode to the original text; the first begins {found['first_inexact']!r}")
     if found["folder"]:
-        print(f"  {found['folder']}")
-        print(f"  next: tinyllm pretrain --set tokenizer={found['folder']}")
+        line(f"  {found['folder']}")
+        line(f"  next: tinyllm pretrain {set_option('tokenizer', found['folder'])}")
 
 
 def _compared(rows: dict[str, dict[str, Any]]) -> Table:
@@ -162,16 +165,17 @@ def download(
             raise UserError("no dataset was named", where="NAME", fix="name a dataset, or leave out the options")
         found = stage.catalogue()
     else:
-        found = stage.run(name, patterns=file or [], revision=revision, out=out)
+        with signals.continued_by("the same command resumes the download"):
+            found = stage.run(name, patterns=file or [], revision=revision, out=out)
     if common.json:
-        print(json.dumps(found, ensure_ascii=False))
+        json_object(found)
     elif name is None:
         _catalogue(found)
     else:
         for row in found["files"]:
-            print(f"{row['state']:<10}  {row['bytes']:>14,}  {row['path']}")
-        print(f"  {found['folder']}, licence {found['licence'] or 'unknown'}")
-        print(f"  next: {found['use']}")
+            line(f"{row['state']:<10}  {row['bytes']:>14,}  {row['path']}")
+        line(f"  {found['folder']}, licence {found['licence'] or 'unknown'}")
+        line(f"  next: {found['use']}")
 
 
 def _catalogue(found: dict[str, Any]) -> None:
@@ -179,6 +183,6 @@ def _catalogue(found: dict[str, Any]) -> None:
     for row in found["sets"]:
         size = f"{row['bytes'] / 1e6:,.1f} MB" if row["bytes"] is not None else "size unknown"
         version = row["revision"][:7] if row["revision"] else "unpinned"
-        print(f"{row['name']:<18} {row['stage']:<19} {size:>12}  {version:<8}  {row['licence']}")
-        print(f"    {row['about']}")
+        line(f"{row['name']:<18} {row['stage']:<19} {size:>12}  {version:<8}  {row['licence']}")
+        line(f"    {row['about']}")
     print("\n`tinyllm data download NAME` downloads one; name any other dataset of the hub as OWNER/NAME.")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,18 +11,24 @@ import typer
 from tinyllm import console
 from tinyllm.cli.options import Common
 from tinyllm.cli.printing import inspect as printing
+from tinyllm.cli.printing.text import prints_on_stderr
 from tinyllm.data.records.formats import KIND_ALIASES, KINDS, TITLES
 from tinyllm.errors import USAGE, UserError, escape_unprintable
+from tinyllm.io import strict_json
 
 if TYPE_CHECKING:
     from tinyllm.cli.resolve import Stage
+    from tinyllm.data.config import DataConfig
 
 INSPECTING = ("config", "set", "seed", "checkpoint", "json", "quiet", "debug")
 _STAGE_OF = {"documents": "pretrain", "conversations": "sft", "pairs": "dpo", "unpaired": "kto", "prompts": "grpo"}
 
 Files = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[FILE]...", help="Files, folders, globs, - or world:N. Default: data.train."),
+    typer.Argument(
+        metavar="[FILE]...",
+        help="Files, folders, globs, - or world:N. Without: data.train of --config or of the stage of --kind.",
+    ),
 ]
 Kind = Annotated[
     str | None,
@@ -56,7 +60,7 @@ def inspect(
     records: Records = 3,
 ) -> None:
     """Show the data as a stage reads them: counts, lengths, loss masks, problems. Exit 2 if the stage would stop."""
-    from tinyllm.cli.resolve import resolve
+    from tinyllm.cli.resolve import reading_options, resolve
 
     console.Quiet.on = common.quiet
     if tokenizer and common.checkpoint:
@@ -68,11 +72,11 @@ def inspect(
     if html and not html.parent.is_dir():
         raise UserError(f"no such folder: {html.parent}", where="--html", fix="create it, or choose another path")
     kind = KIND_ALIASES.get(kind, kind) if kind else None
-    stage = _stage(common.config, kind, files or [])
+    sets = [*(common.set or []), *map(_field_set, field or [])]
+    stage = _stage(common.config, kind, files or [], reading_options(sets, os.environ, format))
     options = {"seed": common.seed, "data.max_length": max_length, "data.format": format}
     if files:
-        options["data.train"] = json.dumps(files)
-    sets = [*(common.set or []), *(f"data.field.{pair}" for pair in field or [])]
+        options["data.train"] = strict_json.dumps(files)
     config = resolve(stage, common.config, sets, options, os.environ, fast=False).config
     from tinyllm.diagnostics import inspect as survey
     from tinyllm.diagnostics.inspect.tokenizer import vocabulary
@@ -84,13 +88,14 @@ def inspect(
         what = f"`tinyllm {stage.place}` with this configuration reads {TITLES[reads]}"
         raise UserError(what, where="--kind", fix=f"leave out --kind, or name a configuration for {kind}")
     known = vocabulary(config, stage.place, tokenizer, common.checkpoint)
-    found = survey.run(config, reads, stage.place, known, shown=records)
+    with prints_on_stderr(common.json):  # rewards are tried
+        found = survey.run(config, reads, stage.place, known, shown=records)
     if html:
         from tinyllm.diagnostics.inspect.page import write
 
         write(found, html)
     if common.json:
-        print(json.dumps(found))  # in ASCII: what a terminal would act on is written out
+        print(strict_json.dumps(found))  # in ASCII: what a terminal would act on is written out
     else:
         from rich.console import Console
 
@@ -101,41 +106,34 @@ def inspect(
         raise typer.Exit(USAGE)
 
 
+def _field_set(pair: str) -> str:
+    """Return `prompt=My column` as a setting; --set reads YAML, where some names would not be texts."""
+    name, equals, column = pair.partition("=")
+    if not equals or not name.strip() or not column:
+        raise UserError(f"expected EXPECTED=COLUMN, found {pair!r}", where="--field", fix="write --field prompt=COLUMN")
+    return f"data.field.{name.strip()}={strict_json.dumps(column)}"
+
+
 # --- which stage -----------------------------------------------------------------------------------------------------------------
 
 
-def _stage(config: Path | None, kind: str | None, files: list[str]) -> Stage:
+def _stage(config: Path | None, kind: str | None, files: list[str], data: DataConfig) -> Stage:
     """Return the stage that the configuration's name says it is for, or that reads this kind of data."""
-    from tinyllm.cli.resolve import STAGES
+    from tinyllm.cli.resolve import STAGES, stage_in_path
 
     if kind is not None and kind not in _STAGE_OF:
         raise UserError(f"unknown kind of data {kind!r}", where="--kind", fix=f"use one of {', '.join(_STAGE_OF)}")
-    if config is not None and (named := _named(config)):
+    if config is not None and (named := stage_in_path(config)):
         return named
     if config is not None and kind is None:
         what = "the stage cannot be determined from the name of this configuration"
         raise UserError(what, where=str(config), fix=f"add --kind {' or '.join(_STAGE_OF)}")
-    return STAGES[_STAGE_OF[kind or _kind_of_files(files)]]
+    return STAGES[_STAGE_OF[kind or _kind_of_files(files, data)]]
 
 
-def _named(config: Path) -> Stage | None:
-    """Return the stage named in the path: `my_sft.yaml`, `configs/rlhf/rm/x.yaml`."""
-    from tinyllm import algorithms
-    from tinyllm.cli.resolve import STAGES, stage_of
-
-    known = {name: STAGES[name] for name in ("pretrain", "sft", "rm")}
-    known |= {name: stage_of(name, "dpo") for name in algorithms.names("offline")}
-    known |= {name: stage_of(name, "grpo") for name in algorithms.names("online")}
-    for part in (config.stem, *reversed(config.parts[:-1])):
-        for word in re.split(r"[^a-z]+", part.lower()):
-            if word in known:
-                return known[word]
-    return None
-
-
-def _kind_of_files(files: list[str]) -> str:
+def _kind_of_files(files: list[str], data: DataConfig) -> str:
     from tinyllm.data.config import is_world
-    from tinyllm.data.records.detect import guess_kind
+    from tinyllm.data.records.detect import UnknownKind, field_options, guess_kind
 
     fix = f"add --kind {' or '.join(_STAGE_OF)}"
     if not files:
@@ -145,8 +143,11 @@ def _kind_of_files(files: list[str]) -> str:
     if files[0] == "-" or is_world(files[0]):
         raise UserError(f"the kind of data in {files[0]!r} cannot be determined", where="--kind", fix=fix)
     try:
-        return guess_kind(files[0])
-    except UserError as error:
-        if "prompts=" not in error.fix:  # the fix that lifecycle suggests
-            raise
-        raise UserError(error.what, where=error.where, fix=fix) from None
+        return guess_kind(files[0], data)
+    except UnknownKind as error:
+        for kind in ("documents", "unpaired", "conversations"):
+            options = field_options(kind, error.row, "--field ")
+            if "COLUMN" not in options:
+                raise UserError(error.what, where=error.where, fix=f"name the columns: {options}") from None
+        options = field_options("conversations", error.row, "--field ")
+        raise UserError(error.what, where=error.where, fix=f"name the columns, as in {options}") from None

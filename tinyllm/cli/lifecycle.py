@@ -6,19 +6,23 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tinyllm import console
+from tinyllm import console, signals
 from tinyllm.cli.options import WHOLE, Common, command
 from tinyllm.cli.printing import results
+from tinyllm.cli.printing.text import prints_on_stderr
 from tinyllm.errors import FAILED, UserError
+from tinyllm.io.shell import quote
 
 if TYPE_CHECKING:
     from tinyllm.config import Resolved
+    from tinyllm.data.config import DataConfig
     from tinyllm.lifecycle.stages import Stage
 
+PRESET, QUESTIONS = "laptop", 512  # the defaults
 Smoke = Annotated[bool, typer.Option("--smoke", help="Every stage with a tiny model, in about a minute.")]
 Preset = Annotated[str, typer.Option("--preset", help="smoke, laptop or gpu: a folder of configs/lifecycle.")]
 Data = Annotated[
@@ -36,42 +40,74 @@ def register(app: typer.Typer, panel: str) -> None:
 def lifecycle(
     common: Common,
     smoke: Smoke = False,
-    preset: Preset = "laptop",
+    preset: Preset = PRESET,
     data: Data = None,
     seeds: Seeds = 1,
-    questions: Questions = 512,
+    questions: Questions = QUESTIONS,
 ) -> None:
     """Run every stage end to end, with acceptance gates and one scorecard. Exit 1 if a gate fails."""
     console.Quiet.on = common.quiet
     if smoke or preset == "smoke":
-        if data or common.set or common.name or seeds > 1:
-            message = "the smoke test takes no --data, --set, --name or --seeds"
-            raise UserError(message, where="--smoke", fix="leave them out, or leave out --smoke")
-        configurations = smoke_configs(common.seed, common.device, os.environ)
+        _refuse_with_smoke(common, preset=preset, seeds=seeds, questions=questions)
+        configurations = smoke_configs(common.seed, common.device, data or [], os.environ)
         from tinyllm.lifecycle.run import smoke_test
 
-        results.result(smoke_test(configurations), as_json=common.json)
+        with prints_on_stderr(common.json):
+            rows = smoke_test(configurations)
+        results.result(rows, as_json=common.json)
         return
     lifecycles = pipeline_configs(preset, common, data or [], seeds, os.environ)
     from tinyllm.lifecycle.run import run
 
     name = base_name(preset, common, data or [])
-    card = run(lifecycles, preset, name if seeds == 1 else f"{name}-seeds", questions=questions, resume=common.resume)
+    with signals.continued_by("the same command continues"), prints_on_stderr(common.json):
+        whole = name if seeds == 1 else f"{name}-seeds"
+        card = run(lifecycles, preset, whole, questions=questions, resume=common.resume)
     results.scorecard(card, as_json=common.json)
     if not card["passed"]:
         raise typer.Exit(FAILED)
 
 
+def _refuse_with_smoke(common: Common, **own: Any) -> None:
+    """Raise UserError for options that have no effect on the smoke test."""
+    usual: dict[str, Any] = {
+        "set": None,
+        "name": None,
+        "seeds": 1,
+        "questions": QUESTIONS,
+        "resume": True,
+    }
+    given = {"set": common.set, "name": common.name, "resume": common.resume, **own}
+    options = [f"--{'no-' * (key == 'resume')}{key}" for key, value in usual.items() if given[key] not in (value, [])]
+    options += ["--preset"] if own["preset"] not in ("smoke", PRESET) else []
+    if options:
+        message = f"the smoke test has settings of its own, without {', '.join(options)}"
+        raise UserError(message, where="--smoke", fix=f"leave out {' and '.join(options)}, or leave out --smoke")
+
+
 # --- configurations --------------------------------------------------------------------------------------------------------------
 
 
-def smoke_configs(seed: int | None, device: str | None, environ: Mapping[str, str]) -> dict[str, Resolved]:
-    """Return the `fast_dev_run` configuration of every command of the smoke test."""
-    from tinyllm.cli.resolve import STAGES, resolve
-    from tinyllm.lifecycle.stages import SMOKE_TEST
+def smoke_configs(
+    seed: int | None, device: str | None, files: Sequence[str], environ: Mapping[str, str]
+) -> dict[str, Resolved]:
+    """Return the `fast_dev_run` configuration of every command of the smoke test; with the user's files, of those that train on them."""
+    from tinyllm.cli.resolve import STAGES, reading_options, resolve
+    from tinyllm.lifecycle import stages
 
+    by_kind = by_kind_of(files, reading_options([], environ))
+    kinds = {"data": "documents"} | {stage.name: stage.data for stage in stages.STAGES.values()}
+    names = [name for name in stages.SMOKE_TEST if not by_kind or kinds.get(name) in by_kind]
+    if by_kind:
+        console.say("the smoke test on your data leaves out eval and chat, which ask about the bundled world")
     options = {"seed": seed, "device": device}
-    return {name: resolve(STAGES[name], None, [], options, environ, fast=True) for name in SMOKE_TEST}
+    found = {}
+    for name in names:
+        stage = stages.STAGES.get(name)
+        scorer = stage is not None and stage.reward_model is not None and "pairs" in by_kind
+        sets = _data_sets(kinds[name], by_kind, scorer) if by_kind else []
+        found[name] = resolve(STAGES[name], None, sets, options, environ, fast=True)
+    return found
 
 
 def pipeline_configs(
@@ -81,7 +117,7 @@ def pipeline_configs(
 
     Raises: UserError for an unknown preset or stage, files of a kind that no stage trains on, or settings that are not valid.
     """
-    from tinyllm.cli.resolve import configs_folder
+    from tinyllm.cli.resolve import configs_folder, reading_options
     from tinyllm.config import suggest
     from tinyllm.lifecycle.stages import STAGES
 
@@ -91,7 +127,8 @@ def pipeline_configs(
         near = suggest(preset, [*presets, "smoke"])
         fix = f"use --preset {near}" if near else f"choose one of smoke, {', '.join(presets)}"
         raise UserError(f"unknown preset {preset!r}", where="--preset", fix=fix)
-    by_kind = _by_kind(files)
+    for_all = [text for text in common.set or [] if ":" not in text.partition("=")[0]]
+    by_kind = by_kind_of(files, reading_options(for_all, environ))
     first, base = common.seed or 0, base_name(preset, common, files)
     found = {}
     for seed in range(first, first + seeds):
@@ -122,7 +159,7 @@ def _sets_of(stage: str, sets: Sequence[str]) -> list[str]:
             from tinyllm.config import suggest
 
             near = suggest(name, STAGES)
-            fix = f"use {near}:{rest}" if near else f"choose one of {', '.join(STAGES)}"
+            fix = f"use --set {quote(f'{near}:{rest}')}" if near else f"choose one of {', '.join(STAGES)}"
             raise UserError(f"unknown stage {name!r}", where="--set", fix=fix)
         elif name == stage:
             found.append(rest)
@@ -148,45 +185,95 @@ def _stage_config(
     sets = _sets_of(stage.name, common.set or [])
     if scorer:
         sets.append(f"reward_model={scorer.run_dir(run_name)}")
-    if by_kind:
-        sets.append(f"data.train=[{', '.join(map(_quoted, by_kind[stage.data]))}]")
-    if by_kind and stage.data == "prompts":
-        sets += [f"rewards={{{'reward_model' if scorer else 'exact_answer'}: 1.0}}", "task=[]", "best_by=reward"]
+    sets += _data_sets(stage.data, by_kind, scorer is not None) if by_kind else []
     options = {"name": run_name, "seed": common.seed, "device": common.device, "parent": parent}
     path = folder / f"{stage.name}.yaml"
     given = path if path.is_file() else None  # the preset changes nothing for this stage
     return resolve.resolve(resolve.STAGES[stage.name], given, sets, options, environ, fast=False)
 
 
+def _data_sets(kind: str, by_kind: Mapping[str, list[str]], scored: bool) -> list[str]:
+    """Return the settings with which a stage trains on the user's files; `scored` by a reward model."""
+    sets = [f"data.train=[{', '.join(map(_quoted, by_kind[kind]))}]"]
+    if kind == "prompts":
+        sets += [f"rewards={{{'reward_model' if scored else 'exact_answer'}: 1.0}}", "task=[]", "best_by=reward"]
+    return sets
+
+
 def _quoted(path: str) -> str:
     return "'" + path.replace("'", "''") + "'"
 
 
-def _by_kind(files: Sequence[str]) -> dict[str, list[str]]:
-    """Return kind of data -> the user's files of that kind, detected from their first records and reported."""
+def by_kind_of(files: Sequence[str], data: DataConfig) -> dict[str, list[str]]:
+    """Return kind of data -> the user's files of that kind, detected from their first records and reported.
+
+    Args:
+        files: FILE, KIND=FILE, or a folder, whose files may be of several kinds.
+        data: how files are read.
+    """
     if not files:
         return {}
     from tinyllm.console import say
-    from tinyllm.data.records.detect import guess_kind
-    from tinyllm.data.records.formats import KIND_ALIASES, KINDS, TITLES
+    from tinyllm.data.records.formats import TITLES
+    from tinyllm.data.records.report import skipped_line
+    from tinyllm.data.sources.paths import skipped_files
     from tinyllm.lifecycle.stages import stages_by_data
 
     stages = stages_by_data()
     found: dict[str, list[str]] = {}
-    for file in files:
-        kind, named, path = file.partition("=")
-        kind = KIND_ALIASES.get(kind, kind)
-        kind, file = (kind, path) if named and kind in KINDS else (guess_kind(file), file)
-        if kind not in stages:
-            message = f"{file} contains {TITLES[kind]}, which no stage of the lifecycle trains on"
-            raise UserError(message, where="--data", fix="leave it out")
-        say(f"{file}: {kind}, for {', '.join(stages[kind])}")
-        found.setdefault(kind, []).append(file)
+    for given in files:
+        by_kind = _kinds_in(given, data)
+        for kind, paths in by_kind.items():
+            name = paths[0] if len(paths) == 1 else f"{len(paths):,} files in {given}"
+            if kind not in stages:
+                message = f"{name} contains {TITLES[kind]}, which no stage of the lifecycle trains on"
+                raise UserError(message, where="--data", fix="leave it out")
+            say(f"{name}: {kind}, for {', '.join(stages[kind])}")
+            found.setdefault(kind, []).extend(paths)
+        if left_out := skipped_files([given]):
+            say(skipped_line(left_out))
     for kind in ("documents", "conversations"):
         if kind not in found:
-            fix = f"add a file with {kind}: later stages start from the model trained on them"
-            raise UserError(f"no file contains {kind}", where="--data", fix=fix)
+            raise _missing(kind, found, files, data)
     for kind, names in stages.items():
         if kind not in found:
-            say(f"no {kind}: skipping {', '.join(names)}")
+            say(f"no {kind}: skipping {', '.join(names)}" + _CONSEQUENCES.get(kind, ""))
     return found
+
+
+_CONSEQUENCES = {
+    "pairs": "; PPO is rewarded by exact_answer",
+    "prompts": "; questions of the evaluation are the last ones of held-out conversations",
+}
+
+
+def _missing(kind: str, found: Mapping[str, list[str]], files: Sequence[str], data: DataConfig) -> UserError:
+    """Return the error for files without records of a kind that the lifecycle needs; names a file that can be read as this kind."""
+    from tinyllm.data.records.detect import fits_kind
+    from tinyllm.data.sources.paths import TABLES, skipped_files
+
+    fix = f"add a file with {kind}: later stages start from the model trained on them"
+    tables = [path for path in skipped_files(files) if path.lower().removesuffix(".gz").endswith(TABLES)]
+    for path in [*tables, *found.get("prompts", [])] if kind == "conversations" else []:
+        if fits_kind(path, kind, data):
+            fix = f"train on its prompts and answers as conversations: --data {quote(f'{kind}={path}')}"
+            break
+    return UserError(f"no file contains {kind}", where="--data", fix=fix)
+
+
+def _kinds_in(given: str, data: DataConfig) -> dict[str, list[str]]:
+    """Return kind of data -> files, for one value of --data."""
+    from tinyllm.data.records.detect import guess_kind
+    from tinyllm.data.records.formats import KIND_ALIASES, KINDS
+    from tinyllm.data.sources.paths import expand
+
+    kind, named, path = given.partition("=")
+    kind = KIND_ALIASES.get(kind, kind)
+    if named and kind in KINDS:
+        return {kind: [path]}
+    if not Path(given).is_dir():
+        return {guess_kind(given, data): [given]}
+    found: dict[str, list[str]] = {}
+    for file in expand([given]):
+        found.setdefault(guess_kind(file, data), []).append(str(file))
+    return found if len(found) > 1 else {kind: [given] for kind in found}

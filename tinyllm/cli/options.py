@@ -14,6 +14,10 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from tinyllm import distributed as dist
+
+OVERRIDES = "Safety overrides"  # the panel of options that switch a check off: they are never suggested
+
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", "-c", help="YAML file. Default: the one shipped for this command.")
 ]
@@ -25,8 +29,24 @@ Checkpoint = Annotated[Path | None, typer.Option("--checkpoint", help="Run or ch
 Ranks = Annotated[int, typer.Option("--nproc", min=1, help="Number of processes (ranks) on this machine.")]
 Restarts = Annotated[int, typer.Option("--max-restarts", min=0, help="Restart a crashed run up to N times.")]
 Fast = Annotated[bool, typer.Option("--fast-dev-run", help="Tiny model, a few steps: checks that everything runs.")]
-Resume = Annotated[bool, typer.Option("--resume/--no-resume", help="Resume from the last checkpoint, or start over.")]
-NewData = Annotated[bool, typer.Option("--allow-data-change", help="Resume even if the data have changed.")]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume/--no-resume", help="Resume from the last checkpoint, or start over.", rich_help_panel=OVERRIDES
+    ),
+]
+NewData = Annotated[
+    bool,
+    typer.Option("--allow-data-change", help="Resume even if the data have changed.", rich_help_panel=OVERRIDES),
+]
+Change = Annotated[
+    list[str] | None,
+    typer.Option("--change", help="Resume with another setting of train, optim or device: key.path=value. Repeatable."),
+]
+Rewarm = Annotated[
+    bool,
+    typer.Option("--rewarm", help="With more train.steps: start the learning rate schedule again, warm-up included."),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print settings with their origin, and the cost, then exit.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print results and errors only.")]
@@ -48,6 +68,8 @@ class Common:
     fast_dev_run: Fast = False
     resume: Resume = True
     allow_data_change: NewData = False
+    change: Change = None
+    rewarm: Rewarm = False
     dry_run: DryRun = False
     json: Json = False
     quiet: Quiet = False
@@ -62,11 +84,9 @@ LEARN, ALIGN, USE = "Train", "Align", "Use and inspect"  # panels of `tinyllm --
 
 # groups of shared options
 TUNING = tuple(f.name for f in fields(Common))
-TRAINING = tuple(name for name in TUNING if name != "checkpoint")
-PREPARING = tuple(
-    name for name in TRAINING if name not in ("device", "nproc", "max_restarts", "resume", "allow_data_change")
-)
-READING = tuple(name for name in TUNING if name not in ("name", "max_restarts", "resume", "allow_data_change"))
+_RESUMING = ("max_restarts", "resume", "allow_data_change", "change", "rewarm")
+PREPARING = tuple(name for name in TUNING if name not in ("device", "nproc", *_RESUMING))
+READING = tuple(name for name in TUNING if name not in ("name", *_RESUMING))
 LOOKING = ("json", "quiet", "debug")
 WHOLE = ("name", "set", "seed", "device", "resume", "json", "quiet", "debug")
 
@@ -89,6 +109,8 @@ def command(
         shared = [inspect.Parameter(n, keyword, default=_DEFAULTS[n], annotation=_KINDS[n]) for n in group]
 
         def run(**given: Any) -> None:
+            if "nproc" not in group:
+                dist.require_single(name)
             common = Common(**{n: given.pop(n) for n in group})
             function(common, **given)
 

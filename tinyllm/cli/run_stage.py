@@ -12,6 +12,7 @@ from tinyllm import console
 from tinyllm import distributed as dist
 from tinyllm.cli.options import Common
 from tinyllm.cli.printing import results
+from tinyllm.cli.printing.text import prints_on_stderr
 from tinyllm.distributed import heartbeat
 from tinyllm.errors import UserError
 
@@ -43,7 +44,11 @@ def run_stage(
     stage = stage_of(key, default or key)
     console.Quiet.on = common.quiet
     options = {k: v for k, v in {**common.keys(), **(keys or {})}.items() if v is not None}
-    resolved = resolve(stage, common.config, common.set or [], options, os.environ, fast=common.fast_dev_run)
+    changes = common.change or []
+    with prints_on_stderr(common.json):
+        resolved = resolve(
+            stage, common.config, common.set or [], options, os.environ, fast=common.fast_dev_run, changes=changes
+        )
     if requires and getattr(resolved.config, requires) is None:
         raise UserError(
             f"--{requires} needs a section {requires} in the configuration",
@@ -51,13 +56,17 @@ def run_stage(
             fix=f"add --set {requires}.r=16",
         )
     consistency.check_ranks(resolved.config, common.nproc)
+    consistency.check_groups(resolved.config, max(common.nproc, dist.world_size()))
     if heartbeat.folder() is None and (common.nproc > 1 or common.max_restarts) and not common.dry_run:
         _launch(common, stage.place, resolved.config.data)
     for doubt in consistency.warnings(resolved.config):
         console.say(f"warning: {doubt}")
     if common.dry_run:
+        with prints_on_stderr(common.json):
+            _check_rewards(resolved.config)
         results.plan(stage.place, resolved, fast=common.fast_dev_run, as_json=common.json)
         return
+    from tinyllm.config import parse_set
     from tinyllm.data import first_record
     from tinyllm.stages.config import data_kind
     from tinyllm.train.run import Invocation
@@ -67,11 +76,27 @@ def run_stage(
         first_record.check(resolved.config.data, kind)
     resume = common.resume or heartbeat.training_has_begun()  # --no-resume starts over once, not at every restart
     call = Invocation(
-        resolved.to_yaml(), fast=common.fast_dev_run, resume=resume, allow_data_change=common.allow_data_change
+        resolved.to_yaml(),
+        fast=common.fast_dev_run,
+        resume=resume,
+        allow_data_change=common.allow_data_change,
+        change=frozenset(parse_set(text)[0] for text in changes),
+        rewarm=common.rewarm,
     )
-    found = stage.function(function)(resolved.config, call, **more)
+    with prints_on_stderr(common.json):
+        found = stage.function(function)(resolved.config, call, **more)
     if dist.is_main():
         results.result(found, as_json=common.json)
+
+
+def _check_rewards(config: Any) -> None:
+    """Try the rewards of an online stage on the first rows of its data. A stage that runs does so by itself, on all of them."""
+    from tinyllm.stages.config import AlignOnlineConfig
+
+    if isinstance(config, AlignOnlineConfig):
+        from tinyllm.rollout import checks
+
+        checks.check_first(config.rewards, config.data, config.seed, **{"task": config.task} if config.task else {})
 
 
 def _launch(common: Common, stage: str, data: Any) -> None:
@@ -88,3 +113,7 @@ def _launch(common: Common, stage: str, data: Any) -> None:
     if common.max_restarts:
         message = "--max-restarts applies to ranks started by --nproc"
         raise UserError(message, where="--max-restarts", fix="give it to torchrun instead: torchrun --max-restarts=3 …")
+    if common.nproc not in (1, dist.world_size()):
+        message = f"--nproc {common.nproc}, and {dist.world_size()} ranks have been started already"
+        fix = "leave out --nproc: srun --ntasks, mpirun -n or torchrun --nproc_per_node is the number of ranks"
+        raise UserError(message, where="--nproc", fix=fix)

@@ -11,26 +11,40 @@ from typing import Annotated
 import typer
 
 from tinyllm import console
-from tinyllm.cli.options import LOOKING, Common, command
+from tinyllm.cli.options import LOOKING, Common, Debug, Json, Quiet, command
 from tinyllm.cli.printing import runs as text
-from tinyllm.errors import INTEGRITY
+from tinyllm.errors import INTEGRITY, UserError
 
-runs_app = typer.Typer(help="List, show and verify runs and their lineage. Without a subcommand, lists all runs.")
+runs_app = typer.Typer(help="List, show and verify runs and their lineage. Without a subcommand: `runs list`.")
 _PANEL = "Runs"
 All = Annotated[bool, typer.Option("--all", help="Include fast-dev-runs and runs that were moved aside.")]
 Run = Annotated[str, typer.Argument(metavar="RUN", help="A path, or a name shown by `runs list`.")]
 
 
 @runs_app.callback(invoke_without_command=True)
-def start(context: typer.Context) -> None:
+def start(
+    context: typer.Context,
+    everything: All = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Without a subcommand: `runs list`, with its options."""
+    given = {"--all": everything, "--json": as_json, "--quiet": quiet, "--debug": debug}
     if context.invoked_subcommand is None:
-        list_(Common())
+        list_(Common(json=as_json, quiet=quiet, debug=debug), everything=everything)
+    elif before := [option for option, on in given.items() if on]:
+        command = f"{context.command_path} {context.invoked_subcommand}"
+        message = f"{' '.join(before)} belongs behind {context.invoked_subcommand}"
+        raise UserError(message, where=before[0], fix=f"write `{command} {' '.join(before)}`")
 
 
 @command(runs_app, "list", LOOKING, _PANEL)
 def list_(
     common: Common,
-    path: Annotated[Path | None, typer.Argument(help="Only runs below this folder. Default: runs/.")] = None,
+    path: Annotated[
+        Path | None, typer.Argument(help="Only runs below this folder, or of this name. Default: runs/.")
+    ] = None,
     everything: All = False,
 ) -> None:
     """List runs: stage, status, steps, main figure before and after, time, size. Newest last."""

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tinyllm.cli.options import READING, TRAINING, TUNING, Common, command
+from tinyllm.cli.options import READING, TUNING, Common, command
 from tinyllm.cli.run_stage import run_stage
 from tinyllm.errors import UserError
+from tinyllm.streams import decode_argument
 
 if TYPE_CHECKING:
     from tinyllm.algorithms import Family
@@ -23,7 +24,7 @@ Prompts = Annotated[list[str] | None, typer.Option("--prompt", "-p", help="Answe
 
 
 def register_learning(app: typer.Typer, panel: str) -> None:
-    command(app, "pretrain", TRAINING, panel)(pretrain)
+    command(app, "pretrain", TUNING, panel)(pretrain)
     command(app, "sft", TUNING, panel)(sft)
 
 
@@ -39,7 +40,7 @@ def register_use(app: typer.Typer, panel: str) -> None:
 
 
 def pretrain(common: Common) -> None:
-    """Train a base model on raw text."""
+    """Train a base model on raw text; with --checkpoint, continue from the weights of another one."""
     run_stage("pretrain", common)
 
 
@@ -55,12 +56,16 @@ def rm(common: Common) -> None:
 
 def align_offline(common: Common, algorithm: Algorithm = None) -> None:
     """Align on preference data. Default: DPO; --algorithm selects another."""
-    run_stage(_known(algorithm, "offline") or "dpo", common, default="dpo", keys={"algorithm": algorithm})
+    run_stage(
+        _known(algorithm, "offline") or _own(common) or "dpo", common, default="dpo", keys={"algorithm": algorithm}
+    )
 
 
 def align_online(common: Common, algorithm: Algorithm = None) -> None:
     """Align with rewards for generated answers. Default: GRPO; --algorithm selects another."""
-    run_stage(_known(algorithm, "online") or "grpo", common, default="grpo", keys={"algorithm": algorithm})
+    run_stage(
+        _known(algorithm, "online") or _own(common) or "grpo", common, default="grpo", keys={"algorithm": algorithm}
+    )
 
 
 def evaluate(common: Common, task: Task = None) -> None:
@@ -72,7 +77,7 @@ def chat(common: Common, prompt: Prompts = None) -> None:
     """Chat with a checkpoint."""
     if common.json and not prompt:
         raise UserError("--json needs a prompt", where="--json", fix='add -p "..."')
-    run_stage("chat", common, prompts=prompt or [], stream=not common.json)
+    run_stage("chat", common, prompts=list(map(decode_argument, prompt or [])), stream=not common.json)
 
 
 def _known(algorithm: str | None, family: Family) -> str | None:
@@ -86,6 +91,17 @@ def _known(algorithm: str | None, family: Family) -> str | None:
     near = " or ".join(nearest(algorithm, known))
     fix = f"use --algorithm {near}" if near else f"choose one of {', '.join(known)}, or path/to/my_loss.py"
     raise UserError(f"unknown {family} algorithm {algorithm!r}", where="--algorithm", fix=fix)
+
+
+def _own(common: Common) -> str:
+    """Return the path of a user's own algorithm that is named by --set or in the file of --config; empty if there is none."""
+    from tinyllm import algorithms
+    from tinyllm.cli.resolve import algorithm_in_file
+
+    sets = [text.partition("=") for text in common.set or []]
+    named = [value for key, _, value in sets if key.strip() == "algorithm"]
+    path = named[-1] if named else algorithm_in_file(common.config) if common.config else ""
+    return path if algorithms.is_file(path) else ""
 
 
 def _listed(family: Family, default: str) -> str:

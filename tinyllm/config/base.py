@@ -84,6 +84,11 @@ def is_text(field: FieldInfo) -> bool:
     return bool(members) and members <= {str, Path}
 
 
+def is_list(field: FieldInfo) -> bool:
+    """Return whether a field is a list (or None)."""
+    return any(kind is tuple or get_origin(kind) is tuple for kind in _union_members(field.annotation))
+
+
 def _is_mapping(field: FieldInfo) -> bool:
     return any(kind is dict or get_origin(kind) in (dict, Mapping) for kind in _union_members(field.annotation))
 

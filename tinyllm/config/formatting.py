@@ -27,7 +27,9 @@ def describe_value(value: Any) -> str:
 
 
 def format_value(value: Any) -> str:
-    """Format a scalar, or a list of scalars, as it is typed into a YAML file."""
+    """Format a scalar, or a list or mapping of scalars, as it is typed into a YAML file."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {format_value(item)}' for key, item in value.items())}}}"
     if isinstance(value, list):
         return f"[{', '.join(format_value(item) for item in value)}]"
     if isinstance(value, bool):

@@ -33,6 +33,7 @@ from tinyllm.config.base import (
 from tinyllm.config.files import read_documents
 from tinyllm.config.formatting import shorten
 from tinyllm.config.problems import Problem, Source, combine
+from tinyllm.config.synonyms import CHOICE
 from tinyllm.config.validation_errors import VALIDATOR, explain_errors, format_path, invalid_value, unknown_key
 from tinyllm.config.yaml12 import Node, has_surrogate, parse, parse_scalar, write
 from tinyllm.errors import UserError
@@ -68,6 +69,7 @@ def load(
     files: Sequence[Path] = (),
     environ: Mapping[str, str] = {},
     overrides: Sequence[tuple[str, str, str]] = (),
+    borrowed: Sequence[tuple[str, str, str]] = (),
     fast: bool = False,
 ) -> Resolved[T]:
     """Merge and validate a configuration.
@@ -76,6 +78,7 @@ def load(
         files: YAML files; later ones override earlier ones.
         environ: environment variables; `TINYLLM_TRAIN__BATCH_SIZE` sets `train.batch_size`.
         overrides: (dotted key, value as YAML, origin such as "--set"); the value of a text field is taken literally.
+        borrowed: the same from files of another kind; the environment overrides them.
         fast: apply the files' `fast_dev_run:` sections; otherwise only their keys are checked.
 
     Raises:
@@ -88,6 +91,8 @@ def load(
         merger.add(document.settings, document.source)
     for document in documents:
         merger.add(document.fast_dev_run, document.source, apply=fast)
+    for key, text, origin in borrowed:
+        merger.add_text(key, text, Source(origin))
     for name in sorted(environ):
         if name.upper().startswith(_PREFIX) and name.upper() not in RESERVED_ENVIRONMENT:
             key = name[len(_PREFIX) :].lower().replace("__", ".")
@@ -97,13 +102,13 @@ def load(
     return merger.resolve()
 
 
-def parse_set(text: str) -> tuple[str, str]:
-    """Split `train.steps=100` into ("train.steps", "100"). Raises UserError if key or `=` is missing."""
+def parse_set(text: str, option: str = "--set") -> tuple[str, str]:
+    """Split `train.steps=100` into ("train.steps", "100"). Raises UserError, naming `option`, if key or `=` is missing."""
     key, equals, value = text.partition("=")
     key = key.strip()
     if not equals or not key:
-        fix = f"write --set {shorten(key) or 'train.steps'}=VALUE"
-        raise UserError(f'expected KEY=VALUE, found "{shorten(text)}"', where="--set", fix=fix)
+        fix = f"write {option} {shorten(key) or 'train.steps'}=VALUE"
+        raise UserError(f'expected KEY=VALUE, found "{shorten(text)}"', where=option, fix=fix)
     return key, value
 
 
@@ -119,6 +124,7 @@ class _Merger(Generic[T]):
         self.has_unreadable = bool(problems)  # a missing key may be in what could not be read
         self.tree = default_tree(cls)
         self.setters: dict[Location, tuple[Source, Node]] = {}
+        self.unknown: dict[int, tuple[KeyPath, Source, int]] = {}  # by their place among the problems
         self.suggested: set[str] = set()  # keys that were misspelled, and so are not missing
 
     def add(self, mapping: dict[str, Node], source: Source, *, apply: bool = True) -> None:
@@ -156,9 +162,8 @@ class _Merger(Generic[T]):
             if len(self.problems) >= _MAX_PROBLEMS:
                 return
             if found is None:
-                problem, near = unknown_key(self.cls, path, source, node.line)
-                self.problems.append(problem)
-                self.suggested |= {near} if near else set()
+                self.unknown[len(self.problems)] = (path, source, node.line)
+                self.problems.append(source.problem("unknown key", ""))
                 continue
             path, field = found
             kind = _node_kind(field, node)
@@ -188,6 +193,7 @@ class _Merger(Generic[T]):
 
     def resolve(self) -> Resolved[T]:
         """Validate the merged values."""
+        self._explain_unknown_keys()
         config: T | None = None
         try:
             config = self.cls.model_validate_json(json.dumps(self.tree))
@@ -196,6 +202,14 @@ class _Merger(Generic[T]):
         if config is None or self.problems:
             raise combine(self.problems)
         return Resolved(config, {key: self._origin(tuple(key.split("."))) for key in flatten(config)})
+
+    def _explain_unknown_keys(self) -> None:
+        """Report them last: which key was meant may depend on the algorithm, which any source can set."""
+        algorithm = self.tree.get(CHOICE)
+        for place, (path, source, line) in self.unknown.items():
+            in_use = algorithm if isinstance(algorithm, str) else ""
+            self.problems[place], near = unknown_key(self.cls, path, source, line, in_use)
+            self.suggested |= {near} if near else set()
 
     def _report(self, error: ValidationError) -> None:
         """Add pydantic's errors, except those that are consequences of problems already found."""

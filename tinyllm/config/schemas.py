@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -110,6 +111,8 @@ def _guesses(value: Any, option: Schema) -> Iterable[Any]:
         if value.lower() in _BOOLEANS:
             yield _BOOLEANS[value.lower()]
         yield from _numbers(value)
+        if "pattern" in option:  # of names
+            yield re.sub(r"[^\w.~]+", "-", value).strip("-.~")
     elif isinstance(value, bool):
         yield from ("on", "off") if value else ("off", "on")
     elif isinstance(value, float) and value.is_integer():
@@ -143,7 +146,7 @@ def _is_valid(value: Any, option: Schema) -> bool:
     if isinstance(value, bool):
         return kind == "boolean"
     if isinstance(value, str):
-        return kind == "string"
+        return kind == "string" and re.search(option.get("pattern", ""), value) is not None
     if not math.isfinite(value) or kind not in ("number", "integer" if isinstance(value, int) else "number"):
         return False
     return (

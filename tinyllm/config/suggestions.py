@@ -1,6 +1,6 @@
 """Suggestions for misspelled names: the known name that is nearest to a given one.
 
-Distances are computed on spelling alone; there is no dictionary of synonyms.
+Distances are computed on spelling alone; `synonyms` has the names that other tools use.
 """
 
 from __future__ import annotations
@@ -32,6 +32,11 @@ def nearest(word: str, known: Iterable[str]) -> list[str]:
         return [name for name, rank in zip(known, ranks, strict=True) if rank == min(ranks)]
     ranked = [(rank, order, name) for order, name in enumerate(known) if (rank := _rank(word, _normalize(name)))]
     return [min(ranked)[2]] if ranked else []
+
+
+def is_typo(word: str, name: str) -> bool:
+    """Return whether `word` is at most one edit away from `name`."""
+    return edit_distance(_normalize(word), _normalize(name), 1) <= 1
 
 
 def _normalize(name: str) -> str:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tinyllm.config.base import Config, KeyPath, Location, class_at, dotted_keys, field_schema, section_class
 from tinyllm.config.formatting import describe_value, format_value, shorten
 from tinyllm.config.problems import Problem, Source
 from tinyllm.config.schemas import describe_schema, guess_value, subschema
-from tinyllm.config.suggestions import suggest
+from tinyllm.config.suggestions import is_typo, suggest
+from tinyllm.config.synonyms import CHOICE, Meaning, find_meaning
 from tinyllm.config.yaml12 import Node
 
 FILE_KEYS = ("extends", "fast_dev_run")  # allowed at the top level of a file besides the settings
@@ -24,24 +26,51 @@ DEFAULT = Source("default")
 Setters = Mapping[Location, tuple[Source, Node]]  # which source set a value
 
 
-def unknown_key(cls: type[Config], path: KeyPath, source: Source, line: int) -> tuple[Problem, str | None]:
-    """Report a key that is not a setting, and return the setting that was probably meant."""
+def unknown_key(
+    cls: type[Config], path: KeyPath, source: Source, line: int, in_use: str = ""
+) -> tuple[Problem, str | None]:
+    """Report a key that is not a setting, and return the setting that was probably meant.
+
+    in_use: the algorithm of the configuration, if it has one.
+    """
     key, known = ".".join(path), dotted_keys(cls)
-    near = suggest(key, (*known, *FILE_KEYS) if source.is_file else known)
+    found = find_key(key, (*known, *FILE_KEYS) if source.is_file else known, in_use)
+    near, remark = found.key, found.remark
     label = source.spell(shorten(key))
-    if near is None:
-        ends = range(len(path) - 1, -1, -1)
-        prefix, section = next((path[:end], found) for end in ends if (found := class_at(cls, path[:end])))
-        place = f"in {'.'.join(prefix)}" if prefix else "at the top level"
-        what = f"unknown key {label}; valid keys {place}: {shorten(', '.join(section.model_fields), 300)}"
+    if not near:
+        what = f"unknown key {label}{f': {remark}' if remark else _valid_keys(cls, path)}"
         return source.problem(what, f"remove {label}", line), None
-    if not source.is_file:
+    if found.convert:
+        fix = f"set {source.spell(near)} instead, with its own kind of value"
+    elif not source.is_file:
         fix = f"write {source.spell(near)} instead of {label}"
     elif near.rpartition(".")[0] == ".".join(path[:-1]):
         fix = f"write {near.rpartition('.')[2]} instead of {shorten(path[-1])}"
     else:
         fix = f"move it to {near}"
-    return source.problem(f"unknown key {label}; did you mean {source.spell(near)}?", fix, line), near
+    what = f"unknown key {label}; did you mean {source.spell(near)}?{f' {remark}' if remark else ''}"
+    return source.problem(what, fix, line), near
+
+
+def find_key(word: str, known: Sequence[str], in_use: str = "") -> Meaning:
+    """Return the setting that a word probably stands for.
+
+    One typing mistake in a known key comes first, then the names of other tools, then similar names.
+    """
+    close = suggest(word, known)
+    if close and is_typo(word, close):
+        return Meaning(close)
+    return find_meaning(word, known, in_use) or Meaning(close or "")
+
+
+def _valid_keys(cls: type[Config], path: KeyPath) -> str:
+    """Return the keys of the innermost section that exists, and how settings of a user's own algorithm are read."""
+    ends = range(len(path) - 1, -1, -1)
+    prefix, section = next((path[:end], found) for end in ends if (found := class_at(cls, path[:end])))
+    place = f"in {'.'.join(prefix)}" if prefix else "at the top level"
+    listed = f"; valid keys {place}: {shorten(', '.join(section.model_fields), 300)}"
+    own = f"; a section of your own algorithm needs --{CHOICE} path/to/{shorten(path[0])}.py"
+    return listed + (own if not prefix and CHOICE in cls.model_fields else "")
 
 
 def invalid_value(
@@ -66,8 +95,18 @@ def invalid_value(
     if not isinstance(value, dict) and class_at(cls, path):
         return source.problem(what, f"write the settings of {key} indented below it", line)
     if inside or default is None or isinstance(default, dict):
-        return source.problem(what, f"set {key} to {wanted}", line)
+        example = "" if inside else _example(key, schema, source)
+        return source.problem(what, f"set {key} to {wanted}{example}", line)
     return source.problem(what, f"set {key} to {format_value(default)} (the default)", line)
+
+
+def _example(key: str, schema: Mapping[str, Any], source: Source) -> str:
+    """Return an example of a mapping, as it is typed in its source: that of the field, or the default; empty if there is none."""
+    example = next(iter(schema.get("examples", ())), schema.get("default"))
+    if not isinstance(example, dict) or not example:
+        return ""
+    text = format_value(example)
+    return f": --set {shlex.quote(f'{key}={text}')}" if source.name == "--set" else f", e.g. {text}"
 
 
 def format_path(path: KeyPath, inside: Location = ()) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from tinyllm.config import Config
-from tinyllm.data.sources.streams import Encoding
+from tinyllm.data.sources.encodings import Encoding, canonical
+from tinyllm.data.sources.tables import Delimiter, delimiter_name
 
 
 def is_world(source: str) -> bool:
@@ -15,12 +16,21 @@ def is_world(source: str) -> bool:
     return source == "world" or source.startswith("world:")
 
 
+def _as_tuple(value: Any) -> Any:
+    """Return a single string or a list as a tuple, and anything else unchanged for the validation to refuse."""
+    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+
+Sources = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+"""sources of data; a single one needs no list"""
+
+
 class DataConfig(Config):
     """Sources of records and how to read them."""
 
-    train: tuple[str, ...] = ("world:20000",)
+    train: Sources = ("world:20000",)
     """files, folders, globs, `-` for standard input, or `world:N`: N records of the bundled world"""
-    val: tuple[str, ...] = ()
+    val: Sources = ()
     """the same for validation; if empty, `world` has held-out records of its own and val_fraction of the files is split off"""
     val_fraction: float = Field(0.05, gt=0, lt=1)
     format: str | None = None
@@ -28,8 +38,10 @@ class DataConfig(Config):
     field: dict[str, str] = Field({})
     """column name of the format: column name in the files"""
     on_bad_line: Literal["error", "skip"] = "error"
-    encoding: Encoding = "utf-8"
+    encoding: Annotated[Encoding, BeforeValidator(canonical)] = "utf-8"
     """text encoding of the files"""
+    delimiter: Annotated[Delimiter, BeforeValidator(delimiter_name)] | None = None
+    """of tables (CSV, TSV), where it is not detected; a text file with it is read as a table"""
     max_length: int = Field(256, ge=8)
     """tokens per row; longer records are truncated, and their number is reported"""
 

@@ -2,13 +2,14 @@
 
 Without `data.val`, files are split by prompt: all answers to one prompt, and all conversations with the same opening, are in one
 split, so that validation never sees a prompt that is trained on. The split is decided by a hash of the opening, so adding records
-does not move others.
+does not move others. Only a few records of small data are moved, to leave no split empty or, of labeled answers, without a label.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -96,7 +97,10 @@ class RecordSource:
             raise UserError(what, where="data", fix="write for example world:20000")
         implied = split == VAL and not self.data.val
         options = {k: v for k, v in self.options.items() if not (implied and k in ("wrong", "flawed"))}
-        return _WORLD[self.kind](int(number), seed=self.seed, split=split, **options)
+        found = _WORLD[self.kind](int(number), seed=self.seed, split=split, **options)
+        if self.kind != "prompts":
+            return found
+        return (replace(p, place=f"{source}[{i}]") for i, p in enumerate(found) if isinstance(p, Prompt))
 
     def lines(self) -> list[str]:
         """Return the readers' reports for a person."""
@@ -150,6 +154,11 @@ def text_hash(messages: Messages) -> int:
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")
 
 
+def _shared_prompts(val: Sequence[Record], train: Sequence[Record]) -> int:
+    """Return the number of validation records whose prompt is one of the training records'."""
+    return int(np.isin(text_hashes(val, prompt_of), text_hashes(train, prompt_of), kind="sort").sum())
+
+
 def text_hashes(records: Sequence[Record], part: Callable[[Record], Messages]) -> np.ndarray:
     """Return the hashes (N,) uint64 of one part of each record."""
     return np.fromiter((text_hash(part(record)) for record in records), np.uint64, len(records))
@@ -166,13 +175,39 @@ def held_out(hashes: np.ndarray, fraction: float) -> np.ndarray:
     return hashes != values[counts.argmax()] if held.all() else hashes == values[counts.argmin()]
 
 
-def split_by_hash(openings: np.ndarray, whole: Callable[[], np.ndarray], fraction: float) -> tuple[np.ndarray, bool]:
+def keep_both_labels(held: np.ndarray, hashes: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return (N,) bool: `held` with records moved so that both splits have both labels, where that is possible.
+
+    Records with equal hashes are moved together: into validation those with the lowest hash, into training those with the highest,
+    as another fraction would.
+    """
+    held = held.copy()
+    for side, label in ((True, False), (True, True), (False, False), (False, True)):
+        if (labels[held == side] == label).any():
+            continue
+        candidates = np.unique(hashes[(held != side) & (labels == label)])
+        for candidate in candidates if side else candidates[::-1]:
+            moved = np.where(hashes == candidate, side, held)
+            if set(labels[moved != side]) == set(labels[held != side]):  # the other split loses no label
+                held = moved
+                break
+    return held
+
+
+def split_by_hash(
+    openings: np.ndarray, whole: Callable[[], np.ndarray], fraction: float, labels: np.ndarray | None = None
+) -> tuple[np.ndarray, bool]:
     """Return (N,) bool, the held-out records by the hashes of their openings; and whether the hashes of `whole` records were used.
 
     That is so where all records have the same opening.
+
+    Args:
+        labels: (N,) bool, of labeled answers: both splits are to have both.
     """
     by_record = len(openings) > 1 and bool((openings == openings[0]).all())
-    return held_out(whole() if by_record else openings, fraction), by_record
+    hashes = whole() if by_record else openings
+    held = held_out(hashes, fraction)
+    return (held if labels is None else keep_both_labels(held, hashes, labels)), by_record
 
 
 def read_split(
@@ -190,14 +225,16 @@ def read_split(
     for line in source.lines():
         say(line)
     undecided = records[BY_HASH]
+    labels = np.array([record.good for record in undecided], bool) if kind == "unpaired" else None
     held, by_record = split_by_hash(
-        text_hashes(undecided, opening_of), lambda: text_hashes(undecided, messages_of), data.val_fraction
+        text_hashes(undecided, opening_of), lambda: text_hashes(undecided, messages_of), data.val_fraction, labels
     )
     train = records[TRAIN] + [r for r, is_val in zip(undecided, held, strict=True) if not is_val]
     val = records[VAL] + [r for r, is_val in zip(undecided, held, strict=True) if is_val]
     disjoint = not source.readers or not (data.val or by_record or records[TRAIN])  # by construction
-    shared = 0 if disjoint else int(np.isin(text_hashes(val, prompt_of), text_hashes(train, prompt_of)).sum())
+    shared = 0 if disjoint else _shared_prompts(val, train)
     counts = (int(held.sum()), len(held))
     findings = validation.check_splits(len(train), len(val), shared, data=data, split=counts, by_record=by_record)
+    findings += [] if labels is None else validation.check_split_labels(labels, held)
     validation.report_findings(findings)
     return train, val, source.provenance()

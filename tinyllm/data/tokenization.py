@@ -198,14 +198,14 @@ def prompt_tokens_cut(prompt: int, longest: int, limit: int) -> int:
 
 def prompts(
     records: Sequence[Prompt], tokenizer: Tokenizer, limit: LengthLimit, name: str
-) -> tuple[list[tuple[list[int], dict[str, Any]]], TokenizationReport]:
-    """Return (ids up to the assistant's header, columns for the rewards); prompts over the limit are dropped."""
+) -> tuple[list[tuple[list[int], dict[str, Any], str, bool]], TokenizationReport]:
+    """Return (ids up to the assistant's header, columns for the rewards, place, plain); prompts over the limit are dropped."""
     report = _report(records, tokenizer, limit, name, has_answers=False)
     rendered = chat.render_many(tokenizer, [p.messages for p in records], generation_prompt=True)
     report.lengths[:] = [len(r.ids) for r in rendered]
     report.kept[:] = ~report.over_limit
     rows = [
-        (r.ids, {"prompt": list(p.messages), **p.columns})
+        (r.ids, {"prompt": list(p.messages), **p.columns}, p.place, p.plain)
         for r, p, keep in zip(rendered, records, report.kept.tolist(), strict=True)
         if keep
     ]

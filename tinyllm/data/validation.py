@@ -91,12 +91,28 @@ def check_splits(
     return findings
 
 
+def check_split_labels(labels: np.ndarray, held: np.ndarray) -> list[Finding]:
+    """Check that labeled answers, split by prompt, leave both labels in both splits.
+
+    Args: labels, held: (N,) bool, whether an answer is good, and whether it is held out.
+    """
+    for name, good in (("good", True), ("bad", False)):
+        sides = set(held[labels == good].tolist())
+        if len(sides) == 1 and len(set(labels.tolist())) == 2:
+            count, missing = int((labels == good).sum()), "training" if True in sides else "validation"
+            message = f"{count:,} of {len(labels):,} answers are {name}, all to one prompt: none is left for {missing}"
+            fix = f"name a file with answers of both labels in data.val, or add {name} answers to other prompts"
+            return [Finding("refused", "one_label", message, fix, "data")]
+    return []
+
+
 def check_batch_size(records: int, batch_size: int, what: str = "records") -> list[Finding]:
     """Check that a step uses every record at most once."""
     if records >= batch_size:
         return []
     message = f"train: {records:,} {what} for a batch of {batch_size:,}: every step uses some of them more than once"
-    return [Finding("warning", "small_data", message, f"set train.batch_size to {records} or less", "train.batch_size")]
+    fix = f"set train.batch_size to {records}" + " or less" * (records > 1)
+    return [Finding("warning", "small_data", message, fix, "train.batch_size")]
 
 
 def check_rollout_size(prompts: int, needed: int) -> list[Finding]:
@@ -221,4 +237,8 @@ def check_labels(good: Sequence[bool], split: str) -> list[Finding]:
     if len(set(good)) == 2 or not good:
         return []
     message = f"all {len(good):,} {split} answers have the same label: there is nothing to learn from"
-    return [Finding("refused", "one_label", message, "add answers with the other label", "data")]
+    fix = "add answers with the other label"
+    if split == "val":
+        message = f"all {len(good):,} val answers have the same label ({'good' if good[0] else 'bad'})"
+        fix = "name a file with answers of both labels in data.val, or raise data.val_fraction"
+    return [Finding("refused", "one_label", message, fix, "data")]

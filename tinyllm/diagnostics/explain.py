@@ -6,7 +6,6 @@ Not done: comparing runs, looking at data or weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,8 @@ from tinyllm.diagnostics.run_log import FACTS, METRICS, Point, RunLog, has_log, 
 from tinyllm.diagnostics.symptoms import CHECKS
 from tinyllm.diagnostics.symptoms.finding import Finding
 from tinyllm.errors import UserError
-from tinyllm.stages.parents import RUNS
-from tinyllm.train.run import FAST_DEV_RUN
+from tinyllm.train.fast_dev_runs import is_fast_dev_run
+from tinyllm.train.names import RUNS, find, runs_below, unknown
 
 _BY_SEVERITY = ("broken", "warning", "note")
 _MAIN_METRIC = {
@@ -48,7 +47,7 @@ def run(folder: Path | None) -> dict[str, Any]:
         "healthy": all(f.severity == "note" for f in findings),
         "checks": len(CHECKS[log.family]),
         "damaged_lines": log.damaged_lines,
-        "other_name": FAST_DEV_RUN not in log.folder.name and any(_changes_settings(f) for f in findings),
+        "other_name": not is_fast_dev_run(log.folder, log.facts) and any(_changes_settings(f) for f in findings),
         "findings": [asdict(f) for f in findings],
     }
 
@@ -93,30 +92,17 @@ def _find_run(given: Path | None) -> Path:
             raise UserError("there are no runs yet", where=str(RUNS), fix="run `tinyllm pretrain --fast-dev-run` first")
         say(f"newest run: {newest}")
         return newest
-    if has_log(given):
-        return given
-    suggestion = _suggest_run(given)
-    fix = f"`tinyllm explain {suggestion}`" if suggestion else "run `tinyllm pretrain --fast-dev-run` first"
-    what = f"{given} is not a run directory: it has no {FACTS}" if given.exists() else f"{given} does not exist"
-    raise UserError(what, where="RUN", fix=fix)
-
-
-def _suggest_run(given: Path) -> Path | None:
-    """Return the run that contains `given`, else the newest run below it, else the newest of all. Searches runs/ only."""
-    containing = next((parent for parent in given.parents if has_log(parent)), None)
-    below = _newest_run(given) if given.resolve().is_relative_to(RUNS.resolve()) else None
-    return containing or below or _newest_run(RUNS)
+    run = find(given, accepts=has_log).run
+    if run is not None and has_log(run):
+        return run
+    what = f"{given} is not in a run directory" if run is None else f"{run} is not a complete run directory"
+    raise unknown(str(given), accepts=has_log, what=what)
 
 
 def _newest_run(folder: Path) -> Path | None:
     """Return the run below `folder` that was last written to. Runs that were moved aside (NAME~1) do not count."""
-    return max(_runs_below(folder), key=_last_written, default=None)
-
-
-def _runs_below(folder: Path) -> Iterator[Path]:
-    for facts in sorted(folder.rglob(FACTS)):
-        if has_log(facts.parent) and "~" not in facts.parent.name:
-            yield facts.parent
+    runs = (run for run in runs_below(folder) if has_log(run) and "~" not in run.name)
+    return max(runs, key=_last_written, default=None)
 
 
 def _last_written(run: Path) -> float:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from tinyllm.errors import UserError
 from tinyllm.io import untrusted_files
-from tinyllm.train.run import read_facts
+from tinyllm.train.run import CHANGE, read_facts
 
 METRICS, FACTS, CONFIG = "metrics.jsonl", "run.json", "config.yaml"
 _MAX_VALUE = 1e300  # larger values are treated like infinity
@@ -196,6 +196,11 @@ class RunLog:
         points = {(p.step - 1) // self.steps_per_rollout: p for p in self.train(name)}
         return Series("train", name, tuple(points.values()))
 
+    def reward_parts(self) -> list[Series]:
+        """Return the metric `rewards/NAME` of the rollouts for every reward."""
+        names = dict.fromkeys(name for row in self.rows if row["split"] == "train" for name in row)
+        return [self.rollouts(name) for name in names if name.startswith("rewards/") and not name.endswith("/applied")]
+
     def after_first_minibatch(self, name: str) -> Series:
         """Return the steps after the first of each rollout. At the first, the policy is still the one that sampled: every ratio is 1."""
         return self.train(name).where(lambda step: (step - 1) % self.steps_per_rollout != 0)
@@ -239,6 +244,7 @@ def read_run_log(folder: Path) -> RunLog:
     metrics = folder / METRICS
     text = metrics.read_text(encoding="utf-8", errors="replace") if metrics.is_file() else ""
     lines = [parse_row(line) for line in text.splitlines() if line.strip()]
+    lines = [row for row in lines if row is None or row.get("split") != CHANGE]
     rows = [row for row in lines if row is not None and row.get("split") in ("train", "eval")]
     written = max(p.stat().st_mtime for p in (metrics, folder / FACTS) if p.is_file())
     return RunLog(folder, facts, config, rows, len(lines) - len(rows), max(0.0, time.time() - written))

@@ -25,7 +25,7 @@ from tinyllm.errors import INTERRUPTED, RESOURCES, TERMINATED, UserError
 from tinyllm.stages.parents import find_checkpoint
 from tinyllm.train import memory
 from tinyllm.train.engine import choose_device, choose_precision
-from tinyllm.train.run import read_facts
+from tinyllm.train.names import find
 
 _DEVICES = ("auto", "cpu", "cuda", "mps")
 _NO_RESULT = (RESOURCES, INTERRUPTED, TERMINATED)  # a full disk or Ctrl-C does not mean that a computation is wrong
@@ -69,8 +69,8 @@ def _load_target(path: Path, device: torch.device, scratch: Path) -> Target:
     """Load a run directory, a checkpoint or a Hugging Face folder, after verifying its files."""
     with restore_hint():
         folder = find_checkpoint("verify", path, fast=False).folder
-    run = path if read_facts(path) else None
-    return checkpoint_target(folder, run, device, scratch)
+    named = find(path)
+    return checkpoint_target(folder, None if named.checkpoint else named.run, device, scratch)
 
 
 def _run_check(check: Check, target: Target) -> CheckResult:

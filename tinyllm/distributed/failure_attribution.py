@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tinyllm.errors import FAILED, INTEGRITY, INTERRUPTED, RESOURCES, TERMINATED, USAGE
+from tinyllm.errors import FAILED, HUNG_UP, INTEGRITY, INTERRUPTED, RESOURCES, STOPS, TERMINATED, UNREAD, USAGE
 
-STOPS = (INTERRUPTED, TERMINATED)
-_FINAL = (USAGE, INTEGRITY, RESOURCES, *STOPS)  # exit codes after which the same command would fail again
+_FINAL = (USAGE, INTEGRITY, RESOURCES, UNREAD, *STOPS)  # exit codes after which the same command would fail again
 _AGAIN = "fix: run the same command again to resume from the last checkpoint, or add --max-restarts 3"
 _REASONS = {
     "SIGKILL": "often: out of memory",
@@ -105,23 +104,28 @@ def _attributed(r: RankState, ranks: Sequence[RankState]) -> Failure:
         return _ended_without_a_report(r, ranks)
     text, code = r.error["text"], r.error["code"]
     if code in STOPS:  # only the rank that received the signal knows which it was
-        code = max(other.error["code"] for other in ranks if other.error.get("code") in STOPS)
+        codes = {other.error.get("code") for other in ranks}
+        code = next(
+            known for known in (TERMINATED, HUNG_UP, INTERRUPTED) if known in codes
+        )  # the others say INTERRUPTED
     restart = not r.error["mistake"] and code not in _FINAL
     reported_by_main = any(other.rank == 0 and other.error.get("text") == text for other in ranks)
     if not r.error["mistake"]:
         text = f"error: {_name(r, ranks)}{_place(r)}: {text.removeprefix('error: ')}"
-    elif r.rank and not reported_by_main and not text.startswith(f"error: rank {r.rank}"):
+    elif r.rank and code not in STOPS and not reported_by_main and not text.startswith(f"error: rank {r.rank}"):
         text = f"error: rank {r.rank}: {text.removeprefix('error: ')}"
     return Failure(text, code, restart, kind=r.error["kind"], step=r.step)
 
 
 def _ended_without_a_report(r: RankState, ranks: Sequence[RankState]) -> Failure:
     code = r.code or 0
+    if code in STOPS:  # ended by a signal before it could report
+        return Failure(f"stopped by {signal.Signals(code - 128).name}", code, restart=False, step=r.step)
     if code < 0:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else ""
         reason = ", ".join(x for x in (name, _REASONS.get(name, "")) if x)
         what = f"was killed{_place(r)} by signal {-code}" + (f" ({reason})" if reason else "")
-        code = 128 - code if -code in (signal.SIGINT, signal.SIGTERM) else FAILED
+        code = 128 - code if 128 - code in STOPS else FAILED
     else:
         what = f"exited{_place(r)} with code {code} before the run was finished"
         code = code or FAILED

@@ -116,7 +116,7 @@ def report_error(text: str, code: int, error: BaseException | None = None) -> bo
     path = there / f"error-{ranks.rank()}"
     with suppress(OSError):  # the launcher may read at any time, so the file appears in one rename
         draft = path.with_suffix(".new")
-        draft.write_text(json.dumps(found), encoding="utf-8")
+        draft.write_text(json.dumps(found, allow_nan=False), encoding="utf-8")
         os.replace(draft, path)
         return True
     return False

@@ -23,10 +23,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tinyllm import signals as own_signals
 from tinyllm.distributed import heartbeat
-from tinyllm.distributed.failure_attribution import STOPS, Failure, RankState, find_failure
+from tinyllm.distributed.failure_attribution import Failure, RankState, find_failure
 from tinyllm.distributed.ranks import environments, timeout
-from tinyllm.errors import OK
+from tinyllm.errors import OK, STOPS, escape_unprintable
 
 _POLL_SECONDS = 0.1  # between polls
 _GRACE_SECONDS = 2.0  # for the other ranks to stop by themselves and report, once the failed one is known
@@ -45,13 +46,14 @@ def launch(ranks: int, command: Sequence[str], restarts: int = 0, *, debug: bool
     """
     root = Path(tempfile.mkdtemp(prefix="tinyllm-ranks-"))
     try:
-        with _Signals().listening() as signals:
+        with own_signals.holding(), _Signals().listening() as signals:
             failure = _attempts(ranks, command, restarts, root, signals, debug)
     finally:
         shutil.rmtree(root, ignore_errors=True)
     if failure is None:
         return OK
-    _print(failure.text)
+    if failure.text:
+        _print(failure.text)
     return failure.code
 
 
@@ -85,11 +87,13 @@ def _same(failure: Failure, earlier: Failure | None) -> bool:
 
 
 def _print(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(
+        escape_unprintable(text, keep="\n\t"), file=sys.stderr, flush=True
+    )  # a rank's last line may be of native code
 
 
 class _Signals:
-    """Forwards SIGINT and SIGTERM to the ranks, which finish their step and save. A second signal kills them.
+    """Forwards SIGINT, SIGTERM and SIGHUP to the ranks, which finish their step and save. A second signal kills them.
 
     The ranks run in their own sessions, so Ctrl-C reaches only the launcher, and each rank receives it once.
     """
@@ -103,7 +107,9 @@ class _Signals:
 
     @contextmanager
     def listening(self) -> Iterator[_Signals]:
-        handlers: dict[int, Callable[[int, Any], None]] = {signal.SIGINT: self._stop, signal.SIGTERM: self._stop}
+        handlers: dict[int, Callable[[int, Any], None]] = {
+            number: self._stop for number in own_signals.STOPS if signal.getsignal(number) is not signal.SIG_IGN
+        }
         if os.name == "posix":
             handlers[signal.SIGTSTP] = self._pause
         old = {number: signal.signal(number, handler) for number, handler in handlers.items()}
@@ -276,5 +282,6 @@ class _Attempt:
             return failure
         message = next((r.error["text"] for r in seen if r.error.get("code") in STOPS and r.error["mistake"]), "")
         if self.signals.count > 1 or not message:
-            message = f"error: stopped by {self.signals.name}; progress since the last checkpoint is lost"
+            lost = "; progress since the last checkpoint is lost" if self.training_begun else ""
+            message = f"stopped by {self.signals.name}{lost}"
         return Failure(message, self.signals.code, restart=False)

@@ -35,7 +35,11 @@ class Rendezvous:
 
     def __init__(self) -> None:
         again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun's store outlives the ranks it restarts
-        self.store: Store = PrefixStore(f"tinyllm/{again}", _open())
+        started = (
+            ranks.launched()
+        )  # the port follows from the job's number: the ranks of another job may find our store
+        job = f"/{started.job}" if started and started.job else ""
+        self.store: Store = PrefixStore(f"tinyllm/{again}{job}", _open())
         self.calls = 0
 
     def join(self) -> None:
@@ -73,7 +77,7 @@ class Rendezvous:
             return {}
         shown = "; ".join(differences[:_SHOWN])
         more = f"; and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
-        fix = "start every rank with the same command, files and variables"
+        fix = f"start every rank with the same command, files and variables{ranks.how_to_separate()}"
         return {"what": f"the ranks disagree: {shown}{more}", "fix": fix, "code": USAGE}
 
     def _differences(self, limit: float | None) -> list[str]:
@@ -97,7 +101,7 @@ class Rendezvous:
         def missing() -> UserError:
             return UserError(
                 f"rank {number} of {ranks.world_size()} did not join within {limit:.0f} s",
-                fix="start all ranks; WORLD_SIZE is their number, RANK counts from 0",
+                fix=f"start all ranks; WORLD_SIZE is their number, RANK counts from 0{ranks.how_to_separate()}",
                 code=RESOURCES,
             )
 

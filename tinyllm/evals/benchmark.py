@@ -8,12 +8,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from tinyllm.console import say
 from tinyllm.data import world
 from tinyllm.data.config import is_world
+from tinyllm.data.records.nulls import CallSurvey, survey_calls, without_added_nulls
 from tinyllm.data.records.reader import configured_reader
 from tinyllm.data.records.turns import Dropped, list_columns
 from tinyllm.data.records.types import Document
@@ -24,6 +26,7 @@ from tinyllm.data.sources.rows import rows
 from tinyllm.errors import UserError
 from tinyllm.evals.formats import FORMATS, Format, Item
 from tinyllm.evals.settings import EvalSettings
+from tinyllm.io.shell import set_option
 
 _WORLD: dict[str, Callable[..., Iterable[dict[str, Any]]]] = {
     "texts": world.documents,
@@ -67,7 +70,7 @@ def read_all(kinds: Sequence[str], config: EvalSettings) -> list[Benchmark]:
         UserError: a source is none of `kinds`, no source is of one of `kinds`, or a row is bad.
     """
     sources: list[str] = []
-    for source in config.data.val or config.data.train:
+    for source in config.data.val:
         sources += [source] if is_world(source) else [str(path) for path in expand([source])]
     if not sources:
         raise UserError("no data to evaluate on", where="data.val", fix="name a file: --set 'data.val=[file.jsonl]'")
@@ -183,13 +186,14 @@ def _items(source: str, name: str, kind: str, format: str, config: EvalSettings)
     known = FORMATS[kind][format]
     benchmark = Benchmark(name, source, kind, format, conversational=known.conversational)
     file = Source(Path(source), config.data.encoding)
+    calls = cache(partial(survey_calls, file, config.data.encoding, lambda again: (row for _, row in rows(again))))
     try:
         for place, row in rows(file):
             benchmark.total += 1
             if len(benchmark.items) >= config.rows:
                 continue  # only counted
             try:
-                benchmark.items += _converted(row, known, place, config)
+                benchmark.items += _converted(row, known, place, config, calls)
             except BadRow as bad:
                 if config.data.on_bad_line == "error":
                     raise _bad_row_error(bad, place) from bad
@@ -204,11 +208,13 @@ def _items(source: str, name: str, kind: str, format: str, config: EvalSettings)
     return benchmark
 
 
-def _converted(row: dict[str, Any] | str | BadRow, known: Format, place: str, config: EvalSettings) -> list[Item]:
+def _converted(
+    row: dict[str, Any] | str | BadRow, known: Format, place: str, config: EvalSettings, calls: Callable[[], CallSurvey]
+) -> list[Item]:
     if isinstance(row, BadRow):
         raise row
     assert not isinstance(row, str)  # plain text has no columns, and was rejected when the format was detected
-    row = _renamed(row, config.data.field, place)
+    row = without_added_nulls(_renamed(row, config.data.field, place), calls, lambda note: None)  # as in training
     missing = next((column for column in known.needs if column not in row), None)
     if missing:
         raise BadRow(
@@ -232,7 +238,7 @@ def _renamed(row: dict[str, Any], columns: Mapping[str, str], place: str) -> dic
     for wanted, actual in columns.items():
         if actual not in row:
             close = difflib.get_close_matches(actual, row, n=1)
-            fix = f"name an existing column: --set data.field.{wanted}={close[0] if close else 'COLUMN'}"
+            fix = f"name an existing column: {set_option(f'data.field.{wanted}', close[0] if close else 'COLUMN')}"
             raise UserError(
                 f"no column {actual!r} (data.field.{wanted}); found: {list_columns(row)}", where=place, fix=fix
             )

@@ -9,12 +9,14 @@ from functools import cached_property, partial
 
 from tinyllm.algorithms import next_token
 from tinyllm.console import say
+from tinyllm.errors import FAILED, UserError
 from tinyllm.evals.benchmark import Benchmark
 from tinyllm.evals.formats import Choice
 from tinyllm.evals.generation import GenerationSettings, generate_and_score
 from tinyllm.evals.likelihood import log_likelihoods
 from tinyllm.evals.rows import Row, continuation_rows, text_rows, truncated
 from tinyllm.evals.settings import EvalSettings
+from tinyllm.mean import values
 from tinyllm.model.transformer import CausalLM
 from tinyllm.rollout.rewards import Reward
 from tinyllm.stages.held_out import score_documents
@@ -62,7 +64,13 @@ class Evaluator:
     def text_metrics(self, texts: Sequence[str]) -> dict[str, float]:
         """Return loss, perplexity, bits per byte, tokens and bytes of texts, every token scored once; see `score_documents`."""
         ids = [[*d, self.tokenizer.endoftext] for d in self.tokenizer.encode_batch(texts)]
-        return score_documents(self._engine, ids, self.tokenizer, self.context, self.config.batch_size)
+        sizes = [len(text.encode()) for text in texts]
+        found = values(
+            score_documents(self._engine, ids, self.tokenizer, self.context, self.config.batch_size, sizes=sizes)
+        )
+        if not math.isfinite(found["loss"]):
+            raise _overflow(f"the loss of {len(texts):,} texts ({found['tokens']:,.0f} tokens) is {found['loss']}")
+        return found
 
     def uniform_bits_per_byte(self, metrics: dict[str, float]) -> float:
         """Return the bits per byte of the same texts if all tokens were equally probable."""
@@ -76,7 +84,11 @@ class Evaluator:
         kept = [truncated(row, limit, place) for row, place in zip(rows, places, strict=True)]
         if cut := sum(len(new.ids) < len(row.ids) for new, row in zip(kept, rows, strict=True)):
             say(f"{benchmark.name}: {cut:,} of {len(rows):,} rows exceed {limit} tokens; their beginning is cut off")
-        scores = iter(log_likelihoods(self.model, kept, tokens=self.tokens_per_batch))
+        found = log_likelihoods(self.model, kept, tokens=self.tokens_per_batch)
+        for value, place in zip(found, places, strict=True):
+            if not math.isfinite(value):
+                raise _overflow(f"the log-likelihood of a choice is {value}", place)
+        scores = iter(found)
         return [[next(scores) for _ in item.choices] for item in benchmark.items]
 
     def _choice_rows(self, benchmark: Benchmark) -> list[Row]:
@@ -108,3 +120,10 @@ class Evaluator:
             self.tokens_per_batch,
         )
         return generate_and_score(self.model, self.tokenizer, benchmark.items, rules, settings, samples=samples)
+
+
+def _overflow(what: str, where: str = "") -> UserError:
+    """Return the error for a model that gives no finite figure: with NaN, no choice is the best one."""
+    return UserError(
+        what, where=where, fix="evaluate another checkpoint: the weights of this one overflow", code=FAILED
+    )

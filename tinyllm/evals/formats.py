@@ -18,6 +18,7 @@ from tinyllm.data.records.formats.columns import choices_of, lettered, right_cho
 from tinyllm.data.records.turns import list_columns, text_of
 from tinyllm.data.records.types import Pair, Prompt
 from tinyllm.data.sources.errors import BadRow, preview
+from tinyllm.rollout import answers
 from tinyllm.text.chat import Message
 
 Style = Literal["text", "letters"]
@@ -50,6 +51,8 @@ class Question:
     columns: Mapping[str, Any]
     """`answer`, and what else a reward rule reads"""
     place: str = ""
+    plain: bool = False
+    """the row gives it as a text, not as messages"""
 
 
 Item = Choice | Question
@@ -141,13 +144,16 @@ def _preference(convert: Callable[..., list[Any]]) -> Convert:
 def _input_target(row: dict[str, Any], style: Style) -> list[Item]:
     text = _nonempty(row, "input")
     columns = {key: value for key, value in row.items() if key not in ("input", "target")}
-    return [Question(f"Q: {text}\nA:", _user(text), columns | {"answer": _nonempty(row, "target")})]
+    return [Question(f"Q: {text}\nA:", _user(text), _answered(columns | {"answer": row["target"]}), plain=True)]
 
 
 def _prompt(convert: Callable[..., list[Any]], frame: str) -> Convert:
     def each(row: dict[str, Any], style: Style) -> list[Item]:
         prompts = [prompt for prompt in convert(row, _quiet) if isinstance(prompt, Prompt)]
-        return [Question(frame.format(as_text(p.messages)), p.messages, _answered(p.columns)) for p in prompts]
+        return [
+            Question(frame.format(as_text(p.messages)), p.messages, _answered(p.columns), plain=p.plain)
+            for p in prompts
+        ]
 
     return each
 
@@ -157,9 +163,9 @@ def _answered(columns: dict[str, Any]) -> dict[str, Any]:
         what = f"no 'answer' to compare with; other columns: {list_columns(columns)}"
         raise BadRow("missing column", what, "name the column: --set data.field.answer=COLUMN")
     answer = columns["answer"]
-    if isinstance(answer, bool) or not isinstance(answer, str | int | float) or not str(answer).strip():
-        raise BadRow("wrong type", f"answer: expected a string or a number, found {preview(answer)}")
-    return columns | {"answer": str(answer)}
+    if problem := answers.unusable(answer):
+        raise BadRow("unusable answer", f"answer: {problem}, found {preview(answer)}")
+    return columns | {"answer": [str(one) for one in answer] if isinstance(answer, list) else str(answer)}
 
 
 def _nonempty(row: dict[str, Any], column: str) -> str:

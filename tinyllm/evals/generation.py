@@ -11,10 +11,12 @@ from tinyllm import distributed as dist
 from tinyllm.console import say
 from tinyllm.errors import UserError
 from tinyllm.evals.formats import Question
+from tinyllm.evals.judging import answered, judged
 from tinyllm.evals.likelihood import batches, sum_over_ranks
 from tinyllm.model.generate import Completion, Sampling, generate
 from tinyllm.model.transformer import CausalLM
 from tinyllm.rollout.rewards import Reward
+from tinyllm.rollout.scoring import Answered
 from tinyllm.text import chat
 from tinyllm.text.tokenizer import Tokenizer
 
@@ -73,11 +75,13 @@ def generate_and_score(
     for number in range(dist.rank(), len(all_batches), dist.world_size()):
         batch, seed = all_batches[number], _seed(settings.seed, number)
         sampling = Sampling(settings.max_new_tokens, settings.temperature, stop=tokenizer.stop_ids, seed=seed)
-        for i, answer in zip(batch, generate(model, [prompts[i] for i in batch], sampling), strict=True):
-            text, finished = _text_of(tokenizer, answer, settings)
-            for column, rule in zip(values, rules, strict=False):
-                column[i] = float(rule(repeated[i].columns, text, finished))
-            values[-1][i] = float(finished)
+        found = generate(model, [prompts[i] for i in batch], sampling)
+        rows = [_answered(tokenizer, repeated[i], answer, settings) for i, answer in zip(batch, found, strict=True)]
+        for column, rule in zip(values, rules, strict=False):
+            for i, value in zip(batch, judged(rule, rows), strict=True):
+                column[i] = value
+        for i, row in zip(batch, rows, strict=True):
+            values[-1][i] = float(row.finished)
     device = model.lm_head.weight.device
     *by_rule, ended = [sum_over_ranks(column, device) for column in values]
     return by_rule, ended
@@ -85,6 +89,11 @@ def generate_and_score(
 
 def _seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _answered(tokenizer: Tokenizer, question: Question, answer: Completion, settings: GenerationSettings) -> Answered:
+    text, finished = _text_of(tokenizer, answer, settings)
+    return answered(question, text, finished, answer.ids)
 
 
 def _text_of(tokenizer: Tokenizer, answer: Completion, settings: GenerationSettings) -> tuple[str, bool]:

@@ -2,7 +2,8 @@
 
 `results` has an entry per task and, for a task with several files, one per file: `choice` is then the unweighted mean over the files, as in
 lm-eval for BLiMP, and `choice/NAME` is one file. Values are under `METRIC,none`, standard errors under `METRIC_stderr,none` ("N/A" if
-unknown). Two keys are not lm-eval's: `intervals` (95 %), and `baseline`, the chance level of the first metric of a task.
+unknown). Not lm-eval's: `intervals` (95 %), `no_interval` (why a mean has none: one sample, or all are equal), and `baseline`, the
+chance level of the first metric of a task.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from tinyllm.evals.task import TaskResult
 
 VERSION = 1  # of every task; raise it when the meaning of a metric changes
 _LM_EVAL_KEYS = ("results", "group_subtasks", "configs", "versions", "n-shot", "higher_is_better", "n-samples")
-_OWN_KEYS = ("intervals", "baseline")
+_OWN_KEYS = ("intervals", "no_interval", "baseline")
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ def _add_entry(
     found["higher_is_better"][key] = {name: estimate.higher_is_better for name, estimate in metrics.items()}
     found["n-samples"][key] = {"original": sum(m.benchmark.total for m in own), "effective": samples}
     found["intervals"][key] = {name: list(e.interval) for name, e in metrics.items() if e.interval is not None}
+    found["no_interval"][key] = {name: e.no_interval for name, e in metrics.items() if e.no_interval}
     found["baseline"][key] = baseline
 
 

@@ -13,6 +13,8 @@ from tinyllm.data import world
 from tinyllm.data.config import is_world
 from tinyllm.data.records.reader import configured_reader
 from tinyllm.data.records.types import Document
+from tinyllm.data.splits import BY_HASH, TRAIN, VAL, RecordSource
+from tinyllm.data.tokens.documents import held_out_documents
 from tinyllm.errors import UserError
 from tinyllm.evals import tasks
 from tinyllm.evals.benchmark import Benchmark, read_all, world_count
@@ -66,9 +68,12 @@ def _score_text(evaluator: Evaluator) -> dict[str, Any]:
 
 
 def _load_texts(config: EvalSettings) -> list[str]:
+    """Return the documents of data.val, or without any the held-out part of data.train, as pretraining splits it."""
     data = config.data
+    if not data.val and data.train:
+        return _split_off(config)[: config.rows]
     found: list[str] = []
-    for source in data.val or data.train:
+    for source in data.val:
         if is_world(source):
             count = world_count(source, config.rows)
             found += [row["text"] for row in world.documents(count, seed=config.seed, split="val")]
@@ -78,8 +83,21 @@ def _load_texts(config: EvalSettings) -> list[str]:
             for line in reader.report.lines():
                 say(line)
     if not found:
-        raise UserError("no documents to evaluate on", where="data.val", fix="name a file: --set data.val=[file.txt]")
+        raise UserError("no documents to evaluate on", where="data.val", fix="name a file: --set 'data.val=[file.txt]'")
     return found[: config.rows]
+
+
+def _split_off(config: EvalSettings) -> list[str]:
+    records = RecordSource(config.data, "documents", config.seed)
+    texts: dict[str, list[str]] = {TRAIN: [], VAL: [], BY_HASH: []}
+    for split, record in records:
+        assert isinstance(record, Document)
+        texts[split].append(record.text)
+    for line in records.lines():
+        say(line)
+    found = texts[VAL] + held_out_documents(texts[BY_HASH], config.data.val_fraction)
+    say(f"{len(found):,} of {sum(map(len, texts.values())):,} documents are held out")
+    return found
 
 
 # --- with tasks ------------------------------------------------------------------------------------------------------------------
@@ -121,16 +139,20 @@ def _load_benchmarks(chosen: Sequence[Task], config: EvalSettings) -> list[Bench
     """Read the benchmarks of the tasks, and check for the columns that their rules read."""
     benchmarks = read_all(list(dict.fromkeys(task.reads for task in chosen)), config)
     for task in chosen:
-        for rule in task.rules(task.settings_in(config)):
+        for name in task.rules(task.settings_in(config)):
+            rule = rewards.load_reward(name)
             for question in (q for b in benchmarks if b.kind == task.reads for q in b.items):
                 _check_columns(rule, question)
     return benchmarks
 
 
-def _check_columns(rule: str, question: Question) -> None:
-    required = rewards.REQUIRED_COLUMNS.get(rule, ())
-    missing = next((column for column in required if column not in question.columns), None)
+def _check_columns(rule: rewards.Reward, question: Question) -> None:
+    missing = next((column for column in rule.required if column not in question.columns), None)
     if missing:
-        what = f"the rule {rule} needs a column {missing!r}; the question has {', '.join(question.columns)}"
-        fix = "use --task exact_match" if rule == "gold" else f"name it: --set data.field.{missing}=COLUMN"
+        what = f"the rule {rule.name} needs a column {missing!r}; the question has {', '.join(question.columns)}"
+        fix = (
+            "use --task exact_match"
+            if rule is rewards.REWARDS["gold"]
+            else f"name it: --set data.field.{missing}=COLUMN"
+        )
         raise UserError(what, where=question.place, fix=fix)

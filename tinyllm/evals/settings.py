@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from tinyllm.config.sampling import Temperature
 from tinyllm.data.config import DataConfig
 from tinyllm.rollout.rewards import REWARDS
 from tinyllm.stages.config import StageConfig
@@ -40,7 +41,7 @@ class EvalSettings(StageConfig):
     """pass@k: numbers of attempts"""
     samples: int = Field(8, ge=1)
     """pass@k: answers sampled per question, at least the largest k"""
-    temperature: float = Field(0.8, gt=0)
+    temperature: Temperature = 0.8
     """pass@k: of sampling; the other tasks are greedy"""
 
     @model_validator(mode="after")

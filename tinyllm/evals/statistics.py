@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 Z = 1.959963984540054  # the 0.975 quantile of the standard normal distribution
+_ROUNDING = 1e-12  # relative; of a sum of equal samples
 UNIT = (0.0, 1.0)
 UNBOUNDED = (-math.inf, math.inf)
 
@@ -22,25 +23,40 @@ class Estimate:
     stderr: float | None = None
     """standard error; None if unknown, as for a single sample"""
     interval: tuple[float, float] | None = None
-    """95 % confidence interval"""
+    """95 % confidence interval; None where the samples say nothing about it, see `no_interval`"""
     bounds: tuple[float, float] = UNBOUNDED
     """the range of possible values"""
     samples: float = 0
     """of a proportion: the number of samples; 0 for other metrics"""
     higher_is_better: bool = True
+    no_interval: str = ""
+    """why a mean of samples has no interval: there is one sample, or all are equal"""
 
 
 def mean(values: Sequence[float], bounds: tuple[float, float]) -> Estimate:
-    """Return the mean of samples within `bounds`, with standard error s / sqrt(n), where s divides by n - 1 (as in lm-eval)."""
+    """Return the mean of samples within `bounds`, with standard error s / sqrt(n), where s divides by n - 1 (as in lm-eval).
+
+    Equal samples have a standard error of 0, which is not certainty: they have no interval.
+    """
     value, stderr = sum(values) / len(values), None
     if len(values) > 1:
         variance = sum((v - value) ** 2 for v in values) / (len(values) - 1)
         stderr = math.sqrt(variance / len(values))
-    return Estimate(value, stderr, None if stderr is None else normal_interval(value, stderr, bounds), bounds)
+    reason = "1 sample" if stderr is None else f"all {len(values)} equal"
+    return _with_interval(Estimate(value, stderr, bounds=bounds), reason)
+
+
+def _with_interval(estimate: Estimate, reason: str) -> Estimate:
+    """Return the estimate with its normal interval, or without one and with the reason why not."""
+    interval = normal_interval(estimate.value, estimate.stderr, estimate.bounds)
+    return replace(estimate, interval=interval, no_interval="" if interval else reason)
 
 
 def proportion(values: Sequence[float]) -> Estimate:
-    """Return the mean of samples that are 0 or 1, with Wilson's interval."""
+    """Return the mean of samples that are 0 or 1, with Wilson's interval.
+
+    For samples between 0 and 1 (estimates of pass@k) it is wider than necessary: no distribution in [0, 1] varies more than 0 or 1.
+    """
     plain = mean(values, UNIT)
     return Estimate(plain.value, plain.stderr, wilson_interval(plain.value, len(values)), UNIT, len(values))
 
@@ -53,8 +69,12 @@ def wilson_interval(p: float, n: float) -> tuple[float, float]:
     return max(0.0, (center - half) / scale), min(1.0, (center + half) / scale)
 
 
-def normal_interval(value: float, stderr: float, bounds: tuple[float, float] = UNBOUNDED) -> tuple[float, float]:
-    """Return the normal 95 % interval of a value within `bounds`."""
+def normal_interval(
+    value: float, stderr: float | None, bounds: tuple[float, float] = UNBOUNDED
+) -> tuple[float, float] | None:
+    """Return the normal 95 % interval of a value within `bounds`; None for a standard error that is unknown, or 0 up to rounding."""
+    if stderr is None or not stderr > _ROUNDING * abs(value):
+        return None
     return max(bounds[0], value - Z * stderr), min(bounds[1], value + Z * stderr)
 
 
@@ -71,8 +91,8 @@ def mean_over_files(estimates: Sequence[Estimate]) -> Estimate:
     if all(e.samples for e in estimates):
         samples = k * k / sum(1 / e.samples for e in estimates)
         return Estimate(value, stderr, wilson_interval(value, samples), bounds, samples, higher)
-    interval = None if stderr is None else normal_interval(value, stderr, bounds)
-    return Estimate(value, stderr, interval, bounds, 0, higher)
+    reason = "a file has 1 sample" if stderr is None else "all equal in every file"
+    return _with_interval(Estimate(value, stderr, bounds=bounds, higher_is_better=higher), reason)
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:

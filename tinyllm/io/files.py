@@ -51,10 +51,15 @@ def writing(
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Replace the content of `path` in one rename. The draft is `NAME.new` in the same folder. Raises: UserError (RESOURCES)."""
+    """Replace the content of `path` in one rename. The draft is `NAME.new` in the same folder.
+
+    A lone surrogate, from the name of a file that is not UTF-8, is written as JSON's escape.
+
+    Raises: UserError (RESOURCES).
+    """
     draft = path.with_name(f"{path.name}.new")
     with writing(path):
-        draft.write_text(text, encoding="utf-8", newline="\n")
+        draft.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
         os.replace(draft, path)
 
 

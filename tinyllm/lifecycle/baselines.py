@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from tinyllm.data import ngram, world
+from tinyllm.data.config import is_world
 from tinyllm.data.datasets.batches import right_padded
 from tinyllm.data.loading import preference_dataset
 from tinyllm.data.splits import read_split
@@ -31,19 +32,22 @@ def ngram_bits_per_byte(
     """
     held_out = np.concatenate([np.asarray(d, dtype=np.int64) for d in documents])
     nats = ngram.surprisal(shards.train, held_out, tokenizer.vocab_size, order, tokenizer.endoftext).sum()
-    return float(nats / math.log(2) / tokenizer.byte_lengths()[held_out].sum())
+    return float(nats / math.log(2) / sum(tokenizer.text_sizes(documents)))
 
 
 @torch.no_grad()
 def reward_model_metrics(
     scorer: SequenceScorer, tokenizer: Tokenizer, config: Any, questions: Questions, result: EvaluationResult
 ) -> dict[str, float]:
-    """Return `accuracy` on held-out pairs and `correlation` with gold over a policy's answers; for pairs of the bundled world `ceiling`.
+    """Return `accuracy` on held-out `pairs` and `correlation` with gold over a policy's answers; for pairs of the bundled world `ceiling`.
+
+    The pairs are the held-out side of the stage's own data. The bundled world is read only if the stage was trained on nothing else.
 
     The ceiling is the accuracy of a scorer that knows the gold rewards: E[max(p, 1 - p)], where p is the probability that the label is
     correct.
     """
-    data = config.data.model_copy(update={"val": config.data.val or (f"world:{_PAIRS}",)})
+    of_world = not config.data.val and all(map(is_world, config.data.train))
+    data = config.data.model_copy(update={"val": (f"world:{_PAIRS}",)}) if of_world else config.data
     _, records, _ = read_split(data, "pairs", config.seed, noise=config.noise)
     pairs = preference_dataset(records[:_PAIRS], tokenizer, config.data.max_length, "held-out pairs")
     device = scorer.score.weight.device
@@ -52,8 +56,12 @@ def reward_model_metrics(
         batch = pairs.collate(part.tolist(), 0, part.tolist())
         chosen, rejected = scorer.rewards(batch.ids.to(device), batch.real.to(device)).chunk(2)
         right += int((chosen > rejected).sum())
-    found = {"accuracy": right / len(pairs), "correlation": _correlation(scorer, questions, result)}
-    if not config.data.val and all(source.startswith("world") for source in config.data.train):
+    found = {
+        "accuracy": right / len(pairs),
+        "pairs": len(pairs),
+        "correlation": _correlation(scorer, questions, result),
+    }
+    if of_world:
         found["ceiling"] = _ceiling(config)
     return found
 

@@ -1,7 +1,7 @@
 """Evaluation of every stage of a lifecycle on the same held-out documents and questions, with the same sampling seeds.
 
 Answers are sampled at temperature 1: alignment changes the distribution, and greedy decoding would hide that.
-Every metric has a 95 % confidence interval (`evals.statistics`): Wilson's for proportions, the normal one for means.
+Metrics have 95 % confidence intervals (`evals.statistics`): Wilson's for proportions, the normal one for means, none for equal values.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tinyllm.model.generate import Completion, Sampling, generate
 from tinyllm.model.transformer import CausalLM
 from tinyllm.text.tokenizer import Tokenizer
 
-Metric = dict[str, float]  # value, low, high, n
+Metric = dict[str, float]  # value, n, and low and high where there is an interval
 _BATCH_SIZE = 64
 
 COLUMNS = [
@@ -40,29 +40,30 @@ COLUMNS = [
 
 
 def proportion(hits: float, n: int) -> Metric:
-    """Return hits / n with Wilson's interval."""
+    """Return hits / n with Wilson's interval; without one where it is unknown what a hit is."""
+    if not math.isfinite(hits):
+        return _metric(hits, None, n)
     return _metric(hits / n, wilson_interval(hits / n, n), n)
 
 
 def mean(values: Sequence[float]) -> Metric:
-    """Return a mean with its normal interval."""
+    """Return a mean with its normal interval, which a single value and equal values do not have."""
     found = np.asarray(values, dtype=np.float64)
+    stderr = float(found.std(ddof=1)) / math.sqrt(len(found)) if len(found) > 1 else None
     value = float(found.mean())
-    if len(found) < 2:
-        return _metric(value, (math.nan, math.nan), len(found))
-    return _metric(value, normal_interval(value, found.std(ddof=1) / math.sqrt(len(found))), len(found))
+    return _metric(value, normal_interval(value, stderr), len(found))
 
 
 def ratio(totals: Sequence[float] | np.ndarray, sizes: Sequence[float]) -> Metric:
     """Return sum(totals) / sum(sizes) with the normal interval of a ratio of sums over independent parts."""
     t, s = np.asarray(totals, dtype=np.float64), np.asarray(sizes, dtype=np.float64)
     value, n = float(t.sum() / s.sum()), len(t)
-    stderr = math.sqrt(n / max(1, n - 1) * ((t - value * s) ** 2).sum()) / float(s.sum())
+    stderr = math.sqrt(n / (n - 1) * ((t - value * s) ** 2).sum()) / float(s.sum()) if n > 1 else None
     return _metric(value, normal_interval(value, stderr), n)
 
 
-def _metric(value: float, interval: tuple[float, float], n: int) -> Metric:
-    return {"value": value, "low": float(interval[0]), "high": float(interval[1]), "n": n}
+def _metric(value: float, interval: tuple[float, float] | None, n: int) -> Metric:
+    return {"value": value, "n": n} | ({"low": float(interval[0]), "high": float(interval[1])} if interval else {})
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,6 @@ def language_modeling(
         context: tokens in a window; longer documents are scored in several.
     """
     policy.eval()
-    byte_lengths = tokenizer.byte_lengths()
     rows: list[tuple[list[int], list[bool]]] = []
     owner: list[int] = []
     for number, document in enumerate(documents):
@@ -171,7 +171,7 @@ def language_modeling(
             nats[owner[order[done + i]]] -= log_prob
         done += len(sums)
     tokens = [len(d) for d in documents]
-    size = [int(byte_lengths[np.asarray(d, dtype=np.int64)].sum()) for d in documents]
+    size = tokenizer.text_sizes(documents)
     loss = ratio(nats, tokens)
     return {
         "bits_per_byte": ratio(nats / math.log(2), size),

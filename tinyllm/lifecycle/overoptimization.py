@@ -20,11 +20,10 @@ def eval_points(rows: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
     """Return the held-out metrics of an online run by step: step, proxy, gold, kl, entropy, length, repetition."""
     found = []
     for row in rows:
-        if row.get("split") == "eval" and "reward" in row:
-            proxy = row[MODEL] if MODEL in row else row["reward"]
-            found.append(
-                {"step": row["step"], "proxy": proxy, **{k: row[name] for k, name in _METRICS.items() if name in row}}
-            )
+        proxy = row.get(MODEL, row.get("reward")) if row.get("split") == "eval" else None
+        if proxy is not None:  # null: it was not finite
+            metrics = {key: row[name] for key, name in _METRICS.items() if row.get(name) is not None}
+            found.append({"step": row["step"], "proxy": proxy, **metrics})
     return found
 
 

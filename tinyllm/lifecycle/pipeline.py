@@ -7,7 +7,7 @@ and stays valid while the configuration, the checkpoint and the parent are uncha
 from __future__ import annotations
 
 import hashlib
-import json
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -16,19 +16,18 @@ from typing import Any
 
 from tinyllm.config import Resolved
 from tinyllm.console import say
-from tinyllm.data.config import is_world
 from tinyllm.data.loading import token_prompts
-from tinyllm.data.records.types import Prompt
 from tinyllm.data.splits import read_split
-from tinyllm.lifecycle import baselines, gates, overoptimization
+from tinyllm.lifecycle import baselines, gates, overoptimization, records, sources
 from tinyllm.lifecycle.evaluation import EvaluationResult, Questions, evaluate, kl_divergence, language_modeling
 from tinyllm.lifecycle.stages import PARENTS, STAGES, names_of
 from tinyllm.model import hub
 from tinyllm.model.generate import Completion
-from tinyllm.rollout import rewards
+from tinyllm.rollout import checks, rewards
 from tinyllm.stages import data
 from tinyllm.stages.parents import RUNS, find_checkpoint
 from tinyllm.text.tokenizer import Tokenizer
+from tinyllm.train import lock
 from tinyllm.train.engine import choose_device
 from tinyllm.train.memory import peak_memory_mb, reset_peak_memory
 from tinyllm.train.run import Invocation, read_facts
@@ -45,18 +44,23 @@ class Pipeline:
         resolved: the configuration of each stage to run, in order, parents included.
         questions: held-out questions for each stage.
         resume: keep finished stages and continue an interrupted one.
+
+    Raises: UserError (RESOURCES) if another process runs this lifecycle, or its folder is not writable.
     """
 
     def __init__(self, name: str, resolved: Mapping[str, Resolved], *, questions: int = QUESTIONS, resume: bool = True):
         self.name, self.resolved, self.questions, self.resume = name, resolved, questions, resume
         self.folder = RUNS / "lifecycle" / name
-        self.folder.mkdir(parents=True, exist_ok=True)
-        user_data = not all(is_world(source) for r in resolved.values() for source in r.config.data.train)
-        self.gate_inputs = gates.GateInputs(parents=PARENTS, user_data=user_data)
+        lock.acquire(self.folder)
+        self.gate_inputs = gates.GateInputs(parents=PARENTS, user_data=sources.is_user_data(resolved))
         self.records: dict[str, dict[str, Any]] = {}
         self._results: dict[str, EvaluationResult] = {}
         self._questions: Questions | None = None
         self._documents: list[Any] | None = None
+
+    def close(self) -> None:
+        """Release the folder of this lifecycle."""
+        lock.release(self.folder)
 
     def run_dir(self, stage: str) -> Path:
         return STAGES[stage].run_dir(self.resolved[stage].config.name)
@@ -64,13 +68,16 @@ class Pipeline:
     def run(self) -> list[dict[str, Any]]:
         """Train, evaluate and gate every stage. Return their records, in order.
 
-        Raises: UserError, before anything is trained, if prompts lack a column that a reward reads.
+        Raises: UserError, before anything is trained, if a reward cannot score the prompts.
         """
+        if self.gate_inputs.user_data:
+            for figures, source in sources.measured_on(self.resolved).items():
+                say(f"{figures}: measured on {source}")
         for stage in names_of("online"):
             if stage in self.resolved:
                 config = self.resolved[stage].config
-                prompts, _, _ = read_split(config.data, "prompts", config.seed, task=config.task or None)
-                rewards.check_columns(config.rewards, prompts[0].columns, "rewards")
+                train, val, _ = read_split(config.data, "prompts", config.seed, task=config.task or None)
+                checks.check(config.rewards, train, val, on_bad_line=config.data.on_bad_line)
         for stage in self.resolved:
             record = self._run_stage(stage)
             self.gate_inputs.results[stage] = record["result"]
@@ -79,7 +86,8 @@ class Pipeline:
             record["gates"] = gates.check(self.gate_inputs, stage)
             for gate in record["gates"]:
                 outcome = "passed" if gate["passed"] else "FAILED"
-                say(f"  gate {outcome}: {stage} {gate['name']}: {gate['value']:.4g} {gate['rule']} {gate['bound']:.4g}")
+                value, bound = (f"{v:.4g}" if math.isfinite(v) else "undefined" for v in (gate["value"], gate["bound"]))
+                say(f"  gate {outcome}: {stage} {gate['name']}: {value} {gate['rule']} {bound}")
             self.records[stage] = record
         return list(self.records.values())
 
@@ -93,7 +101,7 @@ class Pipeline:
         started = time.monotonic()
         reset_peak_memory()
         resolved, resume = self.resolved[stage], self.resume and not self._parent_changed(stage)
-        result = STAGES[stage].run(resolved.config, Invocation(resolved.to_yaml(), resume=resume))
+        result = STAGES[stage].run(resolved.config, Invocation(resolved.to_yaml(), resume=resume, change=None))
         facts = read_facts(self.run_dir(stage))
         seconds = time.monotonic() - started
         record = {  # the keys are a file format: STAGE.json of finished stages must stay valid
@@ -108,12 +116,12 @@ class Pipeline:
             **self._evaluate(stage),
         }
         record["examined_seconds"] = round(time.monotonic() - started - seconds, 2)
-        path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        records.write(path, record)
         return record
 
     def _valid_record(self, stage: str, path: Path, fingerprint: Mapping[str, Any]) -> dict[str, Any] | None:
-        record = _read(path)
-        if record is None or not self.resume or not (self.run_dir(stage) / "checkpoints" / "ckpt_best").exists():
+        record = records.read(path, stage, policy=STAGES[stage].is_policy) if self.resume else None
+        if record is None or not (self.run_dir(stage) / "checkpoints" / "ckpt_best").exists():
             return None
         checkpoint = find_checkpoint("chat", self.run_dir(stage), fast=False)
         if record["marks"] != fingerprint or record["manifest_sha256"] != checkpoint.sha256:
@@ -132,10 +140,12 @@ class Pipeline:
     def _fingerprint(self, stage: str) -> dict[str, Any]:
         """Return everything the record of a stage depends on, besides its checkpoint."""
         parent = PARENTS[stage]
+        # until 0.1 a reward model of the user's pairs was measured on pairs of the bundled world: such a record is not kept
+        own_pairs = ["own pairs"] if self.gate_inputs.user_data and stage in names_of("reward") else []
         return {
             "config": hashlib.sha256(self.resolved[stage].to_yaml().encode()).hexdigest(),
             "parent": self.records[parent]["manifest_sha256"] if parent else None,
-            "exam": [self.questions, DOCUMENTS, _SEED],
+            "exam": [self.questions, DOCUMENTS, _SEED, *own_pairs],
         }
 
     # --- evaluation -------------------------------------------------------------------------------------------------------------
@@ -182,15 +192,10 @@ class Pipeline:
         """Return held-out prompts of an online stage; without one, held-out conversations of SFT or prompts of the bundled world."""
         if self._questions is None:
             user_data = self.gate_inputs.user_data
-            online = next((self.resolved[s].config for s in names_of("online") if s in self.resolved), None)
-            if user_data and online is not None:
-                rows = read_split(online.data, "prompts", online.seed)[1][: self.questions]
-            elif user_data:
-                config = self.resolved["sft"].config
-                conversations = read_split(config.data, "conversations", config.seed)[1][: self.questions]
-                rows = [Prompt(c.messages[:-1], {"answer": c.messages[-1]["content"]}) for c in conversations]
+            if user_data:
+                rows = sources.user_questions(self.resolved, self.questions)
             else:
-                config = online or self.resolved["pretrain"].config
+                config = sources.online_config(self.resolved) or self.resolved["pretrain"].config
                 source = config.data.model_copy(update={"train": ("world:1",), "val": (f"world:{self.questions}",)})
                 _, rows, _ = read_split(source, "prompts", _SEED)
             room = self.resolved["pretrain"].config.model.max_position_embeddings - Questions.max_new_tokens
@@ -250,10 +255,3 @@ def _exact(columns: Mapping[str, Any], text: str, finished: bool) -> float:
 def _user_gold(columns: Mapping[str, Any], text: str, finished: bool) -> float:
     """For the user's questions: 1 if correct, less 0.5 if not ended with a stop token."""
     return _exact(columns, text, finished) - 0.5 * (not finished)
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None

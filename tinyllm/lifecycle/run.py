@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,13 +15,18 @@ from tinyllm.console import say
 from tinyllm.data import world
 from tinyllm.evals import run as evals
 from tinyllm.html import report
+from tinyllm.io import strict_json
+from tinyllm.io.files import write_text_atomically, writing
 from tinyllm.lifecycle.evaluation import COLUMNS
 from tinyllm.lifecycle.pipeline import Pipeline
+from tinyllm.lifecycle.sources import measured_on
 from tinyllm.lifecycle.stages import SMOKE_TEST, STAGES
 from tinyllm.stages import chat, data
 from tinyllm.stages.config import ChatConfig
 from tinyllm.stages.parents import RUNS, find_checkpoint
+from tinyllm.train import lock
 from tinyllm.train.engine import choose_device, choose_precision
+from tinyllm.train.fast_dev_runs import FAST_DEV_RUN
 from tinyllm.train.memory import machine_facts, peak_memory_mb
 from tinyllm.train.run import Invocation, read_facts
 
@@ -33,16 +37,16 @@ _CHAT_QUESTIONS = 12
 
 
 def smoke_test(resolved: Mapping[str, Resolved]) -> dict[str, Any]:
-    """Run every command with its `fast_dev_run` settings, each from the one before it. Return one row per command."""
-    started, rows = time.monotonic(), []
-    functions: dict[str, Callable[[Any, Invocation], dict[str, Any]]] = {name: s.run for name, s in STAGES.items()}
-    functions |= {"data": data.prepare, "eval": evals.run, "chat": _chat}
-    for name in SMOKE_TEST:
-        stage_started = time.monotonic()
-        say(f"--- {name}")
-        call = Invocation(resolved[name].to_yaml(), fast=True)
-        found = functions[name](resolved[name].config, call)
-        rows.append({**found, "stage": name, "seconds": round(time.monotonic() - stage_started, 2)})
+    """Run the given commands with their `fast_dev_run` settings, each from the one before it. Return one row per command.
+
+    Raises: UserError (RESOURCES) if another process runs the smoke test: each replaces the runs of the one before.
+    """
+    started, folder = time.monotonic(), RUNS / "lifecycle" / FAST_DEV_RUN
+    lock.acquire(folder, fix="wait for it to finish")
+    try:
+        rows = [_smoke_row(name, resolved[name]) for name in SMOKE_TEST if name in resolved]
+    finally:
+        lock.release(folder)
     return {
         "schema_version": 1,
         "stage": "lifecycle",
@@ -50,6 +54,16 @@ def smoke_test(resolved: Mapping[str, Resolved]) -> dict[str, Any]:
         "seconds": round(time.monotonic() - started, 2),
         "peak_memory_mb": peak_memory_mb(),
     }
+
+
+def _smoke_row(name: str, resolved: Resolved) -> dict[str, Any]:
+    """Run one command of the smoke test. Return its result with the name of the command and the seconds it took."""
+    functions: dict[str, Callable[[Any, Invocation], dict[str, Any]]] = {name: s.run for name, s in STAGES.items()}
+    functions |= {"data": data.prepare, "eval": evals.run, "chat": _chat}
+    started = time.monotonic()
+    say(f"--- {name}")
+    found = functions[name](resolved.config, Invocation(resolved.to_yaml(), fast=True))
+    return {**found, "stage": name, "seconds": round(time.monotonic() - started, 2)}
 
 
 def _chat(config: ChatConfig, call: Invocation) -> dict[str, Any]:
@@ -94,28 +108,30 @@ def run(
     files: dict[str, Path] = {}
     for own_name, resolved in lifecycles.items():
         pipeline = Pipeline(own_name, resolved, questions=questions, resume=resume)
-        records = pipeline.run()
-        own = scorecard(pipeline, records, preset)
-        summary = {key: own[key] for key in ("seed", "passed", "seconds")}
-        seeds.append({**summary, "gates": _finite(_gates_of(records))})
-        card = card or _finite(own)
-        folder = pipeline.folder if len(lifecycles) == 1 else RUNS / "lifecycle" / name
-        if len(seeds) > 1:
-            card |= {"seeds": seeds, "passed": all(s["passed"] for s in seeds)}
+        try:
+            records = pipeline.run()
+            own = scorecard(pipeline, records, preset)
+            summary = {key: own[key] for key in ("seed", "passed", "seconds")}
+            seeds.append({**summary, "gates": _gates_of(records)})
+            card = card or own
+            folder = pipeline.folder if len(lifecycles) == 1 else RUNS / "lifecycle" / name
+            if len(seeds) > 1:
+                card |= {"seeds": seeds, "passed": all(s["passed"] for s in seeds)}
+            finite = strict_json.without_nonfinite(card)
+            files = _write_reports(folder, finite)
+        finally:
+            pipeline.close()
+    return {**finite, "stage": "lifecycle", "files": {kind: path.as_posix() for kind, path in files.items()}}
+
+
+def _write_reports(folder: Path, card: dict[str, Any]) -> dict[str, Path]:
+    """Write scorecard.json and report.html, each in one rename. Raises: UserError (RESOURCES)."""
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        files = {"json": folder / "scorecard.json", "html": folder / "report.html"}
-        files["json"].write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        files["html"].write_text(report.page(card), encoding="utf-8")
-    return {**card, "stage": "lifecycle", "files": {kind: path.as_posix() for kind, path in files.items()}}
-
-
-def _finite(value: Any) -> Any:
-    """Replace NaN and infinity, which JSON does not have, by None."""
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    files = {"json": folder / "scorecard.json", "html": folder / "report.html"}
+    write_text_atomically(files["json"], strict_json.dumps(card, indent=1, ensure_ascii=False) + "\n")
+    write_text_atomically(files["html"], report.page(card))
+    return files
 
 
 def _gates_of(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -151,6 +167,7 @@ def scorecard(pipeline: Pipeline, records: Sequence[dict[str, Any]], preset: str
         "columns": COLUMNS,
         "scores": {r["stage"]: r["figures"] for r in policies},
         "by_task": {r["stage"]: r["by_task"] for r in policies if r["by_task"]},
+        "sources": measured_on(pipeline.resolved),
         "measured": {r["stage"]: r["measured"] for r in records if r["measured"]},
         "prompts": pipeline.samples(),
         "hacking": [run for run in pipeline.overoptimization() if run["points"] and "gold" in run["points"][0]],

@@ -119,6 +119,7 @@ class LoRAConfig(Config):
     alpha: float = Field(16.0, gt=0)
     """strength of the update, which is scaled by alpha / r"""
     dropout: float = Field(0.0, ge=0, lt=1)
+    """on the input of the adapter's branches, while training"""
     targets: tuple[str, ...] = Field(
         ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"), min_length=1
     )

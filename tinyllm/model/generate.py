@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tinyllm.errors import UserError
+from tinyllm.config.sampling import LEAST_TEMPERATURE
+from tinyllm.errors import FAILED, UserError
 from tinyllm.model.kernels import compute_dtype
 from tinyllm.model.transformer import CausalLM, KVCache
 
@@ -37,7 +38,11 @@ class Sampling:
     def __post_init__(self) -> None:
         for name, valid, rule in (
             ("max_new_tokens", self.max_new_tokens >= 0, "0 or more"),
-            ("temperature", 0 <= self.temperature < float("inf"), "0 (greedy) or more"),
+            (
+                "temperature",
+                self.temperature == 0 or LEAST_TEMPERATURE <= self.temperature < float("inf"),
+                f"0 (greedy), or {LEAST_TEMPERATURE:g} or more",
+            ),
             ("top_k", self.top_k >= 0, "0 (off) or more"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
         ):
@@ -115,6 +120,9 @@ def _decode(
         with torch.compiler.set_stance("force_eager"):
             hidden = model(ids, None if even else attend, cache)[:, -1]
         log_probs = F.log_softmax(_scaled(model.logits(hidden).float(), sampling.temperature), dim=-1)
+        if not log_probs.amax(-1).isfinite().all():  # argmax would return some token
+            what = "the model's probabilities of the next token are not finite"
+            raise UserError(what, fix="use another checkpoint: the weights of this one overflow", code=FAILED)
         ids = _choose(log_probs, sampling, generator)  # (rows, 1)
         chosen = log_probs.gather(1, ids).squeeze(1)
         yield rows[writing].tolist(), ids[writing, 0].tolist(), chosen[writing].tolist()
@@ -151,6 +159,7 @@ def _choose(log_probs: Tensor, sampling: Sampling, generator: torch.Generator) -
         log_probs = log_probs.masked_fill(log_probs < worst, -torch.inf)
     if sampling.top_p < 1:
         ordered, order = log_probs.softmax(-1).sort(descending=True)
-        outside = ordered.cumsum(-1) - ordered >= sampling.top_p  # the most probable token is always kept
+        outside = ordered.cumsum(-1) - ordered >= sampling.top_p
+        outside[:, 0] = False  # the most probable token is always kept, also where top_p is 0 in float32
         log_probs = log_probs.masked_fill(outside.scatter(1, order, outside), -torch.inf)
     return torch.multinomial(log_probs.exp(), 1, generator=generator)

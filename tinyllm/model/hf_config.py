@@ -190,6 +190,11 @@ def read_adapter(folder: Path) -> tuple[LoRAConfig, str]:
     return config.model_copy(update={"targets": tuple(sorted(config.targets))}), base
 
 
+def decayed_sibling(checkpoint: Path) -> Path:
+    """Return the name that a run gives this checkpoint when it is extended from before the decay of its learning rate."""
+    return checkpoint.with_name(f"decayed-{checkpoint.name}")
+
+
 def base_folder(adapter: Path, base: str) -> Path:
     """Return the folder of an adapter's base model.
 
@@ -201,7 +206,8 @@ def base_folder(adapter: Path, base: str) -> Path:
         UserError: it does not exist, or is itself an adapter (INTEGRITY).
     """
     places = (adapter, *adapter.resolve().parents, Path())
-    found = next((place / base for place in places if base and _is_model(place / base)), None)
+    names = (base, str(decayed_sibling(Path(base)))) if Path(base).name else ()
+    found = next((place / name for name in names for place in places if _is_model(place / name)), None)
     if found is None:
         what = f"the adapter's base model {untrusted_files.short_repr(base)} does not exist"
         raise UserError(what, where=str(adapter), fix="restore that checkpoint", code=INTEGRITY)

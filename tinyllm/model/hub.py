@@ -7,7 +7,6 @@ have the name and shape that config.json describes. Left out: quantized weights.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from tinyllm.config import differences
 from tinyllm.errors import INTEGRITY, UserError
+from tinyllm.io import strict_json
 from tinyllm.model import lora, tensors
 from tinyllm.model.architectures import ARCHITECTURES
 from tinyllm.model.config import ModelConfig
@@ -26,6 +26,7 @@ from tinyllm.model.hf_config import (
     base_folder,
     check_shapes,
     config_entries,
+    decayed_sibling,
     field_differences,
     read_adapter,
     read_config,
@@ -145,6 +146,9 @@ def _checked_base(adapter: Path) -> Path:
     base = base_folder(adapter, read_adapter(adapter)[1])
     wanted = tensors.metadata(adapter / lora.WEIGHTS, lora.BASE_SHA256)
     if wanted and wanted != (there := tensors.sha256(base)):  # adapters that PEFT saved do not record it
+        aside = decayed_sibling(base)
+        if aside.is_dir() and tensors.sha256(aside) == wanted:
+            return aside
         fix = "restore that checkpoint, or train the adapter again on this one"
         raise lora.other_base(adapter, base.as_posix(), wanted, there, fix)
     return base
@@ -175,4 +179,4 @@ def _load_weights(kind: type[AnyModel], config: ModelConfig, folder: Path, devic
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file with an indent of two, a final line break and text as it is, not escaped."""
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(strict_json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

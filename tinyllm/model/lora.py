@@ -10,7 +10,6 @@ Left out: embeddings and heads (a tied head shares its weight), several adapters
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 
 from tinyllm.config import differences
 from tinyllm.errors import INTEGRITY, UserError
-from tinyllm.io import untrusted_files
+from tinyllm.io import strict_json, untrusted_files
 from tinyllm.model import tensors
 from tinyllm.model.config import LoRAConfig
 from tinyllm.model.hf_config import ADAPTER, ALL_LINEAR
@@ -90,7 +89,8 @@ def attach(model: Model, config: LoRAConfig, seed: int = 0) -> Model:
     targets = _target_layers(model, config)
     model.requires_grad_(False)
     for name, linear in targets.items():
-        model.set_submodule(name, LoRALinear(linear, config, generator))
+        adapted = LoRALinear(linear, config, generator).train(linear.training)  # or its dropout would act in evaluation
+        model.set_submodule(name, adapted)
     return model
 
 
@@ -191,7 +191,7 @@ def save(
         "fan_in_fan_out": False,
         "inference_mode": True,
     }
-    (folder / ADAPTER).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    (folder / ADAPTER).write_text(strict_json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
 
 def other_base(adapter: Path, base: str, wanted: str, there: str, fix: str) -> UserError:

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tinyllm.errors import INTEGRITY, UserError
-from tinyllm.io import files, untrusted_files
+from tinyllm.io import files, strict_json, untrusted_files
 
 WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -128,7 +128,7 @@ def write(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]
     with path.open("r+b") as file:
         header = file.read(int.from_bytes(file.read(8), "little"))
         start, end = header.index(b"{", 1), header.index(b"}") + 1
-        ordered = json.dumps(dict(sorted(metadata.items())), separators=(",", ":")).encode()
+        ordered = strict_json.dumps(dict(sorted(metadata.items())), separators=(",", ":")).encode()
         assert len(ordered) == end - start, "metadata must be plain names and hashes"
         file.seek(8 + start)
         file.write(ordered)

@@ -308,7 +308,10 @@ def compile_blocks(model: nn.Module) -> None:
 
 
 def set_dropout(model: nn.Module, probability: float) -> None:
-    """Set the dropout probability of every block and adapter branch. It belongs to training, so it is not saved with the model."""
+    """Set the dropout probability of every block. It belongs to training, so it is not saved with the model.
+
+    The dropout of an adapter's branches is their own (`LoRAConfig.dropout`) and stays.
+    """
     for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = probability
+        if isinstance(module, Block):
+            module.dropout.p = probability

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from tinyllm.config import Config
+from tinyllm.config.sampling import Temperature
+from tinyllm.errors import UserError
 
 
 class RolloutConfig(Config):
@@ -18,7 +20,7 @@ class RolloutConfig(Config):
     """passes over a rollout"""
     max_new_tokens: int = Field(32, ge=1)
     """the longest answer"""
-    temperature: float = Field(1.0, gt=0)
+    temperature: Temperature = 1.0
     """of sampling, and of every log-probability in the loss"""
     unfinished_penalty: float = Field(0.5, ge=0)
     """subtracted from the reward of an answer that reached max_new_tokens without an end token"""
@@ -42,6 +44,31 @@ class RolloutConfig(Config):
                 f"overlong_buffer {self.overlong_buffer} is more than max_new_tokens {self.max_new_tokens}"
             )
         return self
+
+    def check_batch(self, batch_size: int, ranks: int = 1, *, micro_batch_size: int = 1) -> None:
+        """Raise UserError if a rank's share of a rollout is no whole number of groups; the fix names the nearest batch that is.
+
+        That batch is one of whole micro-batches; if none is near, the fix names a smaller micro_batch_size as well.
+        """
+        if self._divides(batch_size, ranks):
+            return
+        distances = range(batch_size + self.group_size * ranks + 1)
+        near = (size for d in distances for size in (batch_size + d, batch_size - d))
+        fits = [size for size in near if size > 0 and self._divides(size, ranks)]
+        whole = (n for n in fits if n % min(n, micro_batch_size) == 0 and abs(n - batch_size) <= batch_size // 4)
+        nearest = next(whole, fits[0])
+        micro = next(n for n in range(min(nearest, micro_batch_size), 0, -1) if nearest % n == 0)
+        smaller = f" and train.micro_batch_size to {micro}" if micro < min(nearest, micro_batch_size) else ""
+        over = f" over {ranks} ranks" if ranks > 1 else ""
+        raise UserError(
+            f"train.batch_size {batch_size} x rollout.minibatches {self.minibatches}{over} is not a multiple of "
+            f"rollout.group_size {self.group_size}",
+            where="train.batch_size",
+            fix=f"set train.batch_size to {nearest}{smaller}",
+        )
+
+    def _divides(self, batch_size: int, ranks: int) -> bool:
+        return batch_size % ranks == 0 and batch_size * self.minibatches // ranks % self.group_size == 0
 
     @property
     def steps(self) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import torch
 
@@ -15,21 +14,16 @@ from tinyllm.model.transformer import CausalLM, SequenceScorer
 from tinyllm.rollout import rewards
 from tinyllm.rollout.config import RolloutConfig
 from tinyllm.rollout.judge import Judge, Probe, generate_and_score
+from tinyllm.rollout.rewards import REWARD_MODEL
 from tinyllm.text.tokenizer import Tokenizer
 from tinyllm.train.engine import pool_over_ranks
-
-REWARD_MODEL = "reward_model"
 
 
 def make_judge(
     weights: Mapping[str, float], tokenizer: Tokenizer, scorer: SequenceScorer | None, config: RolloutConfig
 ) -> Judge:
     """Return the judge that a configuration's `rewards` table describes."""
-    rules = {
-        Path(name).stem if ".py:" in name else name: (rewards.load_reward(name), w)
-        for name, w in weights.items()
-        if name != REWARD_MODEL
-    }
+    rules = [(rule, weights[key]) for key, rule in rewards.load_rewards(weights).items()]
     weight = weights.get(REWARD_MODEL, 0.0)
     return Judge(
         tokenizer, rules, scorer, weight, config.unfinished_penalty, config.max_new_tokens, config.overlong_buffer
@@ -38,7 +32,7 @@ def make_judge(
 
 def gold_judge(tokenizer: Tokenizer) -> Judge:
     """Return the bundled world's judge: its graded reward, and exact answers measured beside it."""
-    rules = {"gold": (rewards.gold, 1.0), "exact_answer": (rewards.exact_answer, 0.0)}
+    rules = [(rewards.REWARDS["gold"], 1.0), (rewards.REWARDS["exact_answer"], 0.0)]
     return Judge(tokenizer, rules, None, 0.0, 0.0)
 
 
@@ -51,7 +45,7 @@ def evaluate_policy(
     temperature: float,
     max_new_tokens: int = 48,
     probe: Probe | None = None,
-) -> dict[str, float]:
+) -> dict[str, Mean]:
     """Sample one answer to each prompt and return the mean metrics of `generate_and_score`. The ranks share the prompts."""
     sampling = Sampling(max_new_tokens, temperature, stop=tokenizer.stop_ids, seed=dist.rank())
     mine = prompts[dist.rank() :: dist.world_size()]
@@ -61,5 +55,4 @@ def evaluate_policy(
         pooled = generate_and_score(policy, mine or prompts[:1], judge, sampling, probe=probe)
     if not mine:
         pooled = {name: Mean(0.0, 0.0) for name in pooled}
-    pooled = pool_over_ranks(pooled, policy.lm_head.weight.device)
-    return {name: mean.value for name, mean in pooled.items()}
+    return pool_over_ranks(pooled, policy.lm_head.weight.device)

@@ -73,14 +73,8 @@ class RolloutSource:
         autocast: Callable[[], AbstractContextManager],
         keep: Path | None = None,
     ):
+        config.check_batch(batch_size, world_size, micro_batch_size=micro_batch_size)
         per_rank = batch_size * config.minibatches // world_size
-        if batch_size % world_size or per_rank % config.group_size:
-            raise UserError(
-                f"train.batch_size {batch_size} x rollout.minibatches {config.minibatches} over {world_size} rank(s) "
-                f"is not a multiple of rollout.group_size {config.group_size}",
-                where="train.batch_size",
-                fix=f"use train.batch_size {config.group_size * world_size}",
-            )
         self.policy = model.policy if isinstance(model, ActorCritic) else model
         self.critic = model.critic if isinstance(model, ActorCritic) else None
         self.prompts, self.judge, self.compute_advantages, self.config = prompts, judge, compute_advantages, config
@@ -90,6 +84,7 @@ class RolloutSource:
         self.device = self.policy.lm_head.weight.device
         self.metrics: dict[str, Mean] = {}
         self._samples: ScoredSamples | None = None
+        self._offset = 0  # of the prompt numbers, if steps had another batch size before
 
     def __call__(self, step: int) -> list[ScoredSamples]:
         number, phase = divmod(step, self.config.steps)
@@ -138,22 +133,35 @@ class RolloutSource:
         }
         return _to_file(self._samples) | metrics
 
-    def restore(self, step: int, tensors: dict[str, Tensor]) -> None:
-        """Restore what `state` returned. From nothing, the next step samples a new rollout."""
-        if not tensors:
-            return
+    def position(self, step: int) -> int:
+        """Return the number of prompts used before the rollout of `step`, over all ranks."""
+        return step // self.config.steps * self.config.sampling_rounds * self._prompts_per_round + self._offset
+
+    def start_at(self, step: int, position: int) -> None:
+        """Let the rollout of `step` begin with prompt number `position`; the batch size may have been another one until then."""
+        self._offset += position - self.position(step)
+
+    def restore(self, step: int, tensors: dict[str, Tensor]) -> bool:
+        """Restore what `state` returned. From nothing, or a rollout of another size, the next step samples a new one."""
+        if not tensors or len(tensors["ids"]) != self.answers:
+            return False
         metrics = {name.removeprefix(_METRIC): v for name, v in tensors.items() if name.startswith(_METRIC)}
         self.metrics = {name: Mean(*pair.tolist()) for name, pair in metrics.items()}
         kept = {name: v.to(self.device) for name, v in tensors.items() if not name.startswith(_METRIC)}
         self._samples = _from_file(kept, self.config.max_new_tokens)
+        return True
+
+    @property
+    def _prompts_per_round(self) -> int:
+        return self.answers * self.world_size // self.config.group_size
 
     def _random(self, *numbers: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, *numbers])
 
     def prompts_of(self, number: int) -> list[TokenPrompt]:
         """Return this rank's prompts of a rollout. Every prompt is used once before any is used again."""
-        per_rollout = self.answers * self.world_size // self.config.group_size
-        positions = range(number * per_rollout + self.rank, (number + 1) * per_rollout, self.world_size)
+        first = number * self._prompts_per_round + self._offset
+        positions = range(first + self.rank, first + self._prompts_per_round, self.world_size)
         laps = {n // len(self.prompts) for n in positions}
         shuffled = {lap: self._random(1 << 20, lap).permutation(len(self.prompts)) for lap in laps}
         return [self.prompts[shuffled[n // len(self.prompts)][n % len(self.prompts)]] for n in positions]
@@ -164,12 +172,20 @@ class RolloutSource:
         Raises:
             UserError: the sampler's log-probabilities differ from those of the training forward pass by more than `tolerance`.
         """
-        prompts, answers, reward, metrics = self._sample(number)
+        self.judge.state.global_step = number * self.config.steps
+        with self.judge.watched():
+            prompts, answers, reward, metrics = self._sample(number)
         samples = self._measure(prompts, answers, reward)
         metrics["sampler_gap"] = self._check_sampler(samples)
         if samples.ref_log_probs is not None:  # nats per answer, as in PPO's reward
             metrics["objective/kl"] = over((samples.old_log_probs - samples.ref_log_probs).sum(1))
         scored, more = self.compute_advantages(samples)
+        if self.config.group_size == 1 and "constant_groups" in more and more["constant_groups"].value == 1:
+            raise UserError(
+                "rollout.group_size 1: an answer is compared with the others to its prompt, and there are none",
+                where="rollout.group_size",
+                fix="set it to 4 or 8",
+            )
         if self.keep is not None:
             self._write(scored, self.keep, number)
         return scored, metrics | more
@@ -246,7 +262,7 @@ class RolloutSource:
     def _check_sampler(self, samples: Samples) -> Mean:
         """Return the mean difference between sampler (cached, one token at a time) and training forward pass: rounding, or a bug."""
         gap = masked((samples.sampler_log_probs - samples.old_log_probs).abs(), samples.mask)
-        if gap.value > self.config.tolerance:
+        if not gap.value <= self.config.tolerance:  # true for NaN as well
             raise UserError(
                 f"sampler and training disagree by {gap.value:.3g} nats a token, more than rollout.tolerance {self.config.tolerance}",
                 fix="set train.precision to fp32",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tinyllm import algorithms
 from tinyllm import distributed as dist
-from tinyllm.console import say
+from tinyllm.console import ProgressBar
 from tinyllm.data import validation
 from tinyllm.data.datasets.batches import Source
 from tinyllm.data.datasets.datasets import PreferenceDataset, UnpairedDataset
@@ -56,10 +56,10 @@ def run(config: AlignOfflineConfig, invocation: Invocation) -> dict[str, Any]:
     forward = partial(autocast, choose_precision(config.train.precision, device), device)
     if algorithm.uses_reference(settings):
         # The reference is the model as loaded. Scored once before training, it need not be kept.
-        say("scoring the answers under the reference")
         with forward():  # in the precision of training, or the loss would not start at ln 2
-            for scored in (dataset, held_out):
-                scored.ref_log_probs = reference_log_probs(model, scored, config.train.micro_batch_size)
+            for part, scored in (("train", dataset), ("val", held_out)):
+                title = f"{part}: scoring under the reference"
+                scored.ref_log_probs = reference_log_probs(model, scored, config.train.micro_batch_size, title)
     source, held_out_source = make_source(dataset, config), make_source(held_out, config)
     if algorithm.prepare is not None:
         prepare = partial(algorithm.prepare, settings, model)
@@ -126,19 +126,25 @@ class PreparedSource(Source):
 
 
 @torch.no_grad()
-def reference_log_probs(model: CausalLM, dataset: PreferenceDataset | UnpairedDataset, rows: int) -> Tensor:
+def reference_log_probs(
+    model: CausalLM, dataset: PreferenceDataset | UnpairedDataset, rows: int, title: str = "reference"
+) -> Tensor:
     """Return the log-probability of both answers of every record under the model as it is, (N, 2). Ranks share the work.
 
     Args:
         rows: records in a forward pass.
+        title: of the progress bar.
     """
     model.eval()
     device = model.lm_head.weight.device
     found = torch.zeros(len(dataset), 2, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
     mine = sorted(range(dist.rank(), len(dataset), dist.world_size()), key=dataset.length)
-    for start in range(0, len(mine), rows):
-        part = mine[start : start + rows]
-        batch = dataset.collate(part, 0, part).to(device)
-        scores = model.log_probs(batch.ids, batch.mask).sum(1)
-        found[part] = scores.view(2, -1).T.to(found.dtype)
+    with ProgressBar(title, len(mine), line_at_once=True) as bar:
+        for start in range(0, len(mine), rows):
+            part = mine[start : start + rows]
+            batch = dataset.collate(part, 0, part).to(device)
+            scores = model.log_probs(batch.ids, batch.mask).sum(1)
+            found[part] = scores.view(2, -1).T.to(found.dtype)
+            done = start + len(part)
+            bar.update(done, f"{done:,}/{len(mine):,} records", f"{done:,}/{len(mine):,} records {bar.eta(done)}")
     return dist.sum_(found).float().cpu()

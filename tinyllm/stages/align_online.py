@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,13 +15,16 @@ from tinyllm import distributed as dist
 from tinyllm.data import validation
 from tinyllm.data.datasets.datasets import TokenPrompt
 from tinyllm.data.loading import length_limit, token_prompts
+from tinyllm.data.records.types import Prompt
 from tinyllm.data.splits import read_split
 from tinyllm.errors import UserError
+from tinyllm.mean import Mean
 from tinyllm.model import hub, lora
 from tinyllm.model.transformer import ActorCritic, CausalLM, SequenceScorer
+from tinyllm.rollout import checks
 from tinyllm.rollout.judge import Judge
-from tinyllm.rollout.judging import REWARD_MODEL, evaluate_policy, make_judge
-from tinyllm.rollout.rewards import REQUIRED_COLUMNS, check_columns
+from tinyllm.rollout.judging import evaluate_policy, make_judge
+from tinyllm.rollout.rewards import REWARD_MODEL, names, old_names
 from tinyllm.rollout.source import RolloutSource
 from tinyllm.stages.checkpoint_files import CheckpointFiles, adapter_base
 from tinyllm.stages.common import load_policy, load_reward_model, run_facts, set_up, stage_result
@@ -30,7 +32,7 @@ from tinyllm.stages.config import AlignOnlineConfig
 from tinyllm.stages.parents import ONLINE, RUNS
 from tinyllm.text.tokenizer import Tokenizer
 from tinyllm.train.config import TrainConfig
-from tinyllm.train.engine import autocast, choose_precision
+from tinyllm.train.engine import Engine, autocast, choose_precision
 from tinyllm.train.job import Job
 from tinyllm.train.run import Invocation
 from tinyllm.train.trainer import Trainer
@@ -38,13 +40,14 @@ from tinyllm.train.trainer import Trainer
 
 def run(config: AlignOnlineConfig, invocation: Invocation) -> dict[str, Any]:
     """Align the parent and return the stage's result."""
-    algorithm = algorithms.load(config.algorithm, "online")
-    settings = config.settings()
+    algorithm, settings = algorithms.load(config.algorithm, "online"), config.settings()
     assert algorithm.compute_advantages is not None  # `algorithms.load` checks that online algorithms have it
     device = set_up(config)
+    best_by = _best_by(config)
+    train, val, sources = read_split(config.data, "prompts", config.seed, task=config.task or None)
+    records = checks.check(config.rewards, train, val, on_bad_line=config.data.on_bad_line)
     policy, tokenizer, parent = load_policy("align-online", config, invocation, device)
-    prompts, held_out, sources = _prompts(config, policy, tokenizer)
-    _check_best_by(config)
+    prompts, held_out = _prompts(config, records, policy, tokenizer)
     judge, scorer, judge_facts = _judge(config, tokenizer, invocation, device)
     folder = RUNS / ONLINE / f"{algorithm.name}-{config.name}"
     facts = run_facts(policy, tokenizer, sources, config.seed, parent) | judge_facts | {"algorithm": algorithm.name}
@@ -70,6 +73,7 @@ def run(config: AlignOnlineConfig, invocation: Invocation) -> dict[str, Any]:
         autocast=partial(autocast, precision, device),
         keep=folder / "logs" / "rollouts" if config.rollout.keep else None,
     )
+    judge.state.max_steps = config.train.steps
     evaluate = partial(
         evaluate_policy,
         policy,
@@ -86,40 +90,32 @@ def run(config: AlignOnlineConfig, invocation: Invocation) -> dict[str, Any]:
         files=CheckpointFiles(model, tokenizer, stage=algorithm.name, adapter=config.lora, base=base),
         loss=partial(algorithm.loss, settings, temperature=config.rollout.temperature),
         source=source,
-        evaluate=lambda engine: evaluate(),
+        evaluate=lambda engine: _at_step(judge, engine, evaluate),
         train=_uncompiled(config.train),
         optim=config.optim,
         seed=config.seed,
-        best=(config.best_by, "max"),
+        best=(best_by, "max"),
         boundary=config.rollout.steps,
     )
-    trained = Trainer(run, job).train()
-    return stage_result(algorithm.name, trained, folder, "reward", algorithm=algorithm.name)
+    return stage_result(algorithm.name, Trainer(run, job).train(), folder, "reward", algorithm=algorithm.name)
+
+
+def _at_step(judge: Judge, engine: Engine, evaluate: Callable[[], dict[str, Mean]]) -> dict[str, Mean]:
+    judge.state.global_step = engine.updates
+    return evaluate()
 
 
 def _prompts(
-    config: AlignOnlineConfig, policy: CausalLM, tokenizer: Tokenizer
-) -> tuple[list[TokenPrompt], list[TokenPrompt], list[dict[str, Any]]]:
-    """Return prompts to train on, held-out prompts, and the facts about their sources. Each prompt leaves room for an answer."""
-    train, val, sources = read_split(config.data, "prompts", config.seed, task=config.task or None)
+    config: AlignOnlineConfig, records: tuple[list[Prompt], list[Prompt]], policy: CausalLM, tokenizer: Tokenizer
+) -> tuple[list[TokenPrompt], list[TokenPrompt]]:
+    """Return prompts to train on and held-out prompts. Each leaves room for an answer."""
     limit = length_limit(config.data, policy.config.max_position_embeddings, config.rollout.max_new_tokens)
     prompts, held_out = (
-        _with_columns(token_prompts(records, tokenizer, limit, split), config.rewards, split)
-        for records, split in ((train, "train"), (val, "val"))
+        token_prompts(part, tokenizer, limit, split) for part, split in zip(records, ("train", "val"), strict=True)
     )
     needed = config.train.batch_size * config.rollout.minibatches // config.rollout.group_size
     validation.report_findings(validation.check_rollout_size(len(prompts), needed))
-    return prompts, held_out[: config.train.eval_rows], sources
-
-
-def _with_columns(prompts: list[TokenPrompt], names: Iterable[str], split: str) -> list[TokenPrompt]:
-    """Return the prompts with all columns that the rewards read: any other would end the run midway."""
-    needed = {column for name in names for column in REQUIRED_COLUMNS.get(name, ())}
-    kept = [prompt for prompt in prompts if needed <= prompt.columns.keys()]
-    if not kept:
-        check_columns(names, prompts[0].columns, "rewards")
-    validation.report_findings(validation.check_columns(len(prompts) - len(kept), len(prompts), sorted(needed), split))
-    return kept
+    return prompts, held_out[: config.train.eval_rows]
 
 
 def _judge(
@@ -133,15 +129,17 @@ def _judge(
     return make_judge(config.rewards, tokenizer, scorer, config.rollout), scorer, facts
 
 
-def _check_best_by(config: AlignOnlineConfig) -> None:
-    names = [Path(name).stem if ".py:" in name else name for name in config.rewards]
-    known = ["reward", *(f"rewards/{name}" for name in names), "finished"]
-    if config.best_by not in known:
+def _best_by(config: AlignOnlineConfig) -> str:
+    """Return the held-out figure that decides `ckpt_best`. Raises: UserError if there is none of that name."""
+    known = ["reward", *(f"rewards/{name}" for name in names(config.rewards).values()), "finished"]
+    found = config.best_by if config.best_by in known else old_names(config.rewards).get(config.best_by, "")
+    if not found:
         raise UserError(
             f"best_by is {config.best_by!r}, which is not among the held-out figures: {', '.join(known)}",
             where="best_by",
             fix="name one of them; a reward with weight 0 is measured and not trained on",
         )
+    return found
 
 
 def _uncompiled(train: TrainConfig) -> TrainConfig:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections.abc import Generator, Sequence
 from importlib.util import find_spec
 from typing import Any
 
+from tinyllm import signals
 from tinyllm.console import say
 from tinyllm.errors import UserError
 from tinyllm.model.generate import Sampling, steps
@@ -147,13 +149,16 @@ def _converse(session: ChatSession) -> None:
     say("/help lists the commands")
     while True:
         try:
-            line = input("> " if sys.stdin.isatty() else "").strip()
-        except (EOFError, KeyboardInterrupt):
+            line = input("> " if sys.stdin.isatty() else "").rstrip()
+        except EOFError:
             say("")
             return
-        if line in ("/quit", "/exit"):
+        except signals.Stop:
+            say("")  # the line after the prompt
+            raise
+        if line.strip() in ("/quit", "/exit"):
             return
-        text = _command(session, line) if line.startswith("/") else line
+        text = _command(session, line.strip()) if line.lstrip().startswith("/") else line
         if text:
             _write_answer(session, text)
 
@@ -182,7 +187,10 @@ def _write_answer(session: ChatSession, text: str) -> None:
         for piece in pieces:
             sys.stdout.write(piece)
             sys.stdout.flush()
-    except KeyboardInterrupt:
+    except signals.Stop as stop:
+        if stop.number != signal.SIGINT or not sys.stdin.isatty():
+            raise
+        signals.forget()
         pieces.close()  # what has been written stays in the conversation
     except UserError as error:
         say(str(error))

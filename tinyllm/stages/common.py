@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from tinyllm.model import hub, lora
 from tinyllm.model.transformer import CausalLM, SequenceScorer
 from tinyllm.stages.config import PretrainConfig, StageConfig, TunedConfig
 from tinyllm.stages.origin import read_origin
-from tinyllm.stages.parents import Parent, find_checkpoint
+from tinyllm.stages.parents import Parent, can_start_from, find_checkpoint
 from tinyllm.text.tokenizer import Tokenizer
+from tinyllm.train import names
 from tinyllm.train.engine import choose_device
 from tinyllm.train.run import Invocation
 from tinyllm.train.trainer import TrainResult
@@ -32,7 +34,11 @@ def set_up(config: StageConfig) -> torch.device:
     """
     device = choose_device(config.device)
     dist.start(device)
-    if device.type == "cpu" and dist.local_world_size() > dist.cores():
+    if started := dist.launched():
+        say(f"rank 0 of {started.size}, started by {started.launcher}; the others join at {dist.address()}")
+    if tasks := dist.idle_tasks():
+        say(f"warning: SLURM allocated {tasks} tasks, and this is one process; start it with srun, or with --nproc")
+    if device.type == "cpu" and dist.is_overloaded():
         say(f"warning: {dist.local_world_size()} ranks share {dist.cores()} cores; --nproc {dist.cores()} is faster")
     dist.require_equal({"tinyllm": __version__, "torch": str(torch.__version__), **config.model_dump(mode="json")})
     torch.manual_seed(config.seed)
@@ -55,7 +61,8 @@ def load_language_model(parent: Parent, device: torch.device) -> tuple[CausalLM,
     """
     if read_origin(parent.folder).kind == "reward_model":
         what = "this is a reward model: it scores answers and does not generate text"
-        raise UserError(what, where=str(parent.folder), fix="name a language model with --checkpoint")
+        name, usable = parent.folder.parent.parent.name, partial(can_start_from, "chat")
+        raise names.unknown(name, option="--checkpoint", accepts=usable, what=what, where=str(parent.folder))
     model = hub.load_causal_lm(parent.folder, device)
     tokenizer = load_tokenizer(model, parent.folder)
     parent.check_unchanged()
@@ -75,6 +82,12 @@ def load_policy(
         raise UserError(what, where="data.max_length", fix=f"set it to {positions}")
     if config.lora is not None:
         lora.attach(model, config.lora, seed=config.seed)
+    dropout = max(config.train.dropout, config.lora.dropout if config.lora else 0.0)
+    if dropout and stage.startswith("align-"):
+        say(
+            f"note: dropout {dropout:g} acts in the loss only; reference and old log-probabilities are computed without it, so DPO's "
+            "loss starts near ln 2, and the first ratios of a rollout are near 1"
+        )
     return model, tokenizer, parent
 
 
@@ -139,7 +152,7 @@ def stage_result(stage: str, trained: TrainResult, folder: Path, moved: str, **m
         "steps": trained.steps,
         "tokens": trained.tokens,
         "seconds": round(trained.seconds, 2),
-        "moved": {"what": moved, "from": trained.before[moved], "to": trained.best[moved]},
+        "moved": {"what": moved, "from": trained.before.get(moved), "to": trained.best.get(moved)},
         "before": trained.before,
         "best": trained.best,
         "last": trained.last,

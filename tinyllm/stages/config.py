@@ -6,11 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from tinyllm import algorithms
 from tinyllm.algorithms.bradley_terry import Settings as BradleyTerrySettings
 from tinyllm.config import Config, with_sections
+from tinyllm.config.sampling import TemperatureOrGreedy
 from tinyllm.data.config import RecordConfig, TextConfig
 from tinyllm.errors import UserError
 from tinyllm.model.config import LoRAConfig, ModelConfig
@@ -18,6 +19,7 @@ from tinyllm.rollout.config import RolloutConfig
 from tinyllm.train.config import OptimConfig, TrainConfig
 
 C = TypeVar("C", bound=Config)
+_MAX_NAME_BYTES = 200  # of a run; file systems allow 255, and the algorithm, `~1` and names of drafts are added
 
 
 class StageConfig(Config):
@@ -28,10 +30,19 @@ class StageConfig(Config):
     seed: int = Field(0, ge=0)
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
 
+    @field_validator("name")
+    @classmethod
+    def _name_fits_a_folder(cls, name: str) -> str:
+        if (size := len(name.encode())) > _MAX_NAME_BYTES:
+            raise ValueError(f"a name of {size} bytes, at most {_MAX_NAME_BYTES} fit into the name of a folder")
+        return name
+
 
 class PretrainConfig(StageConfig):
     """Settings of `pretrain`, `data prepare` and `data tokenizer`."""
 
+    parent: Path | None = None
+    """the checkpoint to continue from, with its model and tokenizer; none: new weights"""
     model: ModelConfig = ModelConfig()
     tokenizer: Path | None = None
     """a folder with tokenizer.json; none: one of at most model.vocab_size tokens is trained on the data"""
@@ -49,7 +60,7 @@ class PretrainConfig(StageConfig):
 
     @model_validator(mode="after")
     def _rows_fit_the_model(self) -> PretrainConfig:
-        if self.data.max_length > self.model.max_position_embeddings:
+        if self.parent is None and self.data.max_length > self.model.max_position_embeddings:
             raise ValueError(
                 f"data.max_length {self.data.max_length} is more than model.max_position_embeddings "
                 f"{self.model.max_position_embeddings}"
@@ -121,7 +132,7 @@ class AlignOnlineConfig(TunedConfig):
     algorithm: str = "grpo"
     """a file in tinyllm/algorithms, or path/to/my_loss.py"""
     rollout: RolloutConfig = RolloutConfig()
-    rewards: dict[str, float] = Field({"gold": 1.0})
+    rewards: dict[str, float] = Field({"gold": 1.0}, examples=[{"exact_answer": 1.0}])
     """reward: weight. Built in: exact_answer, contains_answer, gold, reward_model; your own: path/to/file.py:function"""
     reward_model: Path | None = None
     """the checkpoint of the reward model; none: the newest, if `rewards` names reward_model"""
@@ -131,6 +142,22 @@ class AlignOnlineConfig(TunedConfig):
     """keep the parent beside the policy to report the KL between them, even if the loss has no KL term"""
     task: tuple[str, ...] = ()
     """tasks of the bundled world to take prompts from; empty: all"""
+
+    @model_validator(mode="after")
+    def _something_is_rewarded(self) -> AlignOnlineConfig:
+        if not any(self.rewards.values()):
+            what = "all weights of rewards are 0" if self.rewards else "rewards is empty"
+            fix = "give a reward a weight: --set 'rewards={exact_answer: 1.0}'"
+            raise UserError(f"{what}: there is nothing to learn from", where="rewards", fix=fix)
+        return self
+
+    @model_validator(mode="after")
+    def _answers_can_be_compared(self) -> AlignOnlineConfig:
+        if self.rollout.group_size < 2 and algorithms.load(self.algorithm, "online").needs_group:
+            name = algorithms.name_of(self.algorithm)
+            what = f"rollout.group_size is {self.rollout.group_size}, but {name} compares an answer with the others to its prompt"
+            raise UserError(what, where="rollout.group_size", fix="set it to 2 or more: --set rollout.group_size=8")
+        return self
 
     def settings(self) -> Config:
         """Return the section of the chosen algorithm."""
@@ -176,7 +203,7 @@ class ChatConfig(StageConfig):
     """the checkpoint to talk to; none: the newest one"""
     system: str = ""
     max_new_tokens: int = Field(128, ge=0)
-    temperature: float = Field(0.7, ge=0)
+    temperature: TemperatureOrGreedy = 0.7
     top_k: int = Field(0, ge=0)
     top_p: float = Field(0.95, gt=0, le=1)
 

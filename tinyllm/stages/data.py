@@ -6,7 +6,6 @@ made from the same sources with the same settings is reused (see `prepared`). On
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,17 +13,20 @@ from typing import Any
 
 from tinyllm import distributed as dist
 from tinyllm.console import ProgressBar, say, show_reading
+from tinyllm.data.records.report import first_files
 from tinyllm.data.tokens import shards
 from tinyllm.data.tokens.manifest import Manifest, Split
 from tinyllm.data.tokens.shards import Shards
 from tinyllm.errors import INTEGRITY, UserError
 from tinyllm.stages import prepared
 from tinyllm.stages.config import PretrainConfig
+from tinyllm.stages.continued import with_checkpoint
 from tinyllm.stages.documents import Documents
 from tinyllm.stages.parents import RUNS
 from tinyllm.text.tokenizer import Tokenizer
 from tinyllm.train import lock
-from tinyllm.train.run import FAST_DEV_RUN, Invocation
+from tinyllm.train.fast_dev_runs import empty_folder
+from tinyllm.train.run import Invocation
 
 TOKENIZER_CHARACTERS = 50_000_000  # of text are enough for a tokenizer to count pairs in
 
@@ -32,9 +34,10 @@ TOKENIZER_CHARACTERS = 50_000_000  # of text are enough for a tokenizer to count
 def prepare(config: PretrainConfig, invocation: Invocation) -> dict[str, Any]:
     """Prepare the data of a configuration. Returns the stage's result: counts, and how many bytes a token covers."""
     started = time.monotonic()
+    config = with_checkpoint(config)
     folder = RUNS / "data" / config.name
-    if config.name == FAST_DEV_RUN and dist.is_main():
-        shutil.rmtree(folder, ignore_errors=True)
+    if invocation.fast and dist.is_main():
+        remove_prepared(folder)
     if any(map(prepared.is_read_once, (*config.data.train, *config.data.val))):
         prepared.invalidate(folder)  # another text may be piped in now
     try:
@@ -67,12 +70,17 @@ def prepare(config: PretrainConfig, invocation: Invocation) -> dict[str, Any]:
     }
 
 
-def ensure_prepared(config: PretrainConfig) -> tuple[Tokenizer, Shards]:
+def ensure_prepared(config: PretrainConfig, *, replace: bool = False) -> tuple[Tokenizer, Shards]:
     """Return tokenizer and shards of a configuration. Rank 0 makes them unless they are current, while the other ranks wait.
 
-    Raises: UserError for data that cannot be read (USAGE), damaged shards (INTEGRITY), a full disk or a process at work (RESOURCES).
+    Args:
+        replace: make them again where they were made with another tokenizer than that of the checkpoint `parent`.
+
+    Raises: UserError for data that cannot be read or belong to another tokenizer (USAGE), damaged shards (INTEGRITY), a full disk or a
+    process at work (RESOURCES).
     """
     folder = RUNS / "data" / config.name
+    _refuse_other_tokenizer(config, folder, replace=replace)
     if dist.is_main() and not prepared.is_current(folder, config):
         lock.acquire(folder)
         try:
@@ -85,6 +93,38 @@ def ensure_prepared(config: PretrainConfig) -> tuple[Tokenizer, Shards]:
     return tokenizer, shards.open_shards(folder / "shards", tokenizer_sha256=tokenizer.sha256)
 
 
+def _refuse_other_tokenizer(config: PretrainConfig, folder: Path, *, replace: bool) -> None:
+    made = folder / "tokenizer"
+    if not (dist.is_main() and config.parent and config.tokenizer and made.is_dir()):
+        return
+    if Tokenizer.load(made).sha256 == Tokenizer.load(config.tokenizer).sha256:
+        return
+    if not replace:
+        raise other_tokenizer(folder, config.parent)
+    remove_prepared(folder)
+
+
+def other_tokenizer(folder: Path, checkpoint: Path | None) -> UserError:
+    """Return the error for prepared data that do not fit a checkpoint."""
+    return UserError(
+        f"the prepared data were made with another tokenizer than that of the checkpoint {checkpoint}",
+        where=str(folder),
+        fix="choose another --name, under which the text is prepared with the checkpoint's tokenizer",
+    )
+
+
+def remove_prepared(folder: Path) -> None:
+    """Remove prepared data, those of an earlier fast-dev-run. Raises: UserError (RESOURCES) if another process is making them."""
+    if not folder.is_dir():
+        return
+    lock.acquire(folder)
+    try:
+        prepared.invalidate(folder)  # first: a part of them must not look current
+        empty_folder(folder)
+    finally:
+        lock.release(folder)
+
+
 def fingerprint(config: PretrainConfig) -> str:
     """Return a hash of everything that shapes the shards: the content of the files, the reading options and the tokenizer."""
     return prepared.fingerprint(config, RUNS / "data" / config.name)
@@ -93,7 +133,9 @@ def fingerprint(config: PretrainConfig) -> str:
 def _make(config: PretrainConfig, folder: Path) -> None:
     prepared.invalidate(folder)  # first: unfinished shards must not look current
     train, val = Documents(config, "train"), Documents(config, "val")
-    if config.tokenizer:
+    if config.tokenizer and config.parent:
+        tokenizer = Tokenizer.load(config.tokenizer)  # exactly as it is: the model has no embeddings for more tokens
+    elif config.tokenizer:
         tokenizer = import_tokenizer(config.tokenizer)
     else:
         say(f"training a tokenizer of at most {config.model.vocab_size} tokens")
@@ -122,12 +164,16 @@ def _summary(manifest: Manifest) -> Iterator[str]:
         f"({train.documents:,} and {val.documents:,} documents), {train.bytes_per_token:.2f} bytes per token"
     )
     if len(train.sources) > 1:
-        yield "shares: " + ", ".join(f"{s.source} {s.tokens / max(1, train.tokens - 1):.1%}" for s in train.sources)
+        total = max(1, train.tokens - 1)
+        first, more = first_files([f"{s.source} {s.tokens / total:.1%}" for s in train.sources])
+        others = sum(s.tokens for s in train.sources[len(first) :]) / total
+        yield "shares: " + ", ".join([*first, *[f"{more} {others:.1%}"] * bool(more)])
     yield f"document lengths in tokens: {_histogram(train)}"
     if manifest.dedup != "none":
         exact, near = (sum(getattr(r, kind) for r in manifest.removed) for kind in ("exact", "near"))
         kinds = f"{exact:,} exact" + (f", {near:,} near" if manifest.dedup == "near" else "")
-        each = [f"{r.source} {r.exact + r.near:,}" for r in manifest.removed if r.exact or r.near]
+        first, more = first_files([f"{r.source} {r.exact + r.near:,}" for r in manifest.removed if r.exact or r.near])
+        each = [*first, *[more] * bool(more)]
         yield f"removed: {kinds} duplicates" + (f" ({', '.join(each)})" if len(manifest.removed) > 1 and each else "")
 
 

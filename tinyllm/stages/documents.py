@@ -10,6 +10,7 @@ from tinyllm.console import say
 from tinyllm.data import world
 from tinyllm.data.config import is_world
 from tinyllm.data.records.reader import Reader, configured_reader
+from tinyllm.data.records.report import MAX_FILES, Report
 from tinyllm.data.records.types import Document
 from tinyllm.data.sources.paths import expand
 from tinyllm.data.tokens.preparation import split_long_text
@@ -31,6 +32,7 @@ class Documents:
         if split == "val" and not data.val and all(map(is_world, data.train)):
             self.sources = ("world:500",)  # the bundled world has validation documents of its own
         self._reported: set[str] = set()
+        self._read_so_far = Report("documents")
         self._start_pass()
 
     def _start_pass(self) -> None:
@@ -79,11 +81,23 @@ class Documents:
         for record in reader:
             assert isinstance(record, Document)
             yield record.text
-        for line in reader.report.lines() if source not in self._reported else ():
-            say(line)
-        self._reported.add(source)
+        self._report(source, reader.report)
         self.facts += reader.report.sources()
         for file in () if is_read_once(source) else reader.report.files:
             stamp = before[file.source]
             unchanged = stamp == FileStamp.of(file.source)  # while it was read
             self.files.append(SourceFile(file.source, file.sha256, stamp if unchanged else None))
+
+    def _report(self, source: str, report: Report) -> None:
+        """Print what was read from a source, in its first complete pass; of many sources together, after the last one."""
+        if source in self._reported:
+            return
+        self._reported.add(source)
+        self._read_so_far.merge(report)
+        files = {source for source in self.sources if not is_world(source)}
+        if len(files) <= MAX_FILES:
+            lines = report.lines()
+        else:
+            lines = self._read_so_far.lines() if files <= self._reported else []
+        for line in lines:
+            say(line)

@@ -17,12 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from tinyllm.console import ProgressBar, say
-from tinyllm.data.hub import api
-from tinyllm.data.hub.api import Hub, Listing, RemoteFile
+from tinyllm.data.hub import answers, api
+from tinyllm.data.hub.answers import Listing, RemoteFile
+from tinyllm.data.hub.api import Hub
 from tinyllm.data.hub.catalog import CATALOG, File, KnownDataset
 from tinyllm.data.hub.download import fetch, matches
+from tinyllm.data.sources.errors import preview
 from tinyllm.errors import INTEGRITY, RESOURCES, UserError
+from tinyllm.io import strict_json
 from tinyllm.io.files import free_bytes, write_text_atomically
+from tinyllm.io.shell import quote
 from tinyllm.stages.parents import RUNS
 from tinyllm.train import lock
 
@@ -100,11 +104,8 @@ def run(
             "downloaded": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "files": [{key: file[key] for key in ("path", "bytes", "sha256")} for file in files],
         }
-        write_text_atomically(folder / SOURCE, json.dumps(source, indent=2, ensure_ascii=False) + "\n")
+        write_text_atomically(folder / SOURCE, strict_json.dumps(source, indent=2, ensure_ascii=False) + "\n")
         (folder / lock.NAME).unlink(missing_ok=True)
-    except KeyboardInterrupt:
-        say("stopped; the same command resumes the download")
-        raise
     finally:
         lock.release(folder)
         connection.close()
@@ -128,7 +129,7 @@ def _lookup(name: str) -> KnownDataset | None:
 def _select_files(listing: Listing, wanted: Sequence[str]) -> list[RemoteFile]:
     """Return the data files that match the patterns; all of them without patterns."""
     if not listing.files:
-        what = f"{listing.repository} has no data files ({', '.join(s for s in api.data_suffixes())})"
+        what = f"{listing.repository} has no data files ({', '.join(s for s in answers.data_suffixes())})"
         raise UserError(what, where=listing.revision[:12], fix="choose another data set")
     found: dict[str, RemoteFile] = {} if wanted else {remote.path: remote for remote in listing.files}
     for pattern in wanted:
@@ -136,13 +137,13 @@ def _select_files(listing: Listing, wanted: Sequence[str]) -> list[RemoteFile]:
         if not matching:
             names = [remote.path for remote in listing.files]
             close = difflib.get_close_matches(pattern, names, n=1) or names[:1]
-            no_data = "" if api.is_data_file(pattern.replace("*", "x")) else "; only data files are downloaded"
+            no_data = "" if answers.is_data_file(pattern.replace("*", "x")) else "; only data files are downloaded"
             what = f"{listing.repository} has no data file {pattern!r}{no_data}"
-            raise UserError(what, where="--file", fix=f"use for example --file {close[0]!r}")
+            raise UserError(what, where="--file", fix=f"use for example --file {quote(close[0])}")
         found |= {remote.path: remote for remote in matching}
     for path in found:
-        if not api.is_safe_path(path):
-            what = f"{listing.repository} lists a file outside its folder: {path!r}"
+        if fault := answers.path_fault(path):
+            what = f"{listing.repository} lists a file {fault}: {preview(path, 80)}"
             raise UserError(what, where=listing.revision[:12], fix="do not use this data set", code=INTEGRITY)
     return [found[path] for path in sorted(found)]
 
@@ -170,7 +171,9 @@ def _check_size(chosen: Sequence[RemoteFile], wanted: Sequence[str], folder: Pat
     total = sum(remote.size for remote in chosen)
     if total > _MAX_UNNAMED and not wanted:
         what = f"{len(chosen)} files of {_size(total)} in total"
-        raise UserError(what, where="--file", fix=f"name the files you want, for example --file {chosen[0].path!r}")
+        raise UserError(
+            what, where="--file", fix=f"name the files you want, for example --file {quote(chosen[0].path)}"
+        )
     missing = sum(remote.size for remote in chosen if not (folder / remote.path).is_file())
     if (free := free_bytes(folder)) < missing + _SPARE:
         what = f"{_size(missing)} to download, {_size(free)} of disk space free"
@@ -222,7 +225,8 @@ def _earlier_download(folder: Path, repository: str, patterns: Sequence[str]) ->
             )
             file["state"] = "there"
         names = [file["path"] for file in source["files"]]
-    except (OSError, ValueError, KeyError, TypeError):
+        intact = intact and {"revision", "asked_for", "licence"} <= source.keys()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return source if intact and all(fnmatch.filter(names, pattern) for pattern in patterns) else None
 
@@ -234,7 +238,7 @@ def _result(
     if any(path.endswith(".parquet") for path in paths) and find_spec("pyarrow") is None:
         say("to read parquet files: pip install 'tinyllm-lifecycle[parquet]'")
     place = folder.as_posix()
-    use = known.use.format(folder=place) if known else f"tinyllm data inspect {place}"
+    use = known.use.format(folder=place) if known else f"tinyllm data inspect {quote(place)}"
     return {
         "schema_version": 1,
         "stage": "download",

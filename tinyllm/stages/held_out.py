@@ -16,14 +16,12 @@ from tinyllm.stages.config import TunedConfig
 from tinyllm.text.tokenizer import Tokenizer
 from tinyllm.train.engine import Engine, detached, pool_over_ranks
 
+_LARGEST_LOSS = 700.0  # whose perplexity is a float64
 
-def held_out_loss(source: Source, config: TunedConfig) -> Callable[[Engine], dict[str, float]]:
+
+def held_out_loss(source: Source, config: TunedConfig) -> Callable[[Engine], dict[str, Mean]]:
     """Return an `evaluate` for a `Job`: loss and metrics over the validation records, pooled over batches and ranks."""
-
-    def evaluate(engine: Engine) -> dict[str, float]:
-        return {name: mean.value for name, mean in pooled_loss(engine, source, config.train.eval_rows).items()}
-
-    return evaluate
+    return lambda engine: pooled_loss(engine, source, config.train.eval_rows)
 
 
 def pooled_loss(engine: Engine, source: Source, rows: int) -> dict[str, Mean]:
@@ -45,8 +43,13 @@ def pooled_loss(engine: Engine, source: Source, rows: int) -> dict[str, Mean]:
 
 @torch.no_grad()
 def score_documents(
-    engine: Engine, documents: Iterable[Sequence[int] | np.ndarray], tokenizer: Tokenizer, context: int, rows: int
-) -> dict[str, float]:
+    engine: Engine,
+    documents: Iterable[Sequence[int] | np.ndarray],
+    tokenizer: Tokenizer,
+    context: int,
+    rows: int,
+    sizes: Sequence[int] | None = None,
+) -> dict[str, Mean | float]:
     """Return how well documents are predicted: loss (nats per token), perplexity, bits_per_byte, and what was counted.
 
     Every token counts once, with the same weight in every document, batch and rank. Bits per byte divides by the UTF-8 bytes of the text,
@@ -56,6 +59,7 @@ def score_documents(
         documents: token ids, each document ending in end-of-text.
         context: tokens in a row at most; longer documents are read through overlapping windows.
         rows: rows in a forward pass.
+        sizes: UTF-8 bytes of the documents; by default those of the text that their tokens stand for.
     """
     arrays = [np.asarray(document, dtype=np.int64) for document in documents]
     rows_of = scored_documents((document.tolist() for document in arrays), context, tokenizer.document_start)
@@ -64,12 +68,11 @@ def score_documents(
     ranks = dist.world_size()
     source = Source(dataset, rows * ranks, rows, seed=0, rank=dist.rank(), world_size=ranks)
     loss = pooled_loss(engine, source, len(scored))["loss"]
-    bytes_of = tokenizer.byte_lengths()
-    size = sum(int(bytes_of[document].sum()) for document in arrays)
+    size = sum(tokenizer.text_sizes(arrays) if sizes is None else sizes)
     return {
-        "loss": loss.value,
-        "perplexity": math.exp(min(loss.value, 700.0)),
-        "bits_per_byte": float(loss.total) / math.log(2) / size,
+        "loss": loss,
+        "perplexity": math.exp(min(loss.value, _LARGEST_LOSS)) if math.isfinite(loss.value) else loss.value,
+        "bits_per_byte": Mean(float(loss.total) / math.log(2), size),
         "tokens": float(loss.count),
         "bytes": size,
     }

@@ -6,13 +6,12 @@ copy of the checkpoint and is listed in its manifest. config.json and adapter_co
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
 from tinyllm.errors import INTEGRITY, UserError
-from tinyllm.io import untrusted_files
+from tinyllm.io import strict_json, untrusted_files
 from tinyllm.text.tokenizer import Tokenizer
 
 FILE, FORMAT = "tinyllm.json", 1
@@ -32,7 +31,7 @@ class Origin:
 def write_origin(folder: Path, stage: str) -> None:
     """Write tinyllm.json into a checkpoint of `stage`."""
     found = {"format": FORMAT, "stage": stage, "kind": _KIND_OF.get(stage, "chat")}
-    (folder / FILE).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8", newline="\n")
+    (folder / FILE).write_text(strict_json.dumps(found, indent=2) + "\n", encoding="utf-8", newline="\n")
 
 
 def read_origin(folder: Path) -> Origin:

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from tinyllm.errors import INTEGRITY, UserError
-from tinyllm.train import checkpoint
-from tinyllm.train.run import COMPLETED, FAST_DEV_RUN, read_facts
+from tinyllm.train import checkpoint, names
+from tinyllm.train.fast_dev_runs import is_fast_dev_run
+from tinyllm.train.names import RUNS, best_checkpoint, has_checkpoint
+from tinyllm.train.run import COMPLETED, read_facts
 
-RUNS = Path("runs")
 PRETRAIN, SFT_FULL, SFT_LORA = "pretrain", "sft/full", "sft/peft/lora"
 REWARD, OFFLINE, ONLINE = "rlhf/rm", "rlhf/offline", "rlhf/online"
 PARENT_PLACES = {  # stage -> folders of runs that it can start from, in the order of preference
@@ -28,6 +29,10 @@ PARENT_PLACES = {  # stage -> folders of runs that it can start from, in the ord
     "reward model": (REWARD,),
 }
 _ADAPTER = "adapter_config.json"
+_OPTIONS = {
+    "reward model": "reward_model",
+    "verify": "RUN",
+}  # how a user names the checkpoint, where it is not --checkpoint
 _COMMANDS = {PRETRAIN: "tinyllm pretrain", SFT_FULL: "tinyllm sft", REWARD: "tinyllm rm"}
 
 
@@ -59,32 +64,41 @@ def find_checkpoint(stage: str, given: Path | None, *, fast: bool) -> Parent:
 
     Args:
         stage: a key of `PARENT_PLACES`; with `given`, any name.
-        given: a checkpoint, or a run, whose best checkpoint is meant.
+        given: a checkpoint, or a run, whose best checkpoint is meant; by its path or its name, see `train.names`.
         fast: look for a fast-dev-run.
 
     Raises: UserError if there is none (USAGE), or its files are damaged (INTEGRITY).
     """
     if given is not None:
-        return _verified(_checkpoint_in(given))
+        return _verified(named_checkpoint(stage, given, fast=fast))
     for place in PARENT_PLACES[stage]:
-        candidates = [run for run in _runs(place) if (FAST_DEV_RUN in run.name) == fast and _completed(run)]
+        candidates = [run for run in _runs(place) if is_fast_dev_run(run, read_facts(run)) == fast and _completed(run)]
         if candidates:
             newest = max(candidates, key=lambda run: str(read_facts(run).get("ended")))
-            return _verified(newest / "checkpoints" / checkpoint.BEST)
-    option = " --fast-dev-run" if fast else ""
-    needed = next(p for p in PARENT_PLACES[stage] if p in _COMMANDS)
+            return _verified(best_checkpoint(newest))
+    needed = _needed(stage)
     what = (
         "there is no reward model yet"
         if stage == "reward model"
         else f"{stage} needs a checkpoint to start from; none was found"
     )
-    raise UserError(what, where=str(RUNS / needed), fix=f"run `{_COMMANDS[needed]}{option}` first")
+    raise UserError(what, where=str(RUNS / needed), fix=f"run `{_command(stage, fast)}` first")
+
+
+def _needed(stage: str) -> str:
+    """Return the folder of runs that a stage usually starts from."""
+    return next(p for p in PARENT_PLACES.get(stage, (PRETRAIN,)) if p in _COMMANDS)
+
+
+def _command(stage: str, fast: bool) -> str:
+    """Return the command that makes a run to start from."""
+    return _COMMANDS[_needed(stage)] + (" --fast-dev-run" if fast else "")
 
 
 def _runs(place: str) -> list[Path]:
     folder = RUNS / place
     runs = sorted(folder.iterdir()) if folder.is_dir() else []
-    return [run for run in runs if (run / "checkpoints" / checkpoint.BEST).exists() and "~" not in run.name]
+    return [run for run in runs if has_checkpoint(run) and "~" not in run.name]
 
 
 def _completed(run: Path) -> bool:
@@ -92,12 +106,35 @@ def _completed(run: Path) -> bool:
     return read_facts(run).get("status") == COMPLETED
 
 
-def _checkpoint_in(given: Path) -> Path:
-    """Return `given` if it is a checkpoint, or the best checkpoint of a run directory."""
-    for folder in (given, given / "checkpoints" / checkpoint.BEST, given / checkpoint.BEST):
-        if any((folder / name).is_file() for name in ("config.json", _ADAPTER)) or _is_own(folder):
-            return folder
-    raise UserError(f"no checkpoint at {given}", where="--checkpoint", fix="name a run or a checkpoint directory")
+def named_checkpoint(stage: str, given: Path, *, fast: bool) -> Path:
+    """Return the checkpoint that a name stands for. Raises: UserError (USAGE) where there is none."""
+    option = _OPTIONS.get(stage, "--checkpoint")
+
+    def accepts(run: Path) -> bool:
+        return can_start_from(stage, run)
+
+    make = _command(stage, fast)
+    found = names.find(given, option=option, accepts=accepts, make=make)
+    if found.checkpoint is not None:
+        return found.checkpoint
+    assert found.run is not None
+    if names.is_model(best := best_checkpoint(found.run)):
+        return best
+    what = f"{found.run} has no checkpoint yet"
+    raise names.unknown(str(given), option=option, accepts=accepts, what=what, make=make)
+
+
+def can_start_from(stage: str, run: Path) -> bool:
+    """Return whether a run has a checkpoint of the kind that a stage takes."""
+    from tinyllm.stages.origin import read_origin  # it brings the tokenizers library, which `explain` can do without
+
+    if not has_checkpoint(run) or "~" in run.name:
+        return False
+    try:
+        kind = read_origin(best_checkpoint(run)).kind
+    except UserError:
+        return False
+    return stage == "verify" or (kind == "reward_model") == (stage == "reward model")
 
 
 def _verified(folder: Path) -> Parent:

@@ -20,6 +20,7 @@ from tinyllm.data.config import is_world
 from tinyllm.data.sources.errors import reading
 from tinyllm.data.sources.paths import expand, is_pipe
 from tinyllm.data.tokens.manifest import VERSION
+from tinyllm.io import strict_json
 from tinyllm.io.files import sha256, write_text_atomically
 from tinyllm.stages.config import PretrainConfig
 from tinyllm.text.tokenizer import Tokenizer
@@ -108,6 +109,8 @@ def _settings(config: PretrainConfig) -> dict[str, Any]:
     data = config.data
     shaping = {"val_fraction", "format", "field", "on_bad_line", "encoding", "dedup"}
     found = {"version": VERSION, **data.model_dump(mode="json", include=shaping)}
+    if data.delimiter:  # only where it is set: records of earlier versions stay current
+        found["delimiter"] = data.delimiter
     found["tokenizer"] = Tokenizer.load(config.tokenizer).sha256 if config.tokenizer else config.model.vocab_size
     if any(is_world(source) for source in (*data.train, *data.val)):
         found["seed"] = config.seed
@@ -121,7 +124,7 @@ def _digest(config: PretrainConfig, files: Sequence[SourceFile]) -> str:
         [[source] if paths is None else [next(rest).sha256 for _ in paths] for source, paths in _paths(sources)]
         for sources in (config.data.train, config.data.val)
     ]
-    return hashlib.sha256(json.dumps([_settings(config), contents], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(strict_json.dumps([_settings(config), contents], sort_keys=True).encode()).hexdigest()
 
 
 def _paths(sources: Sequence[str]) -> Iterator[tuple[str, list[Path] | None]]:
@@ -153,4 +156,4 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 def _save(folder: Path, content: dict[str, Any]) -> None:
-    write_text_atomically(folder / RECORD, json.dumps(content, indent=2) + "\n")
+    write_text_atomically(folder / RECORD, strict_json.dumps(content, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""`tinyllm pretrain`: train a model from scratch on raw text."""
+"""`tinyllm pretrain`: train a model on raw text, from scratch or from a checkpoint."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ from tinyllm.data import validation
 from tinyllm.data.datasets.datasets import PretrainDataset
 from tinyllm.data.datasets.packing import PackedPretrainDataset
 from tinyllm.data.tokens.shards import Shards
+from tinyllm.mean import Mean
 from tinyllm.model.transformer import CausalLM, initialise
 from tinyllm.stages import data
 from tinyllm.stages.checkpoint_files import CheckpointFiles
-from tinyllm.stages.common import make_source, run_facts, set_up, stage_result
+from tinyllm.stages.common import load_language_model, make_source, run_facts, set_up, stage_result
 from tinyllm.stages.config import PretrainConfig
+from tinyllm.stages.continued import with_checkpoint
 from tinyllm.stages.held_out import score_documents
-from tinyllm.stages.parents import PRETRAIN, RUNS
+from tinyllm.stages.origin import read_origin
+from tinyllm.stages.parents import PRETRAIN, RUNS, Parent, find_checkpoint
 from tinyllm.text.tokenizer import Tokenizer
-from tinyllm.train import checkpoint
+from tinyllm.train import checkpoint, resuming
 from tinyllm.train.engine import Engine
 from tinyllm.train.job import Job
-from tinyllm.train.run import FAST_DEV_RUN, Invocation, data_changed, read_facts
+from tinyllm.train.run import Invocation, read_facts
 from tinyllm.train.trainer import Trainer
 
 
 def run(config: PretrainConfig, invocation: Invocation) -> dict[str, Any]:
     """Prepare the data unless it is there, train, and return the stage's result."""
-    device = set_up(config)
+    device, config = set_up(config), with_checkpoint(config)
     folder = RUNS / PRETRAIN / config.name
+    invocation.lock_existing(folder)
     kept = _kept_tokenizer(config, folder, invocation)
-    tokenizer, shards = data.ensure_prepared(config.model_copy(update={"tokenizer": kept}) if kept else config)
+    own = {"tokenizer": kept} if kept else {}
+    tokenizer, shards = data.ensure_prepared(config.model_copy(update=own), replace=invocation.fast)
     rows, facts = _rows(shards, tokenizer, config)
-    model = _fresh_model(config, tokenizer, device)
+    model, parent = (
+        _continued_model(config, tokenizer, device) if config.parent else _fresh_model(config, tokenizer, device)
+    )
     say(f"{model.config.parameters():,} parameters, {shards.manifest.train.tokens:,} tokens, on {device}")
-    sources = {
-        "shards": shards.path.as_posix(),
-        "fingerprint": shards.manifest.fingerprint,
-        "sources": data.fingerprint(config),
-        "tokenizer": kept and kept.as_posix(),
-        **facts,
-    }
     job = Job(
         title="pretrain",
         model=model,
@@ -59,18 +59,42 @@ def run(config: PretrainConfig, invocation: Invocation) -> dict[str, Any]:
         optim=config.optim,
         seed=config.seed,
     )
-    run = invocation.open(folder, run_facts(model, tokenizer, [sources], config.seed, None))
+    run = invocation.open(folder, run_facts(model, tokenizer, [facts | _made_from(config, kept)], config.seed, parent))
     trained = Trainer(run, job).train()
     return stage_result("pretrain", trained, folder, "bits_per_byte", parameters=model.config.parameters())
 
 
-def _fresh_model(config: PretrainConfig, tokenizer: Tokenizer, device: torch.device) -> CausalLM:
+def _made_from(config: PretrainConfig, kept: Path | None) -> dict[str, Any]:
+    """Return what `_kept_tokenizer` compares when the run is resumed."""
+    return {"sources": data.fingerprint(config), "tokenizer": kept and kept.as_posix()}
+
+
+def _fresh_model(config: PretrainConfig, tokenizer: Tokenizer, device: torch.device) -> tuple[CausalLM, None]:
     """Return an initialized model with an embedding for every token of the tokenizer."""
     model = CausalLM(config.model.model_copy(update={"vocab_size": tokenizer.vocab_size}))
     initialise(model, config.seed)
     model.to(device)
-    freeze_unseen_tokens(model, [i for i in (tokenizer.im_start, tokenizer.im_end, tokenizer.pad) if i is not None])
-    return model
+    freeze_unseen_tokens(model, _control_tokens(tokenizer))
+    return model, None
+
+
+def _continued_model(config: PretrainConfig, tokenizer: Tokenizer, device: torch.device) -> tuple[CausalLM, Parent]:
+    """Return the model of the checkpoint. Raises: UserError (USAGE) if its tokenizer is not that of the data."""
+    parent = find_checkpoint("pretrain", config.parent, fast=False)
+    say(f"continuing from {parent.folder}, with a new optimizer and schedule")
+    kind = read_origin(parent.folder).kind
+    model, own = load_language_model(parent, device)
+    if own.sha256 != tokenizer.sha256:
+        raise data.other_tokenizer(RUNS / "data", parent.folder)
+    if kind == "chat" and own.has_chat_tokens:
+        say("warning: the checkpoint is a chat model; after training on plain text it is saved as a base model")
+    freeze_unseen_tokens(model, _control_tokens(tokenizer), new=False)
+    return model, parent
+
+
+def _control_tokens(tokenizer: Tokenizer) -> list[int]:
+    """Return the tokens that raw text never contains."""
+    return [i for i in (tokenizer.im_start, tokenizer.im_end, tokenizer.pad) if i is not None]
 
 
 def _rows(
@@ -81,8 +105,9 @@ def _rows(
     validation.report_findings(validation.check_splits(*counts, 0, data=config.data, what="documents"))
     rows, mixture = (_packed(shards, tokenizer, config), []) if config.packing else _windows(shards, config)
     what = f"rows of {config.data.max_length} tokens"
+    facts = {"shards": shards.path.as_posix(), "fingerprint": shards.manifest.fingerprint}
     validation.report_findings(validation.check_batch_size(len(rows), config.train.batch_size, what))
-    return rows, {"mixture": mixture} if mixture else {}
+    return rows, facts | ({"mixture": mixture} if mixture else {})
 
 
 def _packed(shards: Shards, tokenizer: Tokenizer, config: PretrainConfig) -> PackedPretrainDataset:
@@ -119,16 +144,20 @@ def _kept_tokenizer(config: PretrainConfig, folder: Path, invocation: Invocation
     """Return the tokenizer that a resumed run keeps although its data have changed; None if they have not, or nothing is resumed.
 
     Asked before the data are prepared, which are made again if their sources have changed.
-    Raises: UserError (USAGE) if they have changed since the run began and that is not allowed.
+    Raises: UserError (USAGE) if they, or settings, have changed since the run began and that is not allowed.
     """
-    earlier, checkpoints = read_facts(folder), checkpoint.steps(folder / "checkpoints")
-    if not (invocation.resume and checkpoints and earlier.get("data")) or folder.name == FAST_DEV_RUN:
+    checkpoints = checkpoint.steps(folder / "checkpoints")
+    if not (invocation.resume and checkpoints) or invocation.fast:
         return None
-    before = earlier["data"][0]
+    facts = read_facts(folder)
+    resuming.refuse_unknown_origin(folder, facts, invocation.allow_data_change)
+    resuming.changed_settings(folder, invocation.yaml, facts, invocation.change)  # other settings are not changed data
+    recorded = facts.get("data")
+    before = recorded[0] if isinstance(recorded, list) and recorded and isinstance(recorded[0], dict) else {}
     if before.get("sources") == data.fingerprint(config):
         return Path(before["tokenizer"]) if before.get("tokenizer") else None
     if not invocation.allow_data_change:
-        raise data_changed(folder, [before.get("shards")])
+        raise resuming.data_changed(folder, [before.get("shards")])
     kept = folder / "tokenizer"
     if dist.is_main():
         Tokenizer.load(checkpoints[-1]).save(kept, model_max_length=config.model.max_position_embeddings)
@@ -136,8 +165,8 @@ def _kept_tokenizer(config: PretrainConfig, folder: Path, invocation: Invocation
     return kept
 
 
-def freeze_unseen_tokens(model: CausalLM, ids: Sequence[int]) -> None:
-    """Freeze the embeddings of tokens that raw text never contains (chat's control tokens), at the length of ordinary ones.
+def freeze_unseen_tokens(model: CausalLM, ids: Sequence[int], *, new: bool = True) -> None:
+    """Freeze the embeddings of tokens that raw text never contains (chat's control tokens); new ones at the length of ordinary ones.
 
     Otherwise the softmax, which sees them only as wrong answers, drives them to where no adapter can bring them back: LoRA on such a base
     never learns to stop. Full fine-tuning can still move them.
@@ -145,12 +174,15 @@ def freeze_unseen_tokens(model: CausalLM, ids: Sequence[int]) -> None:
     embedding, head = model.model.embed_tokens.weight, model.lm_head.weight
     rows = torch.tensor(ids, dtype=torch.long, device=head.device)
     for weight in [embedding] if head is embedding else [embedding, head]:
-        with torch.no_grad():
-            weight[rows] *= 1 / (0.02 * math.sqrt(model.config.hidden_size))  # from a length of 0.02 sqrt(D) to one
+        if new:
+            with torch.no_grad():
+                weight[rows] *= 1 / (0.02 * math.sqrt(model.config.hidden_size))  # from a length of 0.02 sqrt(D) to one
         weight.register_hook(lambda gradient: gradient.index_fill(0, rows, 0.0))
 
 
-def _evaluate(shards: Shards, tokenizer: Tokenizer, config: PretrainConfig) -> Callable[[Engine], dict[str, float]]:
+def _evaluate(
+    shards: Shards, tokenizer: Tokenizer, config: PretrainConfig
+) -> Callable[[Engine], dict[str, Mean | float]]:
     documents = shards.documents("val", config.train.eval_rows)
     rows = config.train.micro_batch_size
     return lambda engine: score_documents(engine, documents, tokenizer, config.data.max_length, rows)

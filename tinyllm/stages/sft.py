@@ -14,6 +14,7 @@ from tinyllm.data import validation
 from tinyllm.data.config import is_world
 from tinyllm.data.loading import length_limit, sft_dataset, token_prompts
 from tinyllm.data.splits import read_split
+from tinyllm.mean import Mean
 from tinyllm.model.transformer import CausalLM
 from tinyllm.rollout.judging import evaluate_policy, gold_judge
 from tinyllm.stages.checkpoint_files import CheckpointFiles, adapter_base
@@ -63,8 +64,8 @@ def run(config: SftConfig, invocation: Invocation) -> dict[str, Any]:
 
 
 def _with_right_answers(
-    evaluate: Callable[[Engine], dict[str, float]], model: CausalLM, tokenizer: Tokenizer, config: SftConfig
-) -> Callable[[Engine], dict[str, float]]:
+    evaluate: Callable[[Engine], dict[str, Mean]], model: CausalLM, tokenizer: Tokenizer, config: SftConfig
+) -> Callable[[Engine], dict[str, Mean]]:
     """Return `evaluate` extended by figures of greedy answers to held-out questions of the bundled world, which knows the right ones."""
     questions = config.data.model_copy(update={"train": ("world:1",), "val": ()})
     _, records, _ = read_split(questions, "prompts", config.seed)

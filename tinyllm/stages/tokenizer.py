@@ -6,7 +6,6 @@ it was made from. `tinyllm pretrain --set tokenizer=FOLDER` uses it.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
@@ -19,14 +18,15 @@ from tinyllm import __version__
 from tinyllm.console import say
 from tinyllm.data.tokens.manifest import MANIFEST, read_manifest
 from tinyllm.errors import UserError
-from tinyllm.io.files import sha256, writing
+from tinyllm.io import strict_json
+from tinyllm.io.files import sha256, write_text_atomically, writing
 from tinyllm.stages import data
 from tinyllm.stages.config import PretrainConfig
 from tinyllm.stages.documents import Documents
 from tinyllm.stages.parents import RUNS
 from tinyllm.text import importing, measuring
 from tinyllm.text.tokenizer import Tokenizer
-from tinyllm.train.run import FAST_DEV_RUN
+from tinyllm.train.fast_dev_runs import FAST_DEV_RUN
 
 SOURCE = "source.json"
 _REPORT_CHARACTERS = 10_000_000  # of text are measured
@@ -50,7 +50,7 @@ def run(
     documents, sample = Documents(config, "train"), list[str]()
     folder = None if report else out or RUNS / "data" / config.name / "tokenizer"
     if config.name == FAST_DEV_RUN and folder and not out:
-        shutil.rmtree(folder.parent, ignore_errors=True)
+        data.remove_prepared(folder.parent)
     if folder:
         _refuse_other_files(folder)
     if report:
@@ -149,7 +149,7 @@ def _write(tokenizer: Tokenizer, folder: Path, model_max_length: int, facts: dic
     try:
         with writing(folder, "the tokenizer cannot be written", "choose another --out"):
             tokenizer.save(draft, model_max_length=model_max_length)
-            (draft / SOURCE).write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            write_text_atomically(draft / SOURCE, strict_json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
             if folder.exists():
                 os.replace(folder, old)
             os.replace(draft, folder)

@@ -1,10 +1,11 @@
 """Chat messages to token ids and a loss mask: the only place where a conversation becomes tokens.
 
-ChatML: `<|im_start|>role\\ncontent<|im_end|>\\n`. Ids are joined segment by segment, structure by id and text by `Tokenizer.encode`, so
-that no text can produce a control token. The mask is built in the same pass. `text.template` holds the same layout in Jinja for other
-programs.
+ChatML: `<|im_start|>role\\ncontent<|im_end|>\\n`, the content without blank lines in front and white space behind. Ids are joined
+segment by segment, structure by id and text by `Tokenizer.encode`, so that no text can produce a control token. The mask is built in
+the same pass. `text.template` holds the same layout in Jinja for other programs.
 
-Left out: tool-call objects and images (content is a string), truncation (the data room decides), a default system prompt.
+Left out: tool-call objects, which `data.records` turns into content first, images (content is a string), truncation (the data room
+decides), a default system prompt.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from tinyllm.errors import UserError
 
@@ -28,14 +29,31 @@ class Message(TypedDict):
 
     role: str
     content: str
+    weight: NotRequired[int]
+    """0 for an answer that is read but not trained on; absent in all other messages"""
 
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """One conversation as tokens: `ids` and, of the same length, `mask`, True on the assistant's content and its `<|im_end|>`."""
+    """One conversation as tokens: `ids` and, of the same length, `mask`, True on the assistant's content and its `<|im_end|>`.
+
+    Answers of weight 0 are not in the mask.
+    """
 
     ids: list[int]
     mask: list[bool]
+
+
+def is_trained(message: Message) -> bool:
+    """Return whether the loss covers a message: an answer whose weight is not 0."""
+    return message["role"] == "assistant" and message.get("weight", 1) != 0
+
+
+def trimmed(text: str) -> str:
+    """Return a text without blank lines in front and white space behind. The indentation of its first line is kept."""
+    text = text.rstrip()
+    blank = text[: len(text) - len(text.lstrip())].replace("\r", "\n")
+    return text[blank.rfind("\n") + 1 :]
 
 
 def render(tokenizer: Tokenizer, messages: Sequence[Message], *, generation_prompt: bool = False) -> Rendered:
@@ -56,13 +74,13 @@ def render_many(
     """Return `render` of each conversation, with all texts encoded in one batch."""
     if tokenizer.im_start is None or tokenizer.im_end is None:
         raise UserError(
-            "this tokenizer has no chat tokens <|im_start|> and <|im_end|>",
-            fix="train one that has them with `tinyllm data prepare`, or add them with Tokenizer.with_chat_tokens()",
+            "this tokenizer has no chat tokens <|im_start|> and <|im_end|>: a model with it cannot be trained on conversations yet",
+            fix="train it on text with `tinyllm pretrain`, or start from a checkpoint that has chat tokens",
         )
     heads = dict(zip(ROLES, tokenizer.encode_batch([f"{role}\n" for role in ROLES]), strict=True))
     newline = tokenizer.encode("\n")
     # Encoded with the role in front: a sentencepiece-style vocabulary puts a space before a text encoded on its own.
-    texts = [f"{m['role']}\n{m['content'].strip()}" for messages in conversations for m in messages]
+    texts = [f"{m['role']}\n{trimmed(m['content'])}" for messages in conversations for m in messages]
     encoded = iter(tokenizer.encode_batch(texts))
     rendered = []
     for messages in conversations:
@@ -72,10 +90,10 @@ def render_many(
             head, body = heads[message["role"]], next(encoded)
             # An imported vocabulary may merge the line break with the text; a turn must still start as its generation prompt does.
             split = body[: len(head)] == head
-            content = body[len(head) :] if split else tokenizer.encode(message["content"].strip())
+            content = body[len(head) :] if split else tokenizer.encode(trimmed(message["content"]))
             ids += [tokenizer.im_start, *head, *content, tokenizer.im_end, *newline]
             mask += [False] * (1 + len(head))
-            mask += [message["role"] == "assistant"] * (len(content) + 1)
+            mask += [is_trained(message)] * (len(content) + 1)
             mask += [False] * len(newline)
         if generation_prompt:
             ids += [tokenizer.im_start, *heads["assistant"]]
@@ -106,7 +124,8 @@ def completion_ids(
             fix="move the earlier turns into the prompt",
         )
     before = render(tokenizer, prompt, generation_prompt=True).ids
-    whole = render(tokenizer, [*prompt, *completion])
+    answer = Message(role="assistant", content=completion[0]["content"])
+    whole = render(tokenizer, [*prompt, answer])
     length = sum(whole.mask[len(before) :])
     return before, whole.ids[len(before) : len(before) + length]
 

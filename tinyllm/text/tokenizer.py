@@ -23,6 +23,7 @@ import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from tinyllm.errors import UserError
+from tinyllm.io import strict_json
 from tinyllm.text import importing, vocabulary
 from tinyllm.text.template import CHAT_TEMPLATE
 from tinyllm.text.words import Words
@@ -114,7 +115,7 @@ class Tokenizer:
         # Both would change ids silently: texts would be cut short or padded.
         spec = found.spec | {"truncation": None, "padding": None}
         try:
-            whole = tokenizers.Tokenizer.from_str(json.dumps(spec))
+            whole = tokenizers.Tokenizer.from_str(strict_json.dumps(spec))
         except Exception as error:  # the library raises nothing narrower
             raise vocabulary.broken(f"not a valid tokenizer: {error}", str(found.file)) from error
         vocabulary.check_ids(spec, whole, str(found.file))
@@ -145,7 +146,7 @@ class Tokenizer:
             return chat
         spec = json.loads(chat._whole.to_str()) | {"post_processor": None}
         names = {key: name for key, name in chat._names().items() if key != "bos_token"}
-        return _build(tokenizers.Tokenizer.from_str(json.dumps(spec)), names, "the vocabulary for a new model")
+        return _build(tokenizers.Tokenizer.from_str(strict_json.dumps(spec)), names, "the vocabulary for a new model")
 
     def save(self, directory: str | Path, *, model_max_length: int) -> None:
         """Write the files that `AutoTokenizer` reads: tokenizer.json, tokenizer_config.json and, with chat tokens, chat_template.jinja.
@@ -168,7 +169,7 @@ class Tokenizer:
             # In both files: older readers know only the config, newer ones prefer chat_template.jinja.
             config["chat_template"] = CHAT_TEMPLATE
             _write(directory / "chat_template.jinja", CHAT_TEMPLATE)
-        _write(directory / "tokenizer_config.json", json.dumps(config, ensure_ascii=False, indent=2) + "\n")
+        _write(directory / "tokenizer_config.json", strict_json.dumps(config, ensure_ascii=False, indent=2) + "\n")
         _write(directory / "tokenizer.json", self._whole.to_str(pretty=True) + "\n")
 
     @property
@@ -236,13 +237,25 @@ class Tokenizer:
     def byte_lengths(self) -> np.ndarray:
         """Return the UTF-8 bytes that each token stands for, int64 (vocab_size,); 0 for added tokens and unused ids.
 
-        The sum over `encode(text)` is `len(text.encode())`, or one more with `leading_space` and a text that is not empty, since the
-        space in front counts, too.
+        With `leading_space` the space in front of a text counts, too, so use `text_sizes` for the bytes of texts.
         """
         lengths = np.zeros(self.vocab_size, dtype=np.int64)
         for token_id, piece in self._bytes_of.items():
             lengths[token_id] = 0 if token_id in self.special_ids else len(piece)
         return lengths
+
+    def text_sizes(self, documents: Iterable[Sequence[int] | np.ndarray]) -> list[int]:
+        """Return the UTF-8 bytes of the text that each document's ids stand for: `len(text.encode())` for `encode(text)`.
+
+        Control tokens count nothing, nor does the space that encoding puts in front of a text with `leading_space`.
+        """
+        lengths, found = self.byte_lengths(), []
+        for document in documents:
+            ids = np.asarray(document, dtype=np.int64)
+            first = ids[np.flatnonzero(lengths[ids])[:1]].tolist() if self.leading_space else []
+            in_front = sum(self._bytes_of[i].startswith(b" ") for i in first)
+            found.append(int(lengths[ids].sum()) - in_front)
+        return found
 
     def _names(self) -> dict[str, str]:
         """Return the special-token entries of tokenizer_config.json."""

@@ -5,7 +5,6 @@ Left out: everything but BPE that can spell all 256 bytes. Any other vocabulary 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ import tokenizers
 from tokenizers import AddedToken
 
 from tinyllm.errors import INTEGRITY, UserError
-from tinyllm.io import untrusted_files
+from tinyllm.io import strict_json, untrusted_files
 
 MOST_BYTES = 48 << 20  # of a tokenizer.json; Gemma's has 34 MB
 _MAX_IDS_PER_TOKEN = 8  # the highest id may be so many times the number of tokens
@@ -42,7 +41,7 @@ def text_encoder(spec: dict[str, Any]) -> tokenizers.Tokenizer:
     merges = [(a, b) for a, b in spec["model"]["merges"] if a in vocab and b in vocab and a + b in vocab]
     # No unknown token, since every byte is in the vocabulary. No dropout, which would make ids random.
     model = spec["model"] | {"vocab": vocab, "merges": merges, "unk_token": None, "dropout": None}
-    return tokenizers.Tokenizer.from_str(json.dumps(spec | {"added_tokens": [], "model": model}))
+    return tokenizers.Tokenizer.from_str(strict_json.dumps(spec | {"added_tokens": [], "model": model}))
 
 
 def bytes_of(spec: dict[str, Any], where: str) -> dict[int, bytes]:

@@ -20,11 +20,12 @@ from safetensors import SafetensorError
 
 from tinyllm import distributed as dist
 from tinyllm.errors import INTEGRITY, RESOURCES, UserError
-from tinyllm.io import untrusted_files
+from tinyllm.io import strict_json, untrusted_files
 from tinyllm.io.files import free_bytes, sha256
 
 MANIFEST, VERSION = "manifest.json", 1
 LATEST, BEST = "ckpt_latest", "ckpt_best"
+DAMAGED, DECAYED = "damaged-", "decayed-"  # prefixes of those that no longer count as checkpoints of the run
 _PREFIX, _UNFINISHED = "step-", ".unfinished-"
 
 
@@ -130,7 +131,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 
 def _manifest_text(manifest: dict[str, Any]) -> str:
-    return json.dumps(manifest, indent=2) + "\n"
+    return strict_json.dumps(manifest, indent=2) + "\n"
 
 
 def _is_newer(manifest: dict[str, Any]) -> bool:
@@ -167,6 +168,11 @@ def steps(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted(p for p in folder.iterdir() if p.name.startswith(_PREFIX) and p.name.removeprefix(_PREFIX).isdigit())
+
+
+def decayed(folder: Path) -> list[Path]:
+    """Return the checkpoints that a run left behind when it was extended from before the decay of its learning rate."""
+    return sorted(folder.glob(f"{DECAYED}{_PREFIX}*"))
 
 
 def newest(folder: Path, warn: Callable[[UserError, Path], None]) -> Path | None:
@@ -232,9 +238,9 @@ def remove(path: Path) -> None:
     shutil.rmtree(gone, ignore_errors=True)
 
 
-def set_aside(path: Path) -> Path:
-    """Rename a damaged checkpoint to `damaged-step-...`, which counts as no checkpoint. Returns the new path."""
-    aside = path.with_name(f"damaged-{path.name}")
+def set_aside(path: Path, prefix: str = DAMAGED) -> Path:
+    """Rename a checkpoint to `damaged-step-...`, which no longer counts as one of the run. Returns the new path."""
+    aside = path.with_name(f"{prefix}{path.name}")
     while aside.exists():
         aside = aside.with_name(f"{aside.name}~")
     os.replace(path, aside)

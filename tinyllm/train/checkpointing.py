@@ -7,7 +7,6 @@ is saved. On the same machine, with the same number of ranks and threads, a resu
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +17,10 @@ from torch import Tensor
 from tinyllm import distributed as dist
 from tinyllm.console import say
 from tinyllm.errors import FAILED, INTEGRITY, RESOURCES, UserError
-from tinyllm.io import untrusted_files
+from tinyllm.io import strict_json, untrusted_files
 from tinyllm.io.files import free_bytes
 from tinyllm.model import tensors
-from tinyllm.train import checkpoint
+from tinyllm.train import checkpoint, lock
 from tinyllm.train.engine import Engine
 from tinyllm.train.run import Run
 
@@ -41,19 +40,26 @@ class CheckpointManager:
         self.folder = run.checkpoints
         self._saved_step = -1
 
-    def save(self, loop_state: dict[str, Any], *, best: bool = False) -> None:
+    def is_saved(self) -> bool:
+        """Return True if there is a checkpoint of the current step."""
+        return self._saved_step == self.engine.updates
+
+    def save(self, loop_state: dict[str, Any], *, best: bool = False, again: bool = False) -> None:
         """Save a checkpoint of the current step, unless there is one, and remove old ones.
 
         Args:
             loop_state: the training loop's own state, which `resume` returns.
             best: let `ckpt_best` point to it.
+            again: replace the checkpoint of this step.
 
         Raises: UserError for weights that are not finite (FAILED) and for a disk that is full (RESOURCES).
         """
         step = self.engine.updates
         path = self.folder / f"step-{step:08d}"
-        if self._saved_step != step:
-            self._refuse_broken_weights()
+        if again or not self.is_saved():
+            if dist.is_main():
+                lock.check(self.run.folder)
+            self.refuse_broken_weights()
             path = checkpoint.save(self.folder, step, lambda folder: self._write(folder, loop_state))
         if dist.is_main():
             checkpoint.link(self.folder, checkpoint.LATEST, path)
@@ -63,7 +69,8 @@ class CheckpointManager:
         self._saved_step = step
         dist.barrier()
 
-    def _refuse_broken_weights(self) -> None:
+    def refuse_broken_weights(self) -> None:
+        """Raise UserError (FAILED) if a weight is not finite."""
         weights = self.engine.trainable
         if torch.isfinite(torch.nn.utils.get_total_norm(list(weights.values()))):
             return
@@ -86,8 +93,10 @@ class CheckpointManager:
             return
         self.job.files.write(folder)
         save_file({k: v.contiguous() for k, v in self.engine.state().items()}, trainer / "optimizer.safetensors")
-        state = {"format": FORMAT, "updates": step, "seed": self.job.seed, **loop_state, **self._environment()}
-        (trainer / "state.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+        position = self.job.source.position(step)
+        state = {"format": FORMAT, "updates": step, "position": position, "seed": self.job.seed}
+        state |= {**loop_state, **self._environment()}
+        (trainer / "state.json").write_text(strict_json.dumps(state, indent=2) + "\n", encoding="utf-8")
 
     def _source_file(self) -> str:
         return f"source-{dist.rank()}-of-{dist.world_size()}.safetensors"
@@ -138,18 +147,31 @@ class CheckpointManager:
             raise
         source_file = folder / "trainer" / self._source_file()
         source_state: dict[str, Tensor] = tensors.read([source_file], finite=False) if source_file.is_file() else {}
-        self.job.source.restore(step, source_state)
+        self._continue_data_order(state)
+        restored = self.job.source.restore(step, source_state)
         self._saved_step = step
         if dist.is_main():
             checkpoint.link(self.folder, checkpoint.LATEST, folder)
-            if not (self.folder / checkpoint.BEST).exists():  # it pointed to a damaged one, and will be found again
+        if dist.broadcast_text(str((self.folder / checkpoint.BEST).exists())) == "False":
+            if (
+                self.run.plan.rewound
+            ):  # it pointed to one that was set aside, and not to a damaged one that will be found again
+                state["history"]["best"] = state["history"]["last"]
+            if dist.is_main():
                 checkpoint.link(self.folder, checkpoint.BEST, folder)
         self.run.drop_metrics_after(step)
         if step < self.job.train.steps:
             say(f"resuming {self.run.folder} after step {step} of {self.job.train.steps}")
-            lost_rollout = not source_state and any((folder / "trainer").glob("source-*"))
-            self._warn_about_differences(state, lost_rollout)
+            self._warn_about_differences(state, not restored and any((folder / "trainer").glob("source-*")))
         return state
+
+    def _continue_data_order(self, state: dict[str, Any]) -> None:
+        """Continue with the record after the last one used, also if the batch size has changed."""
+        step, source, before = state["updates"], self.job.source, self.run.plan.batch_size_before
+        if "position" in state:
+            source.start_at(step, state["position"])
+        elif before is not None:  # saved by an earlier version, in which no batch size could change
+            source.start_at(step, source.position(step) * before // self.job.train.batch_size)
 
     def _warn_about_differences(self, state: dict[str, Any], lost_rollout: bool) -> None:
         now = self._environment()
@@ -157,7 +179,9 @@ class CheckpointManager:
         if changed:
             say(f"warning: from here on equal only up to rounding, not bitwise: {', '.join(changed)}")
         if lost_rollout:
-            say("warning: the unfinished rollout belongs to another number of ranks; a new one is sampled")
+            say(
+                "warning: the unfinished rollout belongs to another number of ranks or batch size; a new one is sampled"
+            )
 
     def check_disk_space(self) -> None:
         """Refuse to start a run whose checkpoints the disk cannot hold. Raises: UserError (RESOURCES)."""
@@ -181,11 +205,13 @@ class CheckpointManager:
 def read_state(folder: Path) -> dict[str, Any]:
     """Return trainer/state.json of a checkpoint. Raises: UserError (INTEGRITY) if this version cannot resume from it."""
     path = folder / "trainer" / "state.json"
-    state = untrusted_files.read_json(path, nan=True)  # a figure may be NaN
+    state = strict_json.restored(untrusted_files.read_json(path, nan=True))  # earlier versions wrote NaN itself
     version, updates, tokens = state.get("format", FORMAT), state.get("updates"), state.get("tokens")
     if newer := untrusted_files.newer_format(version, FORMAT):
         raise UserError(newer, where=str(path), fix="update tinyllm", code=INTEGRITY)
-    counts = all(type(number) is int and 0 <= number < _MAX_COUNT for number in (updates, tokens))
+    segments = [number for pair in state.get("segments", []) for number in pair]
+    numbers = (updates, tokens, state.get("position", 0), *segments)
+    counts = all(type(number) is int and 0 <= number < _MAX_COUNT for number in numbers)
     if version != FORMAT or not counts or not _is_history(state.get("history")):
         raise UserError("not a valid trainer state", where=str(path), code=INTEGRITY)
     if folder in checkpoint.steps(folder.parent) and updates != checkpoint.step_of(folder):

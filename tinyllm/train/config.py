@@ -58,6 +58,7 @@ class TrainConfig(Config):
     """checkpoints whose step is a multiple of this are never removed; 0: none"""
     log_every: int = Field(10, ge=1)
     dropout: float = Field(0.0, ge=0, lt=1)
+    """on what each block adds to the residual stream; that of an adapter is lora.dropout"""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 where the hardware supports it natively"""
     compile: Literal["auto", "on", "off"] = "auto"

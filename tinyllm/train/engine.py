@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from tinyllm import distributed as dist
 from tinyllm.errors import FAILED, INTEGRITY, RESOURCES, UserError
-from tinyllm.mean import Mean
+from tinyllm.mean import Mean, values
 from tinyllm.train import optimizers, schedules
+from tinyllm.train.changes import Segments
 from tinyllm.train.config import OptimConfig
 
 Loss = Callable[[Any, Any], tuple[Mean, dict[str, Mean]]]  # (model, batch) -> (loss, metrics)
@@ -52,7 +53,8 @@ class Engine:
         precision: Literal["fp32", "bf16"],
         seed: int,
     ):
-        self.model, self.loss, self.config, self.total_steps, self.seed = model, loss, config, total_steps, seed
+        self.model, self.loss, self.config, self.seed = model, loss, config, seed
+        self.segments: Segments = ((0, total_steps),)  # of the schedule; see `train.changes`
         self.trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.device = next(iter(self.trainable.values())).device
         self.precision = precision
@@ -86,10 +88,10 @@ class Engine:
             for name, mean in {"loss": loss, **metrics}.items():
                 pooled[name] = pooled[name] + detached(mean) if name in pooled else detached(mean)
         pooled = pool_over_ranks(pooled, self.device)
-        rate = schedules.learning_rate(self.updates, self.total_steps, self.config)
+        rate = schedules.rate(self.updates, self.segments, self.config)
         norm = self._scale_gradients(pooled["loss"], rate)
         self._update(rate)
-        return {name: mean.value for name, mean in pooled.items()} | {"grad_norm": norm, "lr": rate}
+        return values(pooled) | {"grad_norm": norm, "lr": rate}
 
     def _scale_gradients(self, loss: Mean, rate: float) -> float:
         """Divide the summed gradients by the count and clip them; refuse what is not finite. Returns the norm before clipping."""
@@ -235,14 +237,15 @@ def choose_device(requested: str) -> torch.device:
         what = f"{name} was requested but is not available"
         raise UserError(what, where="device", fix="use --device cpu", code=RESOURCES)
     if kind == "cuda":
-        if dist.local_rank() >= torch.cuda.device_count():
+        index = dist.gpu(torch.cuda.device_count())
+        if index >= torch.cuda.device_count():
             raise UserError(
                 f"rank {dist.local_rank()} has no GPU: there are {torch.cuda.device_count()}",
                 fix="lower --nproc",
                 code=RESOURCES,
             )
-        torch.cuda.set_device(dist.local_rank())
-        return torch.device("cuda", dist.local_rank())
+        torch.cuda.set_device(index)
+        return torch.device("cuda", index)
     return torch.device(kind)
 
 
@@ -256,6 +259,7 @@ def choose_precision(requested: str, device: torch.device) -> Literal["fp32", "b
         if device.type == "cuda":
             fast = torch.cuda.is_bf16_supported(including_emulation=False)
         else:
-            fast = device.type == "cpu" and bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+            # private, but unlike its public successor in every version from 2.8 on
+            fast = device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
         return "bf16" if fast else "fp32"
     return "bf16" if requested == "bf16" else "fp32"

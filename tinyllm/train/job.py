@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -35,12 +35,20 @@ class BatchSource(Protocol):
         """Return what a step consists of, for error messages."""
         ...
 
+    def position(self, step: int) -> int:
+        """Return the number of records used before `step`, over all ranks and epochs."""
+        ...
+
+    def start_at(self, step: int, position: int) -> None:
+        """Let `step` begin with record number `position`; the batch size may have been another one until then."""
+        ...
+
     def state(self, step: int) -> dict[str, Tensor]:
         """Return the tensors that this rank needs to continue with `step`; empty for plain data."""
         ...
 
-    def restore(self, step: int, tensors: dict[str, Tensor]) -> None:
-        """Continue with `step` from the tensors that `state` returned."""
+    def restore(self, step: int, tensors: dict[str, Tensor]) -> bool:
+        """Continue with `step` from the tensors that `state` returned. Returns False if they cannot be used."""
         ...
 
 
@@ -68,7 +76,7 @@ class Job:
     files: ModelFiles
     loss: Loss
     source: BatchSource
-    evaluate: Callable[[Engine], dict[str, float]]
+    evaluate: Callable[[Engine], Mapping[str, Mean | float]]
     train: TrainConfig
     optim: OptimConfig
     seed: int

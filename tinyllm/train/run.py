@@ -1,8 +1,8 @@
 """A run directory: configuration, facts, metrics, log and checkpoints of one run.
 
-`config.yaml` (resolved), `run.json` (status, parent, seed, versions, command), `metrics.jsonl` (one flat object per line, appended and
-flushed, so it survives a kill), `logs/` and `checkpoints/`. Rank 0 writes and holds the `lock`; the `Run` of the other ranks does nothing.
-A directory with checkpoints is continued only with the same configuration, data and parent.
+`config.yaml` (resolved), `run.json` (status, parent, seed, versions, command, sessions), `metrics.jsonl` (one flat object per line,
+appended and flushed, so it survives a kill), `logs/` and `checkpoints/`. Rank 0 writes and holds the `lock`; the `Run` of the other ranks
+does nothing. `resuming` and `changes` say what may differ when a directory with checkpoints is continued.
 """
 
 from __future__ import annotations
@@ -11,30 +11,63 @@ import hashlib
 import json
 import os
 import platform
-import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tinyllm import __version__, console
 from tinyllm import distributed as dist
 from tinyllm.errors import UserError
-from tinyllm.io import untrusted_files
+from tinyllm.io import strict_json, untrusted_files
 from tinyllm.io.files import write_text_atomically, writing
-from tinyllm.train import checkpoint, lock
+from tinyllm.train import checkpoint, fast_dev_runs, lock
+from tinyllm.train.changes import FREE, STEPS, Change, Continuation, moved_to
 
 COMPLETED, RUNNING, FAILED_STATUS, STOPPED = "completed", "running", "failed", "stopped"
-FAST_DEV_RUN = "fast-dev-run"
-_SHOWN = 5  # changed keys in an error message
+CHANGE = "change"  # the split of a line of metrics.jsonl that holds changed settings
 _MAX_BYTES = 16 << 20  # of run.json, which lists every source
 _MAX_SECONDS = 1e10  # three hundred years
-_START_ANEW = "choose another --name, or add --no-resume to move the old run aside"
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """The configuration and the options with which a stage was started.
+
+    Args:
+        yaml: the resolved configuration, as config.yaml holds it.
+        fast: --fast-dev-run.
+        resume: continue the run in the folder if it is the same; False moves it aside and starts over.
+        allow_data_change: continue even if the data have changed since the run began.
+        change: the keys given with --change; None: not even `train.steps` may change (a lifecycle has no option for it).
+        rewarm: --rewarm: where `train.steps` grows, start the schedule again.
+    """
+
+    yaml: str
+    fast: bool = False
+    resume: bool = True
+    allow_data_change: bool = False
+    change: frozenset[str] | None = frozenset()
+    rewarm: bool = False
+
+    def open(self, folder: Path, facts: dict[str, Any]) -> Run:
+        """Open a run directory. Raises: UserError as `Run` does, and (USAGE) if the facts differ between ranks."""
+        dist.require_equal(facts)
+        return Run(folder, self, facts)
+
+    def lock_existing(self, folder: Path) -> None:
+        """Lock a run directory that exists before anything that it depends on is written, such as prepared data.
+
+        Raises: UserError (RESOURCES) if another process has locked it.
+        """
+        if dist.is_main() and folder.is_dir():
+            lock.acquire(folder, **self.lock_fix())
+
+    def lock_fix(self) -> dict[str, str]:
+        """Return the argument `fix` of `lock.acquire`: a fast-dev-run has no name to choose."""
+        return {"fix": "wait for it to finish"} if self.fast else {}
 
 
 class Run:
@@ -42,108 +75,127 @@ class Run:
 
     Args:
         folder: e.g. runs/pretrain/NAME.
-        config: the resolved configuration as YAML.
+        call: the configuration and the options; a text stands for `Invocation(text)`.
         facts: further entries of run.json: parent, data and tokenizer fingerprints, parameters.
-        resume: continue the run in `folder` if it is the same; False moves it aside and starts over.
-        allow_data_change: continue even if the data have changed since the run began.
 
-    Raises: UserError if the directory holds another run (USAGE), is locked, or cannot be written (RESOURCES).
+    Raises: UserError if the directory holds another run (USAGE), one whose run.json is lost (INTEGRITY), is locked, or cannot be
+    written (RESOURCES).
     """
 
-    def __init__(
-        self, folder: Path, config: str, facts: dict[str, Any], *, resume: bool = True, allow_data_change: bool = False
-    ):
-        self.folder = folder
+    def __init__(self, folder: Path, call: Invocation | str, facts: dict[str, Any]):
+        self.folder, self.call = folder, Invocation(call) if isinstance(call, str) else call
         self.checkpoints = folder / "checkpoints"
         self.metrics = folder / "metrics.jsonl"
         self.started = time.time()
         self.facts: dict[str, Any] = {}
         self.seconds_before = 0.0  # in earlier sessions
+        self.plan = Continuation()
+        self._began = False
         if dist.is_main():
-            self._open(config, facts, resume, allow_data_change)
-        dist.barrier()
+            self._open(facts)
+        self._share()
 
-    def _open(self, config: str, facts: dict[str, Any], resume: bool, allow_data_change: bool) -> None:
-        lock.acquire(self.folder)
-        fast_dev_run = self.folder.name == FAST_DEV_RUN or self.folder.name.endswith(f"-{FAST_DEV_RUN}")
-        if fast_dev_run or not resume:
-            lock.release(self.folder)  # the lock file is moved or deleted with the folder
-            if fast_dev_run:  # leaves nothing that could be mistaken for a result
-                shutil.rmtree(self.folder, ignore_errors=True)
-            elif checkpoint.steps(self.checkpoints) or self.metrics.exists():
-                os.replace(self.folder, _free_name(self.folder))
-            lock.acquire(self.folder)
+    def _open(self, facts: dict[str, Any]) -> None:
+        self._make_room()
         earlier = read_facts(self.folder)
-        data_before: list[Any] = []
+        self.seconds_before = _seconds(earlier)
         if checkpoint.steps(self.checkpoints):  # before the first checkpoint there is nothing to protect
-            self._refuse_other_config(config)
-            self._refuse_other_parent(facts, earlier)
-            data_before = self._data_before(facts, earlier, allow_data_change)
-        seconds = earlier.get("seconds")
-        if isinstance(seconds, int | float) and 0 <= seconds < _MAX_SECONDS:
-            self.seconds_before = float(seconds)
+            facts = self._continue(facts, earlier)
         with writing(self.folder):
             (self.folder / "logs").mkdir(parents=True, exist_ok=True)
             checkpoint.clear_leftovers(self.checkpoints)
             console.Log.path = self.folder / "logs" / "run.log"
-            (self.folder / "config.yaml").write_text(config, encoding="utf-8")
-        self.facts = {
-            "status": RUNNING,
-            **facts,
-            **({"data_before": data_before} if data_before else {}),
-            "config_sha256": hashlib.sha256(config.encode()).hexdigest(),
-            "command": ["tinyllm", *sys.argv[1:]],
-            "world_size": dist.world_size(),
-            "versions": {name: version(name) for name in ("torch", "tokenizers", "safetensors")}
-            | {"tinyllm": __version__, "python": platform.python_version()},
-            "started": _now(),
-        }
+        self.facts = {"status": RUNNING, "fast_dev_run": self.call.fast, **facts, **_circumstances(self._config())}
         self._write_facts()
 
-    def _refuse_other_config(self, config: str) -> None:
+    def _make_room(self) -> None:
+        """Lock the directory, and remove the fast-dev-run before this one, or move a run aside that shall not be resumed."""
+        lock.acquire(self.folder, **self.call.lock_fix())
+        saved = checkpoint.steps(self.checkpoints)
+        self._refuse_to_change_nothing(bool(saved))
+        if self.call.fast:
+            fast_dev_runs.remove(self.folder, read_facts(self.folder))
+        elif not self.call.resume and (saved or self.metrics.exists()):
+            self._move_aside()
+
+    def _config(self) -> Path:
+        """Return config.yaml. One that differs in comments only stays, and so does one whose settings change when the session begins."""
+        from tinyllm.train import resuming
+
         path = self.folder / "config.yaml"
-        if not path.is_file() or path.read_text(encoding="utf-8", errors="replace") == config:
-            return
-        different = _differences(untrusted_files.read_yaml(path), yaml.safe_load(config))
-        raise UserError(
-            f"{self.folder} already contains a run with a different configuration: {'; '.join(different)}",
-            where=str(path),
-            fix=_START_ANEW,
+        if not (checkpoint.steps(self.checkpoints) and resuming.settings_in(path)):
+            write_text_atomically(path, self.call.yaml)
+        return path
+
+    def _continue(self, facts: dict[str, Any], earlier: dict[str, Any]) -> dict[str, Any]:
+        """Check that the directory holds the same run, and plan how it goes on. Returns the facts with those of its past."""
+        from tinyllm.train import resuming  # it imports the settings, which those who only read a run can do without
+
+        call, kept = self.call, ("changes", "sessions")
+        resuming.refuse_unknown_origin(self.folder, earlier, call.allow_data_change)
+        changes = resuming.changed_settings(self.folder, call.yaml, earlier, call.change)
+        resuming.refuse_other_parent(self.folder, facts, earlier)
+        data_before = resuming.earlier_data(self.folder, facts, earlier, call.allow_data_change)
+        self.plan = resuming.plan_continuation(self.folder, changes, earlier, call.yaml, rewarm=call.rewarm)
+        past = {key: earlier[key] for key in kept if isinstance(earlier.get(key), list)}
+        return {**facts, **past, **({"data_before": data_before} if data_before else {})}
+
+    def _refuse_to_change_nothing(self, saved: bool) -> None:
+        option = "--change" if self.call.change else "--rewarm" if self.call.rewarm else ""
+        if option and (self.call.fast or not self.call.resume or not saved):
+            raise UserError(
+                f"{option} applies to a run that is continued, and there is none at {self.folder}",
+                where=option,
+                fix="use --set for a new run" if self.call.change else "leave it out",
+            )
+
+    def _move_aside(self) -> None:
+        """Rename the directory to `NAME~1` and lock a new one. The old lock is held until then."""
+        if sys.platform == "win32":  # it cannot rename a folder with an open file
+            lock.release(self.folder)
+        os.replace(self.folder, _free_name(self.folder))
+        lock.acquire(self.folder)
+
+    def _share(self) -> None:
+        """Let every rank know how the run goes on."""
+        known = dist.broadcast_text(
+            strict_json.dumps([self.plan.segments, self.plan.batch_size_before, self.plan.rewound])
         )
+        segments, before, rewound = json.loads(known)
+        self.plan.segments = segments and tuple((start, end) for start, end in segments)
+        self.plan.batch_size_before, self.plan.rewound = before, rewound
 
-    def _refuse_other_parent(self, facts: dict[str, Any], earlier: dict[str, Any]) -> None:
-        """A run continues only from the parent and the reward model it began with."""
-        for role in ("parent", "reward_model"):
-            now, before = facts.get(role), earlier.get(role)
-            if now and before and now != before:
-                raise UserError(
-                    f"{self.folder} began from {_parent_text(before)}, its {role.replace('_', ' ')} is now {_parent_text(now)}",
-                    where=str(self.folder / "run.json"),
-                    fix=_START_ANEW,
-                )
-
-    def _data_before(self, facts: dict[str, Any], earlier: dict[str, Any], allowed: bool) -> list[Any]:
-        """Return the data of earlier sessions that are not the present data, oldest first.
-
-        Raises: UserError if the data have changed and that is not allowed.
-        """
-        now, then = (_identities(found.get("data")) for found in (facts, earlier))
-        before = earlier["data_before"] if isinstance(earlier.get("data_before"), list) else []
-        if not then or now == then:
-            return before
-        changed = [name for name in {**then, **now} if now.get(name) != then.get(name)]
-        error = data_changed(self.folder, changed)
-        if not allowed:
-            raise error
-        console.say(f"{error.what}; continuing with the present data (--allow-data-change)")
-        return [*before, earlier["data"]]
+    def begin(self, step: int, steps: int) -> None:
+        """Record that a session begins after `step` of `steps` steps, and the settings that change there."""
+        if not dist.is_main() or not (step < steps or self.plan.changes):
+            return
+        recorded, moved = moved_to(step, self.facts.get("changes", []))
+        latest = {entry["key"]: entry for entry in recorded if isinstance(entry, dict) and "key" in entry}
+        planned = [c.facts(step) for c in self.plan.changes if c.key != "name"]
+        found = [facts for facts in planned if facts != latest.get(facts["key"])]  # else a kill came before config.yaml
+        for entry in moved:
+            console.say(f"{Change(entry['key'], entry['from'], entry['to'])} ({_when(entry['key'], step)})")
+        if found := moved + found:
+            self.log({"step": step, "split": CHANGE, **{facts["key"]: facts["to"] for facts in found}})
+        if recorded or found or "changes" in self.facts:
+            self.facts["changes"] = [*recorded, *found]
+        for change in (c for c in self.plan.changes if c.key != STEPS):  # that one was explained when it was planned
+            console.say(f"{change} ({_when(change.key, step)})")
+        session = {"started": _now(), "from_step": step, "steps": steps, "command": self.facts["command"]}
+        self.facts["sessions"] = [*self.facts.get("sessions", []), session]
+        if self.plan.changes:
+            self.facts["config_sha256"] = hashlib.sha256(self.call.yaml.encode()).hexdigest()
+        self._write_facts()
+        if self.plan.changes:
+            write_text_atomically(self.folder / "config.yaml", self.call.yaml)
+        self.plan.changes, self._began = [], True
 
     def log(self, row: dict[str, Any]) -> None:
-        """Append one object to metrics.jsonl. Numbers keep full precision; NaN becomes null."""
+        """Append one object to metrics.jsonl. Numbers keep full precision; NaN and infinities become null, see `strict_json`."""
         if dist.is_main():
-            clean = {k: (None if isinstance(v, float) and v != v else v) for k, v in row.items()}
+            lock.check(self.folder)
             with writing(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(clean) + "\n")
+                file.write(strict_json.dumps(row) + "\n")
 
     def drop_metrics_after(self, step: int) -> None:
         """Remove the metrics of steps that will be repeated."""
@@ -158,10 +210,13 @@ class Run:
             self.facts |= facts
             self._write_facts()
 
-    def finish(self, status: str, **facts: Any) -> None:
-        """Record in run.json how and when the run ended, and the seconds of all sessions."""
+    def finish(self, status: str, step: int | None = None, **facts: Any) -> None:
+        """Record in run.json how and when the run ended, after which step, and the seconds of all sessions."""
         seconds = self.seconds_before + time.time() - self.started
-        self.note(status=status, seconds=round(seconds, 3), ended=_now(), **facts)
+        ended = _now()
+        if self._began:
+            self.facts["sessions"][-1] |= {"to_step": step, "ended": ended, "status": status}
+        self.note(status=status, seconds=round(seconds, 3), ended=ended, **facts)
 
     def close(self) -> None:
         """Release the directory."""
@@ -169,27 +224,9 @@ class Run:
         lock.release(self.folder)
 
     def _write_facts(self) -> None:
-        write_text_atomically(self.folder / "run.json", json.dumps(self.facts, indent=2, ensure_ascii=False) + "\n")
-
-
-@dataclass(frozen=True)
-class Invocation:
-    """How a stage was started, beside its configuration.
-
-    Args:
-        yaml: the resolved configuration, as config.yaml holds it.
-        fast: --fast-dev-run.
-    """
-
-    yaml: str
-    fast: bool = False
-    resume: bool = True
-    allow_data_change: bool = False
-
-    def open(self, folder: Path, facts: dict[str, Any]) -> Run:
-        """Open a run directory. Raises: UserError as `Run` does, and (USAGE) if the facts differ between ranks."""
-        dist.require_equal(facts)
-        return Run(folder, self.yaml, facts, resume=self.resume, allow_data_change=self.allow_data_change)
+        lock.check(self.folder)
+        text = strict_json.dumps(self.facts, indent=2, ensure_ascii=False)
+        write_text_atomically(self.folder / "run.json", text + "\n")
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
@@ -200,45 +237,27 @@ def read_facts(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def data_changed(folder: Path, names: Sequence[Any]) -> UserError:
-    """Return the error for a run whose sources `names` have changed since it began."""
-    return UserError(
-        f"the data have changed since {folder} began: {', '.join(map(str, names[:_SHOWN]))}",
-        where=str(folder / "run.json"),
-        fix="restore them, add --allow-data-change to continue with the present data, or choose another --name",
-    )
+def _when(key: str, step: int) -> str:
+    """Return from where on a changed setting is in force, for the user."""
+    return "it does not affect the weights" if key in FREE else f"from step {step + 1} on"
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Return `train.steps: 100 -> 200` for the first few keys that differ."""
-    before, now = dict(_flat(old)), dict(_flat(new))
-    keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-    found = [
-        f"{key!s:.80}: {before.get(key, '(none)')!s:.80} -> {now.get(key, '(none)')!s:.80}" for key in keys[:_SHOWN]
-    ]
-    return found + [f"and {len(keys) - _SHOWN} more"] * (len(keys) > _SHOWN)
-
-
-def _flat(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in section.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _parent_text(facts: Any) -> str:
-    known = facts if isinstance(facts, dict) else {}
-    return f"{known.get('checkpoint')!s:.200} ({known.get('manifest_sha256')!s:.12})"
-
-
-def _identities(data: Any) -> dict[str, Any]:
-    """Return what identifies the content of every source, by its name. Standard input has no content to compare."""
-    entries = [entry for entry in (data if isinstance(data, list) else []) if isinstance(entry, dict)]
-    named = {
-        str(e.get("source", e.get("shards"))): e.get("sha256", e.get("fingerprint", e.get("seed"))) for e in entries
+def _circumstances(config: Path) -> dict[str, Any]:
+    """Return what run.json records of the session, for a configuration file."""
+    return {
+        "config_sha256": hashlib.sha256(config.read_text(encoding="utf-8").encode()).hexdigest(),
+        "command": ["tinyllm", *sys.argv[1:]],
+        "world_size": dist.world_size(),
+        "versions": {name: version(name) for name in ("torch", "tokenizers", "safetensors")}
+        | {"tinyllm": __version__, "python": platform.python_version()},
+        "started": _now(),
     }
-    return {name: identity for name, identity in named.items() if name != "-"}
+
+
+def _seconds(facts: dict[str, Any]) -> float:
+    """Return the seconds of earlier sessions."""
+    found = facts.get("seconds")
+    return float(found) if isinstance(found, int | float) and 0 <= found < _MAX_SECONDS else 0.0
 
 
 def _step_of(line: str) -> float:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tinyllm.config import Config
+from tinyllm.train.changes import Segments
 
 
 class RateConfig(Protocol):
@@ -37,11 +38,13 @@ class Schedule:
         height: (progress, `OptimConfig`) -> height; with settings, (progress, `OptimConfig`, settings) -> height.
         settings: of its own, if any.
         decays: a height of 0 is `min_lr_ratio`; False: it is a rate of 0.
+        plateau: it stays at its peak before it decays; a run can be extended from there.
     """
 
     height: Callable[..., float]
     settings: type[Config] | None = None
     decays: bool = True
+    plateau: bool = False
 
 
 def _cosine(progress: float, config: RateConfig) -> float:
@@ -57,7 +60,11 @@ def _constant(progress: float, config: RateConfig) -> float:
     return 1.0
 
 
-SCHEDULES = {"cosine": Schedule(_cosine), "wsd": Schedule(_wsd), "constant": Schedule(_constant, decays=False)}
+SCHEDULES = {
+    "cosine": Schedule(_cosine),
+    "wsd": Schedule(_wsd, plateau=True),
+    "constant": Schedule(_constant, decays=False),
+}
 
 
 def names() -> list[str]:
@@ -81,3 +88,9 @@ def learning_rate(step: int, total: int, config: RateConfig) -> float:
     if not schedule.decays:
         return config.learning_rate * height
     return config.learning_rate * (config.min_lr_ratio + (1 - config.min_lr_ratio) * height)
+
+
+def rate(step: int, segments: Segments, config: RateConfig) -> float:
+    """Return the rate of update number `step` (from 0): that of the last segment that has begun."""
+    start, end = next((pair for pair in reversed(segments) if pair[0] <= step), segments[0])
+    return learning_rate(step - start, end - start, config)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from tinyllm.data.records.formats import TITLES
+from tinyllm.data.records.report import FIRST_FILES, MAX_FILES
 from tinyllm.errors import escape_unprintable
 
 if TYPE_CHECKING:
@@ -72,17 +73,26 @@ def _legend(colour: bool) -> Text:
 def _summary(found: dict[str, Any]) -> Iterator[str]:
     counts = found["records"]
     yield f"{TITLES[found['kind']]}, as `tinyllm {found['verb']}` reads them"
-    for source in found["sources"]:
+    sources = found["sources"]
+    shown = len(sources) if len(sources) <= MAX_FILES else FIRST_FILES
+    for source in sources[:shown]:
         rows = f"{source['records']:,} of {source['rows']:,} rows, " if "rows" in source else ""
         notes = f" ({', '.join(source['notes'])})" if source["notes"] else ""
         yield f"  {source['source']}: {rows}format {source['format']}{notes}"
+    if rest := sources[shown:]:
+        formats = ", ".join(sorted({source["format"] for source in rest}))
+        count = sum(source.get("records", 0) for source in rest)
+        yield f"  {len(rest):,} more files: {count:,} {TITLES[found['kind']]}, format {formats}"
     for key, verb in (("dropped", "dropped"), ("mended", "repaired")):
         for reason, tally in found[key].items():
             yield f"  {verb} {tally['count']:,}: {reason} ({', '.join(tally['places'])})"
+    yield from _removed(found["removed"] or {"exact": 0, "dedup": "none"})
     how = {"val": "data.val", "world": "held out by the bundled world"}.get(
         found["split"], f"split by {found['split']}"
     )
     yield f"  {counts['train']:,} training records, {counts['val']:,} validation records ({how})"
+    for name, what in found["rewards"].items():
+        yield f"  {name}: {escape_unprintable(what)}"
     if found["tokenizer"] is None:
         yield "  no tokenizer: lengths in characters and words only; name one with --tokenizer DIR or --checkpoint RUN, or pretrain first"
     else:
@@ -91,6 +101,13 @@ def _summary(found: dict[str, Any]) -> Iterator[str]:
         yield f"  tokenizer {known['folder']}: {known['vocab_size']:,} tokens{room}"
     if found["sample"]["records"] < found["sample"]["of"]:
         yield f"  lengths measured on a sample of {found['sample']['records']:,} of {found['sample']['of']:,} records"
+
+
+def _removed(removed: dict[str, Any]) -> Iterator[str]:
+    if removed["exact"]:
+        yield f"  removed {removed['exact']:,}: exact duplicates (data.dedup {removed['dedup']})"
+    if removed["dedup"] == "near":
+        yield "  near duplicates are found by their tokens in the preparation and are still counted here"
 
 
 def _figures(found: dict[str, Any]) -> Iterator[str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinyllm.cli.printing import eval
-from tinyllm.cli.printing.text import number
+from tinyllm.cli.printing.text import json_object, line, number
 from tinyllm.errors import USAGE, UserError, escape_unprintable
+from tinyllm.io.shell import quote
 
 if TYPE_CHECKING:
     from tinyllm.config import Resolved
@@ -29,12 +31,12 @@ _START = """tinyllm trains, aligns and evaluates a small language model on this 
 
 Options of every stage: --fast-dev-run (a tiny run), --dry-run (settings and cost), --help."""
 
-_NEXT = {
-    "data": "tinyllm pretrain, with the same options",
-    "pretrain": "tinyllm eval, then tinyllm sft",
-    "sft": "tinyllm chat, then tinyllm rm or tinyllm align-offline",
-    "sft-lora": "tinyllm chat",
-    "rm": "tinyllm align-online --algorithm ppo",
+_NEXT = {  # commands as they can be typed
+    "data": ("tinyllm pretrain",),
+    "pretrain": ("tinyllm eval", "tinyllm sft"),
+    "sft": ("tinyllm chat", "tinyllm rm", "tinyllm align-offline"),
+    "sft-lora": ("tinyllm chat",),
+    "rm": ("tinyllm align-online --algorithm ppo",),
 }
 
 
@@ -45,7 +47,7 @@ def start_here() -> None:
 def result(found: dict[str, Any], *, as_json: bool) -> None:
     """Print what a stage returned."""
     if as_json:
-        print(json.dumps(found, ensure_ascii=False))
+        json_object(found)
         return
     if found["stage"] == "lifecycle":
         _table(found)
@@ -59,15 +61,37 @@ def result(found: dict[str, Any], *, as_json: bool) -> None:
 
 def _lines(found: dict[str, Any]) -> None:
     moved = found["moved"]
-    print(
+    line(
         f"{found['stage']}: {moved['what']} {number(moved['from'])} -> {number(moved['to'])} in {found['seconds']:.1f} s"
     )
     figures = found.get("best") or {k: v for k, v in found.items() if isinstance(v, float) and k != "seconds"}
     if figures:
-        print("  " + "  ".join(f"{name} {number(value)}" for name, value in figures.items()))
-    print(f"  {found.get('checkpoint') or found.get('run')}")
-    if found["stage"] in _NEXT:
-        print(f"  next: {_NEXT[found['stage']]}")
+        line("  " + "  ".join(f"{name} {number(value)}" for name, value in figures.items()))
+    line(f"  {found.get('checkpoint') or found.get('run')}")
+    for command in _next(found):
+        line(f"  next: {command}{_same_options(found)}")
+
+
+def _next(found: dict[str, Any]) -> tuple[str, ...]:
+    """Return the commands that can follow. A model whose tokenizer has no chat tokens cannot be trained on conversations."""
+    commands = _NEXT.get(found["stage"], ())
+    if found["stage"] != "pretrain":
+        return commands
+    from tinyllm.text.tokenizer import Tokenizer
+
+    chat = Tokenizer.load(found["checkpoint"]).has_chat_tokens
+    return tuple(command for command in commands if chat or command != "tinyllm sft")
+
+
+def _same_options(found: dict[str, Any]) -> str:
+    """Return the options that the next command needs as well: those of the data, and --fast-dev-run after such a run."""
+    if found["stage"] == "data" and sys.argv[1:3] == ["data", "prepare"]:
+        return "".join(f" {quote(word)}" for word in sys.argv[3:])
+    from tinyllm.train.fast_dev_runs import is_fast_dev_run
+    from tinyllm.train.run import read_facts
+
+    folder = Path(found.get("run") or "")
+    return " --fast-dev-run" if is_fast_dev_run(folder, read_facts(folder)) else ""
 
 
 def _table(found: dict[str, Any]) -> None:
@@ -82,7 +106,7 @@ def _table(found: dict[str, Any]) -> None:
         moved = row["moved"]
         table.add_row(row["stage"], f"{row['seconds']:.1f}", moved["what"], number(moved["from"]), number(moved["to"]))
     Console().print(table)
-    print(
+    line(
         f"{len(found['stages'])} stages in {found['seconds']:.1f} s, peak memory {found['peak_memory_mb']:,} MB; runs/*/fast-dev-run"
     )
 
@@ -90,7 +114,7 @@ def _table(found: dict[str, Any]) -> None:
 def scorecard(card: dict[str, Any], *, as_json: bool) -> None:
     """Print the scorecard of a lifecycle: tables, paths of its files, and the verdict last."""
     if as_json:
-        print(json.dumps(card, ensure_ascii=False))
+        json_object(card)
         return
     from rich.console import Console
 
@@ -100,8 +124,8 @@ def scorecard(card: dict[str, Any], *, as_json: bool) -> None:
     for table in report.terminal(card):
         console.print(table)
     for path in card["files"].values():
-        print(f"  {path}")
-    print(report.verdict(card))
+        line(f"  {path}")
+    line(report.verdict(card))
 
 
 _COLOURS = {"broken": "bold red", "warning": "yellow", "note": "cyan"}
@@ -112,17 +136,17 @@ def _explained(found: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    def line(text: str, style: str = "") -> None:  # text from a run's files is not trusted
+    def shown(text: str, style: str = "") -> None:  # text from a run's files is not trusted
         console.print(Text(escape_unprintable(text, keep="\n"), style=style))
 
     console = Console(soft_wrap=True, highlight=False)
     moved, ran = found["moved"], f"{found['of']}, {found['status']}, step {found['step']:,} of {found['steps']:,}"
-    line(f"{found['run']}: {ran}")
+    shown(f"{found['run']}: {ran}")
     if moved:
         change = f"{number(moved['from'])} -> {number(moved['to'])}"
-        line(f"  {moved['what']} {change} (held out; ckpt_best, step {moved['step']:,})")
+        shown(f"  {moved['what']} {change} (held out; ckpt_best, step {moved['step']:,})")
     if found["healthy"]:
-        line(f"  healthy: no problem found by {found['checks']} checks", style="green")
+        shown(f"  healthy: no problem found by {found['checks']} checks", style="green")
     for finding in found["findings"]:
         console.print()
         console.print(
@@ -136,9 +160,9 @@ def _explained(found: dict[str, Any]) -> None:
             ("try", [finding["try_this"]]),
         ):
             for position, text in enumerate(lines):
-                line(f"  {label if position == 0 else '':<10}{text}")
+                shown(f"  {label if position == 0 else '':<10}{text}")
     if found["other_name"]:
-        line("\nA run directory belongs to one configuration: use another --name for changed settings.")
+        shown("\nChanged settings need another --name; --change KEY=VALUE continues this run with some of them.")
 
 
 def _evidence(facts: list[dict[str, Any]]) -> str:
@@ -165,18 +189,29 @@ def plan(place: str, resolved: Resolved, *, fast: bool, as_json: bool) -> None:
         for name, value in flatten(config).items()
     }
     cost = _cost(place, config, fast)
+    rewards = _rewards(config)
     if as_json:
-        print(
-            json.dumps(
-                {"schema_version": 1, "stage": place, "values": values, "cost": cost}, default=str, ensure_ascii=False
-            )
-        )
+        found = {"schema_version": 1, "stage": place, "values": values, "cost": cost}
+        json_object(found | ({"rewards": rewards} if rewards else {}), default=str)
         return
     for name, entry in values.items():
-        print(f"{name} = {entry['value']}  ({entry['origin']})")
+        line(f"{name} = {entry['value']}  ({entry['origin']})")
     print()
+    for name, what in rewards.items():
+        line(f"{name}: {what}")
     for name, value in cost.items():
-        print(f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value}")
+        line(f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value}")
+
+
+def _rewards(config: Any) -> dict[str, str]:
+    """Return the figures of an online stage's rewards and what they are."""
+    from tinyllm.stages.config import AlignOnlineConfig
+
+    if not isinstance(config, AlignOnlineConfig):
+        return {}
+    from tinyllm.rollout import checks
+
+    return checks.described(config.rewards)
 
 
 def _cost(place: str, config: Any, fast: bool) -> dict[str, Any]:
@@ -186,15 +221,16 @@ def _cost(place: str, config: Any, fast: bool) -> dict[str, Any]:
 
     found: dict[str, Any] = {}
     shape = config.model if place in ("pretrain", "data") else None
-    if place in PARENT_PLACES:
+    continued = place in ("pretrain", "data") and config.parent is not None
+    if place in PARENT_PLACES or continued:
         try:
             parent = find_checkpoint(place, config.parent, fast=fast)
         except UserError as error:
-            if error.code != USAGE:
+            if error.code != USAGE or config.parent is not None:  # a name that was given must be right
                 raise
             return {"parent": f"missing: {error.fix}"}
         found["parent"] = parent.folder.as_posix()
-        if (parent.folder / CONFIG).is_file():
+        if not continued and (parent.folder / CONFIG).is_file():
             shape, _ = read_config(parent.folder)
     if shape is None:
         return found

@@ -5,33 +5,32 @@ Names, settings and paths come from files that are not trusted, so everything pr
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from tinyllm.cli.printing import text
 from tinyllm.cli.printing.text import line, minute, number, size
-from tinyllm.errors import UserError, escape_unprintable
+from tinyllm.data.records.report import FIRST_FILES, MAX_FILES
+from tinyllm.errors import UserError, escape_unprintable, one_line
+from tinyllm.io import strict_json
 
 _EMPTY = "no runs yet: `tinyllm pretrain --fast-dev-run` creates one in a few seconds"
-_ERROR_WIDTH = 48  # characters of an error message in a table
+_ERROR_WIDTH = 48  # columns of an error message in a table
 _HASH = 12  # characters of a hash that are shown
 
 
 def as_json(found: Mapping[str, Any]) -> None:
-    print(json.dumps(found, allow_nan=False))
+    print(strict_json.dumps(found))
 
 
 def _table(columns: Mapping[str, str], rows: Sequence[Sequence[str]], spare: Sequence[str] = ()) -> None:
     """columns: title -> "left" or "right". On a terminal too narrow for all of them, those in `spare` are left out first."""
     cells = [list(columns), *([escape_unprintable(cell) for cell in row] for row in rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
+    widths = [max(text.columns(row[i]) for row in cells) for i in range(len(columns))]
     if not sys.stdout.isatty():
         for row in cells:
-            padded = [
-                c.rjust(w) if side == "right" else c.ljust(w)
-                for c, w, side in zip(row, widths, columns.values(), strict=True)
-            ]
+            padded = [text.pad(c, w, side) for c, w, side in zip(row, widths, columns.values(), strict=True)]
             line("  ".join(padded).rstrip())
         return
     from rich.console import Console
@@ -82,11 +81,10 @@ def _row(row: Mapping[str, Any]) -> list[str]:
 
 
 def _status(row: Mapping[str, Any]) -> str:
-    detail = row["error"] or "; ".join(row["faults"])
+    detail = one_line(row["error"] or "") or "; ".join(row["faults"])
     if row["pid"] is not None:
         return f"{row['status']} (pid {row['pid']})"
-    if len(detail) > _ERROR_WIDTH:
-        detail = detail[: _ERROR_WIDTH - 3] + "..."
+    detail = text.cut(detail, _ERROR_WIDTH)
     return f"{row['status']}: {detail}" if detail else row["status"]
 
 
@@ -101,7 +99,6 @@ def changed(found: Mapping[str, Any]) -> dict[str, dict[str, Any]] | None:
     """Return the settings that differ from the defaults of the command: key -> {value, usual}; None if these are unknown."""
     from tinyllm.cli.resolve import STAGES, resolve, stage_of
     from tinyllm.config import dump
-    from tinyllm.train.run import FAST_DEV_RUN
 
     stage, settings = found["of"], found["settings"]
     if stage is None:
@@ -109,7 +106,7 @@ def changed(found: Mapping[str, Any]) -> dict[str, dict[str, Any]] | None:
     options = {} if stage in STAGES else {"algorithm": stage}
     usual = stage_of(stage, "grpo" if "rollout" in settings else "dpo")
     try:
-        fast = FAST_DEV_RUN in str(settings.get("name"))
+        fast = found["fast_dev_run"]
         before = dict(_flat(dump(resolve(usual, None, [], options, {}, fast=fast).config)))
     except UserError:
         return None
@@ -153,12 +150,18 @@ def _about(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "running as", f"pid {found['owner'].get('pid')} on {found['owner'].get('host')}"
     if found["command"]:
         yield "command", found["command"]
+    for i, change in enumerate(found["changes"]):
+        yield "changed" if i == 0 else "", _change(change)
     for role in ("parent", "reward_model"):
         if found[role]:
             sha256 = str(found[role].get("manifest_sha256") or "no manifest")
             yield role.replace("_", " "), f"{found[role].get('checkpoint')}  {sha256[:_HASH]}"
-    for i, source in enumerate(found["data"]):
+    data = found["data"]
+    shown = len(data) if len(data) <= MAX_FILES else FIRST_FILES
+    for i, source in enumerate(data[:shown]):
         yield "data" if i == 0 else "", _source(source)
+    if data[shown:]:
+        yield "", f"{len(data) - shown:,} more files"
     yield "tokenizer", str(found["tokenizer_sha256"])[:_HASH]
     yield "seed", f"{found['seed']}, world size {found['world_size']}"
     trained = f"{number(found['trainable_parameters'])} trained" if found["trainable_parameters"] is not None else ""
@@ -167,6 +170,11 @@ def _about(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "config", found["config"]
     for key, value in (found["changed_settings"] or {}).items():
         yield "", f"{key} = {value.get('value', '(none)')}  (default {value.get('usual', '(none)')})"
+
+
+def _change(change: Mapping[str, Any]) -> str:
+    how = f" ({change['schedule']})" if change.get("schedule") else ""
+    return f"after step {change['at_step']:,}: {change['key']} {change.get('from')} -> {change.get('to')}{how}"
 
 
 def _source(source: Mapping[str, Any]) -> str:
@@ -184,11 +192,23 @@ def _checkpoint(row: Mapping[str, Any]) -> list[str]:
 
 
 def tree(node: Mapping[str, Any], first: str = "", rest: str = "") -> Iterator[str]:
-    """Yield the lines of a lineage node and, indented below it, of what it was made from."""
+    """Yield the lines of a lineage node and, indented below it, of what it was made from. Of many unchanged files, only the first."""
     yield first + _node(node)
-    for child in node["children"]:
-        last = child is node["children"][-1]
+    children, more = _folded(node["children"])
+    for child in children:
+        last = child is children[-1] and not more
         yield from tree(child, rest + ("└─ " if last else "├─ "), rest + ("   " if last else "│  "))
+    if more:
+        yield f"{rest}└─ {more:,} more files  ok"
+
+
+def _folded(children: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], int]:
+    """Return the nodes to print, and the number of unchanged files that are left out."""
+    files = [
+        child for child in children if child["kind"] == "data" and child["status"] == "ok" and not child["children"]
+    ]
+    out = {id(child) for child in files[FIRST_FILES:]} if len(files) > MAX_FILES else set()
+    return [child for child in children if id(child) not in out], len(out)
 
 
 def _node(node: Mapping[str, Any]) -> str:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import codecs
+import json
+import math
 import sys
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from typing import Any
 
 from tinyllm.errors import escape_unprintable
+from tinyllm.io import strict_json
+
+_LONGEST = 1e15  # larger numbers are written with an exponent
 
 
 def line(text: str) -> None:
@@ -14,10 +21,56 @@ def line(text: str) -> None:
     print(escape_unprintable(text).encode(encoding, "replace").decode(encoding))
 
 
+def prints_on_stderr(as_json: bool) -> AbstractContextManager[object]:
+    """Return a context in which prints of the user's own rewards and algorithms go to stderr if stdout is to hold one JSON object."""
+    return redirect_stdout(sys.stderr) if as_json else nullcontext()
+
+
+def json_object(found: Any, **options: Any) -> None:
+    """Print one JSON object. What a terminal would act on is written as JSON escapes, which parsers read as the same characters.
+
+    Args:
+        options: of `json.dumps`.
+    """
+    any_script = codecs.lookup(sys.stdout.encoding or "utf-8").name == "utf-8"  # others would replace characters
+    text = strict_json.dumps(found, ensure_ascii=not any_script, **options)
+    print("".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text))
+
+
+def pad(text: str, width: int, side: str = "left") -> str:
+    """Return a text filled with spaces to `width` columns of a terminal: Chinese characters take two, combining marks none.
+
+    Args:
+        side: of the text; `left` or `right`.
+    """
+    spaces = " " * (width - columns(text))
+    return spaces + text if side == "right" else text + spaces
+
+
+def columns(text: str) -> int:
+    """Return the columns of a terminal that a text takes."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len
+
+    return cell_len(text)
+
+
+def cut(text: str, width: int) -> str:
+    """Return a text of at most `width` columns, with an ellipsis where it was longer."""
+    if columns(text) <= width:
+        return text
+    from rich.cells import set_cell_size
+
+    return set_cell_size(text, width - 3).rstrip() + "..."
+
+
 def number(value: Any) -> str:
-    """Format a number with four significant digits, or with thousands separators; `?` for None."""
+    """Format a number with four significant digits, or with thousands separators; `?` for None, words for NaN and infinities."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "not finite"
     if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+        return f"{value:,.0f}" if 1000 <= abs(value) < _LONGEST else f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) else "?" if value is None else str(value)
 
 

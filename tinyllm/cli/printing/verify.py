@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from tinyllm.errors import FAILED, UserError
+from tinyllm.cli.printing.text import json_object, line
+from tinyllm.errors import FAILED, UserError, escape_unprintable
 
 if TYPE_CHECKING:
     from tinyllm.diagnostics.checks.result import CheckResult
@@ -18,7 +18,7 @@ _COLOURS = {"ok": "green", "failed": "bold red", "skipped": "yellow"}
 def watcher(*, as_json: bool, quiet: bool) -> Callable[[CheckResult], None]:
     """Return a function that prints each finished check: as the result in a pipe, else as progress on stderr."""
     if not as_json and not sys.stdout.isatty():
-        return lambda result: print(*_lines(result.to_json()), sep="\n", flush=True)
+        return lambda result: print(*map(escape_unprintable, _lines(result.to_json())), sep="\n", flush=True)
     if quiet:
         return lambda result: None
     return lambda result: print(
@@ -32,11 +32,12 @@ def show(found: dict[str, Any], *, as_json: bool) -> None:
     Raises: UserError (FAILED) with the failed checks and their differences.
     """
     if as_json:
-        print(json.dumps(found, ensure_ascii=False))
+        json_object(found)
     else:
         if sys.stdout.isatty():
             _table(found)
-        print(_verdict(found))
+        line(_verdict(found))
+        line(f"  {found['of']}")
     failed = [check for check in found["checks"] if check["status"] == "failed"]
     if failed:
         raise UserError(
@@ -77,7 +78,7 @@ def _verdict(found: dict[str, Any]) -> str:
     here = found["machine"]
     threads = f"{here['threads']} thread{'s' if here['threads'] != 1 else ''}"
     place = f"{here['device']}, {threads}, torch {here['torch']}, {here['platform']}"
-    return f"verify: {said} in {found['seconds']:.1f} s ({place})\n  {found['of']}"
+    return f"verify: {said} in {found['seconds']:.1f} s ({place})"
 
 
 def _table(found: dict[str, Any]) -> None:

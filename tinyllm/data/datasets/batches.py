@@ -162,10 +162,11 @@ class Source:
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self.metrics: dict[str, Mean] = {}  # part of the interface; recorded data have none
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+        self._offset = 0  # of the record numbers, if steps had another batch size before
 
     def __call__(self, step: int) -> list[Any]:
         chosen = self.records(step)
-        epoch = step * self.batch_size // len(self.dataset)
+        epoch = self.position(step) // len(self.dataset)
         mine = sorted(
             chosen[self.rank :: self.world_size], key=self.dataset.length
         )  # similar lengths need less padding
@@ -174,11 +175,19 @@ class Source:
 
     def records(self, step: int) -> list[int]:
         """Return the record numbers of a step over all ranks. Epochs follow each other without a gap, each in an order of its own."""
-        first = step * self.batch_size
+        first = self.position(step)
         return [
             int(self._shuffled(i // len(self.dataset))[i % len(self.dataset)])
             for i in range(first, first + self.batch_size)
         ]
+
+    def position(self, step: int) -> int:
+        """Return the number of records used before `step`, over all ranks and epochs."""
+        return step * self.batch_size + self._offset
+
+    def start_at(self, step: int, position: int) -> None:
+        """Let `step` begin with record number `position`; the batch size may have been another one until then."""
+        self._offset = position - step * self.batch_size
 
     def _shuffled(self, epoch: int) -> np.ndarray:
         if epoch != self._epoch:
@@ -202,8 +211,9 @@ class Source:
         """Return what a resumed run needs for step `step` besides its number: nothing for recorded data."""
         return {}
 
-    def restore(self, step: int, tensors: dict[str, Tensor]) -> None:
+    def restore(self, step: int, tensors: dict[str, Tensor]) -> bool:
         """Restore what `state` returned."""
+        return True
 
     def dummy_batch(self) -> list[Any]:
         """Return one batch of one record, for a rank without records that must still take part in collective calls."""

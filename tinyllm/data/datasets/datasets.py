@@ -213,3 +213,7 @@ class TokenPrompt:
 
     ids: list[int]
     columns: Mapping[str, Any]
+    place: str = ""
+    """file and line of the record, if known"""
+    plain: bool = False
+    """the data give the prompt as a text, not as messages"""

@@ -1,57 +1,36 @@
 """A connection to a Hugging Face hub: the files of a data set, and GET requests for them.
 
 The network is used in this folder and nowhere else in the package, and only by `tinyllm data download`. `huggingface_hub` (extra `hub`)
-lists a repository and finds the token. Files are downloaded by `download`, because `hf_hub_download` starts again from nothing after an
-interruption (version 2.4 writes to a file of the process and removes it).
+finds the token and knows the addresses. Its own requests are not used: `hf_hub_download` starts again from nothing after an interruption
+(version 2.4 writes to a file of the process and removes it), and `HfApi` has no limit on the time and the size of an answer.
 
-The token is sent to the hub only: a redirect to another host, which stores the large files, is followed without it, and a redirect from
-https to http is not followed. Left out: models and scripts, uploading, Xet (its chunks cannot be resumed from a file), parallel files.
+The hub is not trusted. Only https is used, except for a hub on this machine, also after redirects; the token is sent to the hub only: a
+redirect to another host, which stores the large files, is followed without it. Left out: models and scripts, uploading, Xet (its chunks
+cannot be resumed from a file), parallel files.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import re
 import socket
 import threading
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 
 from tinyllm import __version__
+from tinyllm.data.hub import answers, pace
+from tinyllm.data.hub.answers import Listing
 from tinyllm.data.sources.errors import preview
-from tinyllm.data.sources.paths import SUFFIXES
 from tinyllm.errors import RESOURCES, UserError
 
 EXTRA = "pip install 'tinyllm-lifecycle[hub]'"
 _CONNECT_SECONDS = 8.0  # until a missing network is reported
 _MAX_REDIRECTS = 5
-_NOT_DATA = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")  # metadata of other programs
-
-
-@dataclass(frozen=True)
-class RemoteFile:
-    """One file of a repository, as the hub describes it: large files have `sha256`, others `git_sha1` (of the git blob)."""
-
-    path: str
-    size: int
-    sha256: str | None
-    git_sha1: str | None
-
-
-@dataclass(frozen=True)
-class Listing:
-    """The data files of a repository at one commit."""
-
-    repository: str
-    revision: str
-    """the commit"""
-    license: str | None
-    files: tuple[RemoteFile, ...]
+_THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 
 
 def offline() -> bool:
@@ -63,18 +42,6 @@ def offline() -> bool:
 def endpoint() -> str:
     """Return HF_ENDPOINT, or the address of the public hub."""
     return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
-
-
-def data_suffixes() -> tuple[str, ...]:
-    """Return the suffixes of data files, also with .gz: those our readers open, except .md (a data set's card)."""
-    return tuple(suffix for suffix in SUFFIXES if suffix != ".md")
-
-
-def is_data_file(path: str) -> bool:
-    """Return whether our readers could open this file: never a script, a card, or a hidden file."""
-    pure = PurePosixPath(path)
-    hidden = any(part.startswith(".") and part != ".." for part in pure.parts)  # for ".." see is_safe_path
-    return not hidden and pure.name not in _NOT_DATA and pure.name.lower().removesuffix(".gz").endswith(data_suffixes())
 
 
 @dataclass
@@ -90,26 +57,31 @@ class Hub:
         if offline():
             what = "HF_HUB_OFFLINE is set, so nothing is downloaded"
             raise UserError(what, where="HF_HUB_OFFLINE", fix="unset HF_HUB_OFFLINE", code=RESOURCES)
+        self.rate = pace.lowest_rate()
         seconds = _seconds("HF_HUB_DOWNLOAD_TIMEOUT")
-        self._timeout = _seconds("HF_HUB_ETAG_TIMEOUT")
+        self._to_list = _seconds("HF_HUB_ETAG_TIMEOUT")
         try:
             import httpx2
-            import huggingface_hub.constants
-            import huggingface_hub.errors
+            import huggingface_hub
         except ImportError as error:
             what = f"downloading needs huggingface_hub 2 or newer, which is not installed ({error.name})"
             raise UserError(what, fix=EXTRA, code=RESOURCES) from error
-        # otherwise it requests a list of agents from the hub, and sends the version of torch
-        huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True
-        self.transport_error: type[Exception] = httpx2.TransportError
+        self.transport_error: type[Exception] = httpx2.RequestError
         self._library = huggingface_hub
-        self.host = urlsplit(self.endpoint).hostname or ""
-        if urlsplit(self.endpoint).scheme not in ("http", "https") or not self.host:
-            what, fix = f"HF_ENDPOINT {self.endpoint!r} is not a URL", "set it to a URL such as https://huggingface.co"
-            raise UserError(what, where="HF_ENDPOINT", fix=fix)
+        try:
+            self.origin = _origin(self.endpoint)
+        except ValueError as error:
+            what, fix = (
+                f"HF_ENDPOINT {preview(self.endpoint)}: {error}",
+                "set it to a URL such as https://huggingface.co",
+            )
+            raise UserError(what, where="HF_ENDPOINT", fix=fix) from None
+        self.host = self.origin[1]
+        self.token = _token(huggingface_hub.get_token())
         timeout = httpx2.Timeout(seconds, connect=min(seconds, _CONNECT_SECONDS))
         self._client = httpx2.Client(follow_redirects=False, timeout=timeout)
-        _check_reachable(self.endpoint)
+        self._begin_seconds = max(seconds, pace.WINDOW)
+        _check_reachable(self.origin)
 
     def close(self) -> None:
         self._client.close()
@@ -120,19 +92,23 @@ class Hub:
         Raises:
             UserError: no such data set or revision, or a token is needed (USAGE); not the answer of a hub (RESOURCES).
         """
-        api = self._library.HfApi(endpoint=self.endpoint, library_name="tinyllm", library_version=__version__)
-        with self._errors(repository):
-            info = api.dataset_info(repository, revision=revision, files_metadata=True, timeout=self._timeout)
-        if not re.fullmatch(r"[0-9a-f]{40}", str(info.sha)):
-            raise self._not_a_hub(f"its commit is {preview(info.sha)}")
-        license = info.card_data.get("license") if info.card_data else None
-        files = []
-        for entry in info.siblings or ():
-            if is_data_file(entry.rfilename) and entry.size is not None:
-                sha256 = entry.lfs.sha256 if entry.lfs else None
-                files.append(RemoteFile(entry.rfilename, entry.size, sha256, None if sha256 else entry.blob_id))
-        text = license if license is None or isinstance(license, str) else ", ".join(map(str, license))
-        return Listing(repository, str(info.sha), text, tuple(files))
+        url = f"{self.endpoint}/api/datasets/{repository}/revision/{quote(revision or 'main', safe='')}?blobs=true"
+        found, measured = bytearray(), pace.Pace(self.rate)
+        try:
+            with self.get(url, {}, timeout=self._to_list) as response:
+                for chunk in response.iter_bytes():
+                    found += chunk
+                    measured.add(len(chunk))
+                    if len(found) > answers.MAX_BYTES:
+                        raise self._not_a_hub(f"its answer is larger than {answers.MAX_BYTES:,} bytes")
+        except BadStatus as bad:
+            raise self.status_error(bad.status, bad.code, repository) from None
+        except (self.transport_error, pace.SlowError) as error:
+            raise unreachable(self.host, str(error) or type(error).__name__) from error
+        try:
+            return answers.parse(bytes(found), repository)
+        except ValueError as error:
+            raise self._not_a_hub(str(error)) from None
 
     def url(self, listing: Listing, path: str) -> str:
         """Return the URL of a file."""
@@ -141,42 +117,61 @@ class Hub:
         )
 
     @contextlib.contextmanager
-    def get(self, url: str, headers: dict[str, str]) -> Iterator[Any]:
-        """Send a GET request and follow redirects. Raises: BadStatus for an answer other than 200 and 206."""
-        token = self._library.get_token()
+    def get(self, url: str, headers: dict[str, str], timeout: float | None = None) -> Iterator[Any]:
+        """Send a GET request and follow redirects.
+
+        Raises:
+            BadStatus: an answer other than 200 and 206.
+            SlowError: no answer although the server sends something.
+            UserError: a redirect to where we do not go (RESOURCES).
+        """
         headers = {"User-Agent": f"tinyllm/{__version__}", "Accept-Encoding": "identity", **headers}
         for _ in range(_MAX_REDIRECTS):
-            is_hub = _origin(url) == _origin(self.endpoint)
-            sent = {**headers, "Authorization": f"Bearer {token}"} if token and is_hub else headers
-            with self._client.stream("GET", url, headers=sent) as response:
+            token = self.token if _origin(url) == self.origin else None
+            sent = {**headers, "Authorization": f"Bearer {token}"} if token else headers
+            with contextlib.closing(self._send(url, sent, timeout)) as response:
                 if response.status_code not in (301, 302, 303, 307, 308):
                     if response.status_code not in (200, 206):
-                        raise BadStatus(response.status_code)
+                        raise BadStatus(response.status_code, response.headers.get("X-Error-Code", ""))
                     yield response
                     return
-                target = urljoin(url, response.headers.get("Location", ""))
-            if urlsplit(url).scheme == "https" and urlsplit(target).scheme != "https":
-                what = f"a redirect from https to {preview(target)} was not followed"
-                raise UserError(
-                    what, where=self.host, fix="check the network: another server answers in place of the hub"
-                )
-            url = target
+                url = self._redirected(url, response.headers.get("Location", ""))
         raise UserError(f"more than {_MAX_REDIRECTS} redirects", where=self.host, fix="try again later", code=RESOURCES)
 
-    # --- errors ------------------------------------------------------------------------------------------------------------------
+    def _send(self, url: str, headers: dict[str, str], timeout: float | None) -> Any:
+        """Return the response once its headers have come. In a thread: a header of one byte every few seconds never times out."""
+        found: list[Any] = []
+        done = threading.Event()
+        more: dict[str, Any] = {} if timeout is None else {"timeout": timeout}
 
-    @contextlib.contextmanager
-    def _errors(self, repository: str) -> Iterator[None]:
-        errors = self._library.errors
+        def send() -> None:
+            try:
+                found.append(
+                    self._client.send(self._client.build_request("GET", url, headers=headers, **more), stream=True)
+                )
+            except Exception as error:
+                found.append(error)
+            done.set()
+
+        threading.Thread(target=send, daemon=True).start()
+        if not done.wait(self._begin_seconds):
+            raise pace.SlowError(self.rate)
+        if isinstance(found[0], Exception):
+            raise found[0]
+        return found[0]
+
+    def _redirected(self, url: str, location: str) -> str:
         try:
-            yield
-        except errors.HfHubHTTPError as error:
-            code = error.response.headers.get("X-Error-Code", "")
-            raise self.status_error(error.response.status_code, code, repository) from error
-        except self.transport_error as error:
-            raise unreachable(self.host, str(error) or type(error).__name__) from error
-        except (errors.HFValidationError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise self._not_a_hub(str(error).partition("\n")[0]) from error
+            target = urljoin(url, location)
+            if _origin(target)[0] != "https" and _origin(url)[0] == "https":
+                raise ValueError("it is not https")
+        except ValueError as error:
+            what = f"a redirect to {preview(location, 80)} was not followed: {error}"
+            fix = "check the network: another server answers in place of the hub"
+            raise UserError(what, where=self.host, fix=fix, code=RESOURCES) from None
+        return target
+
+    # --- errors ------------------------------------------------------------------------------------------------------------------
 
     def _not_a_hub(self, why: str) -> UserError:
         fix = "unset HF_ENDPOINT, or check the network"
@@ -184,7 +179,6 @@ class Hub:
 
     def status_error(self, status: int, code: str, what: str) -> UserError:
         """Return the error for a status of 400 or more; `code` is the hub's X-Error-Code."""
-        token = self._library.get_token()
         if code == "RevisionNotFound":
             status = -1
         elif code == "GatedRepo":
@@ -193,7 +187,7 @@ class Hub:
             why = "too many requests" if status == 429 else f"answer {status}"
             return UserError(f"the hub refused: {why}", where=self.host, fix="try again later", code=RESOURCES)
         why, with_token, without = _STATUS_ERRORS[status]
-        fix = (with_token if token else without).format(page=f"{self.endpoint}/datasets/{what}")
+        fix = (with_token if self.token else without).format(page=f"{self.endpoint}/datasets/{what}")
         return UserError(f"{what}: {why}", where=self.host, fix=fix)
 
 
@@ -223,11 +217,11 @@ def _seconds(name: str) -> float:
 
 
 class BadStatus(Exception):  # noqa: N818 (often only counted)
-    """An HTTP status other than 200 and 206."""
+    """An HTTP status other than 200 and 206, and the hub's X-Error-Code."""
 
-    def __init__(self, status: int):
+    def __init__(self, status: int, code: str = ""):
         super().__init__(status)
-        self.status = status
+        self.status, self.code = status, code
 
 
 def unreachable(host: str, why: str) -> UserError:
@@ -236,14 +230,13 @@ def unreachable(host: str, why: str) -> UserError:
     return UserError(f"{host} cannot be reached: {why}", where=host, fix=fix, code=RESOURCES)
 
 
-def _check_reachable(url: str) -> None:
+def _check_reachable(origin: tuple[str, str, int]) -> None:
     """Open a connection with a short timeout: name servers and unreachable addresses may take minutes to fail.
 
     Skipped behind a proxy, which would only be reached itself. Raises: UserError (RESOURCES).
     """
-    parts = urlsplit(url)
-    host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
-    if parts.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(host):
+    scheme, host, port = origin
+    if scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(host):
         return
     failed: list[str] = []
     done = threading.Event()
@@ -253,6 +246,8 @@ def _check_reachable(url: str) -> None:
             socket.create_connection((host, port), timeout=_CONNECT_SECONDS).close()
         except OSError as error:
             failed.append(error.strerror or str(error))
+        except UnicodeError as error:  # a host name that DNS cannot hold
+            failed.append(str(error))
         done.set()
 
     threading.Thread(target=connect, daemon=True).start()
@@ -262,13 +257,19 @@ def _check_reachable(url: str) -> None:
         raise unreachable(host, failed[0])
 
 
-def is_safe_path(path: str) -> bool:
-    """Return whether a path from the network stays inside the folder it is joined to, on every operating system."""
-    parts = path.split("/")
-    plain = all(part not in ("", ".", "..") for part in parts)
-    return plain and not re.search(r'[\\:\x00-\x1f\x7f*?"<>|]', path)
-
-
-def _origin(url: str) -> tuple[str, str, int | None]:
+def _origin(url: str) -> tuple[str, str, int]:
+    """Return scheme, host and port. Raises: ValueError, with the reason, for a URL that is malformed or not encrypted."""
     parts = urlsplit(url)
-    return parts.scheme, (parts.hostname or "").lower(), parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    host, port = (parts.hostname or "").lower(), parts.port  # of both, reading may raise
+    if parts.scheme not in ("http", "https") or not host:
+        raise ValueError("it is not a URL")
+    if parts.scheme == "http" and host not in _THIS_MACHINE:
+        raise ValueError("it is not https")
+    return parts.scheme, host, port or {"http": 80, "https": 443}[parts.scheme]
+
+
+def _token(text: str | None) -> str | None:
+    if text and not (text.isascii() and text.isprintable()):
+        what = "the token has characters that no token has"
+        raise UserError(what, where="HF_TOKEN", fix="set HF_TOKEN to a valid token, or unset it")
+    return text

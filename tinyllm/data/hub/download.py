@@ -12,7 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
-from tinyllm.data.hub.api import BadStatus, Hub, Listing, RemoteFile
+from tinyllm.data.hub.answers import Listing, RemoteFile
+from tinyllm.data.hub.api import BadStatus, Hub
+from tinyllm.data.hub.pace import Pace, SlowError
 from tinyllm.errors import INTEGRITY, RESOURCES, UserError
 from tinyllm.io.files import writing
 
@@ -29,8 +31,8 @@ def fetch(hub: Hub, listing: Listing, remote: RemoteFile, to: Path, progress: Ca
         progress: called with the number of bytes that are on disk.
 
     Raises:
-        UserError: the connection failed repeatedly or the disk is full (RESOURCES; partial data are kept); another size or
-            checksum than the hub's (INTEGRITY; the data are removed).
+        UserError: the connection failed or was too slow repeatedly, or the disk is full (RESOURCES; partial data are kept); another
+            size or checksum than the hub's (INTEGRITY; the data are removed).
     """
     checksum = remote.sha256 or remote.git_sha1
     if not checksum:
@@ -95,16 +97,16 @@ class _Checksums:
 
 
 def _fill(hub: Hub, url: str, file: IO[bytes], sums: _Checksums, progress: Callable[[int], None]) -> None:
-    """Download until the file has its size. Only consecutive attempts without a byte count as failures."""
-    delays = list(_RETRY_DELAYS)
+    """Download until the file has its size. Consecutive attempts below the lowest rate, or without new bytes, count as failures."""
+    delays, furthest = list(_RETRY_DELAYS), sums.size
     progress(sums.size)
     while sums.size < sums.remote.size:
-        before = sums.size
-        why = _attempt(hub, url, file, sums, progress)
+        pace = Pace(hub.rate)
+        why = _attempt(hub, url, file, sums, progress, pace)
         if sums.size >= sums.remote.size:
             return
-        if sums.size > before:
-            delays = list(_RETRY_DELAYS)
+        if pace.is_sufficient() and sums.size > furthest:  # a server that starts over each time gets no further
+            delays, furthest = list(_RETRY_DELAYS), sums.size
         if not delays:
             what = f"{sums.remote.path}: {sums.size:,} of {sums.remote.size:,} bytes received, then {why}"
             fix = "run the same command again, it resumes from there"
@@ -112,7 +114,7 @@ def _fill(hub: Hub, url: str, file: IO[bytes], sums: _Checksums, progress: Calla
         time.sleep(delays.pop(0))
 
 
-def _attempt(hub: Hub, url: str, file: IO[bytes], sums: _Checksums, progress: Callable[[int], None]) -> str:
+def _attempt(hub: Hub, url: str, file: IO[bytes], sums: _Checksums, progress: Callable[[int], None], pace: Pace) -> str:
     """Download as much as possible in one request; return the reason why it ended."""
     headers = {"Range": f"bytes={sums.size}-"} if sums.size else {}
     try:
@@ -125,11 +127,12 @@ def _attempt(hub: Hub, url: str, file: IO[bytes], sums: _Checksums, progress: Ca
                 progress(sums.size)
                 if sums.size > sums.remote.size:
                     break
-    except hub.transport_error as error:
+                pace.add(len(chunk))
+    except (hub.transport_error, SlowError) as error:
         return str(error) or type(error).__name__
     except BadStatus as bad:
         if bad.status < 500 and bad.status not in _RETRIABLE:
-            raise hub.status_error(bad.status, "", sums.remote.path) from None
+            raise hub.status_error(bad.status, bad.code, sums.remote.path) from None
         if bad.status == 416:  # the range starts after the end: what is there is not the beginning of this file
             _restart(file, sums)
         return f"answer {bad.status}"

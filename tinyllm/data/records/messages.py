@@ -1,30 +1,33 @@
 """Messages in the notations in use: role and content, or from and value; content parts, tool calls, reasoning.
 
-Tool calls become the assistant's text, one line of JSON each. Reasoning precedes the answer in <think>. Left out: images and
-sound, and turns excluded from training; both are refused.
+Tool calls become the assistant's text, one line of JSON each. Reasoning precedes the answer in <think>. Answers that are excluded
+from training keep the weight 0. Left out: images and sound, and weights other than 0 and 1; both are refused.
 """
 
 from __future__ import annotations
 
 import difflib
-import json
-from contextlib import suppress
 from typing import Any
 
+from tinyllm.data.records.calls import CALLS, call_texts, results_are_out_of_order
 from tinyllm.data.records.turns import Note, list_columns, text_of
 from tinyllm.data.records.types import Row
 from tinyllm.data.sources.errors import BadRow, preview
-from tinyllm.data.sources.json_rows import parse
-from tinyllm.text.chat import OTHER_NAMES, ROLES, Message
+from tinyllm.text.chat import OTHER_NAMES, ROLES, Message, trimmed
 
 ROLE_NAMES = {role: role for role in ROLES} | OTHER_NAMES
 ROLE_NAMES |= {"developer": "system", "chatgpt": "assistant", "ai": "assistant", "ipython": "tool"}
 ROLE_NAMES |= {"function_call": "assistant", "tool_call": "assistant"}
 ROLE_NAMES |= {"function": "tool", "function_response": "tool", "tool_response": "tool"}
-_CALLS = ("tool_calls", "function_call")
-_REASONING = ("reasoning_content", "reasoning", "thinking")  # DeepSeek, OpenRouter, Ollama
-_TRAINED = {"weight": 1, "train": True}  # OpenAI's and axolotl's switch: the value of a turn that is trained on
-_KNOWN_KEYS = {"role", "content", "from", "value", *_CALLS, *_REASONING, *_TRAINED}
+_REASONING = ("reasoning_content", "thinking", "reasoning")  # DeepSeek, Ollama, OpenRouter; vLLM writes two alike
+_SWITCHES = (
+    "weight",
+    "train",
+    "loss",
+)  # OpenAI's and Mistral's, axolotl's, ms-swift's: whether an answer is trained on
+_PARTLY = "train_detail"  # axolotl's: parts of an answer
+_MEDIA_PARTS = ("image", "image_url", "audio", "input_audio", "video", "video_url", "file")
+_KNOWN_KEYS = {"role", "content", "from", "value", *CALLS, *_REASONING, *_SWITCHES, _PARTLY}
 
 
 def parse_messages(value: Any, path: str, note: Note) -> list[Message]:
@@ -37,14 +40,17 @@ def parse_messages(value: Any, path: str, note: Note) -> list[Message]:
     """
     if not isinstance(value, list):
         raise BadRow("wrong type", f"{path}: expected a list of messages, found {preview(value)}")
-    return [parse_message(turn, f"{path}[{i}]", note) for i, turn in enumerate(value)]
+    messages = [parse_message(turn, f"{path}[{i}]", note) for i, turn in enumerate(value)]
+    if results_are_out_of_order(value):
+        note("tool results in another order than their calls: the model is not shown tool_call_id")
+    return messages
 
 
 def parse_message(turn: Any, path: str, note: Note) -> Message:
     if not isinstance(turn, dict):
         raise BadRow("wrong type", f"{path}: expected an object with role and content, found {preview(turn)}")
     role_key, text_key = ("from", "value") if "from" in turn or "value" in turn else ("role", "content")
-    calls = any(turn.get(key) for key in _CALLS)
+    calls = any(turn.get(key) for key in CALLS)
     for key in (role_key, text_key):
         if key not in turn and not (key == "content" and calls):
             raise BadRow("missing column", f"{path}: no {key!r}; found: {list_columns(turn)}")
@@ -54,18 +60,32 @@ def parse_message(turn: Any, path: str, note: Note) -> Message:
         hint = f"; did you mean {close[0]!r}?" if close else ""
         what = f"{path}.{role_key}: expected one of {', '.join(ROLES)}, found {preview(turn[role_key])}{hint}"
         raise BadRow("unknown role", what)
-    _check_keys(turn, path, note)
-    return Message(role=role, content=_content(turn, text_key, path, note))
+    _note_other_keys(turn, note)
+    message = Message(role=role, content=_content(turn, text_key, path, note))
+    if not _is_trained(turn, role, path, note):
+        message["weight"] = 0
+    return message
 
 
-def _check_keys(turn: Row, path: str, note: Note) -> None:
-    """Raise BadRow for a turn excluded from training; note keys that are not read."""
-    for key, trained in _TRAINED.items():
-        if turn.get(key) is not None and turn[key] != trained:
-            what = (
-                f"{path}.{key}: {preview(turn[key])}; turns with a weight, or excluded from training, are not supported"
+def _is_trained(turn: Row, role: str, path: str, note: Note) -> bool:
+    """Return False for an answer that is excluded from training. Raises: BadRow for any other weight than 0 and 1."""
+    given = {key: turn[key] for key in _SWITCHES if turn.get(key) is not None}
+    for key, value in given.items():
+        is_switch = isinstance(value, bool) if key != "weight" else isinstance(value, int | float)
+        if not is_switch or value not in (0, 1) or (key == "weight" and isinstance(value, bool)):
+            allowed = "0 or 1" if key == "weight" else "true or false"
+            raise BadRow(
+                "turn with a weight", f"{path}.{key}: expected {allowed}, found {preview(value)}", f"write {allowed}"
             )
-            raise BadRow("turn with a weight", what, f"cut the conversation there, or remove {key!r}")
+    if turn.get(_PARTLY):
+        what = f"{path}.{_PARTLY}: parts of an answer cannot be excluded from training"
+        raise BadRow("turn with a weight", what, f"remove {_PARTLY!r}, or exclude the whole answer by weight: 0")
+    if role != "assistant" and any(given.values()):
+        note(f"{' and '.join(given)} of turns other than answers left out: only answers are trained on")
+    return role != "assistant" or all(given.values())
+
+
+def _note_other_keys(turn: Row, note: Note) -> None:
     others = sorted(preview(key)[1:-1] for key, value in turn.items() if key not in _KNOWN_KEYS and value is not None)
     if others:
         note(f"keys of messages left out: {', '.join(others[:6])}")
@@ -75,15 +95,15 @@ def _content(turn: Row, key: str, path: str, note: Note) -> str:
     value = turn.get(key)
     if isinstance(value, list):
         value = "".join(_part(part, f"{path}.{key}[{i}]") for i, part in enumerate(value))
-    calls = _calls(turn, path)
+    calls = call_texts(turn, path, note)
     if value is None and calls:
         value = ""
     if not isinstance(value, str):
         raise BadRow("wrong type", f"{path}.{key}: expected a text, found {preview(value)}")
     reasoning = [text_of(turn, key, f"{path}.") for key in _REASONING if turn.get(key)]
-    if reasoning:
+    if reasoning := list(dict.fromkeys(reasoning)):
         note("reasoning placed before its answer, in <think>")
-        value = "".join(f"<think>\n{text.strip()}\n</think>\n\n" for text in reasoning) + value
+        value = "".join(f"<think>\n{trimmed(text)}\n</think>\n\n" for text in reasoning) + value
     return "\n".join([*([value] if value else []), *calls])
 
 
@@ -92,31 +112,12 @@ def _part(part: Any, path: str) -> str:
     if not isinstance(part, dict) or part.get("type") != "text":
         kind = part.get("type") if isinstance(part, dict) else part
         raise BadRow("not text only", f"{path}: expected a part of type 'text', found {preview(kind)}")
+    for key in _MEDIA_PARTS:
+        if part.get(key):
+            raise BadRow("not text only", f"{path}.{key}: {preview(part[key])}; only text is supported")
     if "text" not in part:
         raise BadRow("missing column", f"{path}: no 'text'; found: {list_columns(part)}")
     return text_of(part, "text", f"{path}.")
-
-
-def _calls(turn: Row, path: str) -> list[str]:
-    """Return the tool calls, one line of JSON each: `{"name": …, "arguments": {…}}`."""
-    calls = turn.get("tool_calls") or []
-    if not isinstance(calls, list):
-        raise BadRow("wrong type", f"{path}.tool_calls: expected a list of calls, found {preview(calls)}")
-    located = [(f"{path}.tool_calls[{i}]", call) for i, call in enumerate(calls)]
-    if turn.get("function_call"):
-        located.append((f"{path}.function_call", turn["function_call"]))
-    return [_call(call, location) for location, call in located]
-
-
-def _call(call: Any, path: str) -> str:
-    call = call.get("function", call) if isinstance(call, dict) else call
-    if not isinstance(call, dict) or not isinstance(call.get("name"), str):
-        raise BadRow("wrong type", f"{path}: expected an object with name and arguments, found {preview(call)}")
-    fields = {key: value for key, value in call.items() if value is not None}
-    if isinstance(fields.get("arguments"), str):  # OpenAI writes JSON as a text; text that is not JSON stays as it is
-        with suppress(BadRow):
-            fields["arguments"] = parse(fields["arguments"])
-    return json.dumps(fields, ensure_ascii=False)
 
 
 def column_messages(row: Row, column: str, role: str, note: Note) -> list[Message]:

@@ -9,21 +9,26 @@ Left out: shuffling and sequence lengths (batches), mixing weights, downloads.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from tinyllm.data.config import DataConfig
+from tinyllm.data.records.cells import typed
 from tinyllm.data.records.detect import detect, missing_column, rename_columns, wrong_kind
 from tinyllm.data.records.formats import FORMATS, KIND_ALIASES, KINDS, TITLES
+from tinyllm.data.records.nulls import CallSurvey, survey_calls, without_added_nulls
 from tinyllm.data.records.report import FileReport, Report
 from tinyllm.data.records.turns import Dropped
-from tinyllm.data.records.types import Record
+from tinyllm.data.records.types import Prompt, Record
+from tinyllm.data.sources.encodings import ENCODINGS, canonical
 from tinyllm.data.sources.errors import SKIP_ROWS, BadRow, preview
 from tinyllm.data.sources.files import Source
 from tinyllm.data.sources.paths import expand, is_pipe, skipped_files
-from tinyllm.data.sources.rows import TEXT_FORMATS, layout, rows
-from tinyllm.data.sources.streams import ENCODINGS
+from tinyllm.data.sources.rows import CELLS, TEXT_FORMATS, layout, rows
 from tinyllm.errors import UserError
 
 MAX_FILES_CHECKED = 100  # by `Reader.check_first_records`
@@ -40,10 +45,11 @@ class Reader:
         columns: Mapping[str, str],
         on_bad_line: str,
         encoding: str,
+        delimiter: str | None = None,
     ):
         self.paths, self.skipped_files = tuple(expand(sources)), skipped_files(sources)
         self.kind, self.format, self.columns = kind, format, dict(columns)
-        self.on_bad_line, self.encoding = on_bad_line, encoding
+        self.on_bad_line, self.encoding, self.delimiter = on_bad_line, encoding, delimiter
         self.report = Report(kind)
         self._source: Source | None = None
         self._pipes_read: set[Path] = set()
@@ -96,17 +102,19 @@ class Reader:
         file = FileReport(source.name, self.format or "", notes=source.notes)
         report.files.append(file)
         text_format = (self.format or "") if self.kind == "documents" and self.format in TEXT_FORMATS else ""
-        if not self.format and layout(source) == "text":
+        found = "text" if text_format else layout(source, self.delimiter)
+        if not self.format and found == "text":
             file.format = "text"
             if self.kind != "documents" and source.head.strip():
                 raise wrong_kind(self.kind, "documents", "plain text", source.name)
-        for location, row in rows(source, text_format):
+        calls = cache(partial(self._survey_calls, source, found))
+        for location, row in rows(source, text_format, self.delimiter):
             file.rows += 1
             repairs: list[str] = []
             try:
                 if isinstance(row, BadRow):
                     raise row
-                records = self._convert(file, row, location, repairs)
+                records = self._convert(file, self._columns(row, found), location, repairs, calls)
             except BadRow as bad:
                 self._refuse(bad, location, report)
             except Dropped as dropped:
@@ -127,8 +135,28 @@ class Reader:
             raise UserError(bad.detail, where=location, fix=bad.fix or f"fix it, or {SKIP_ROWS}") from bad
         report.drop(bad.reason, location or bad.detail, bad.fix)
 
-    def _convert(self, file: FileReport, row: dict[str, Any] | str, location: str, repairs: list[str]) -> list[Record]:
+    def _columns(self, row: dict[str, Any] | str, found: str) -> dict[str, Any]:
+        """Return a row of a file in the layout `found`, with our column names and, of a table, with values for its cells."""
         row = {"text": row} if isinstance(row, str) else rename_columns(row, self.columns)
+        return typed(row, self.kind) if found in CELLS else row
+
+    def _survey_calls(self, source: Source, found: str) -> CallSurvey:
+        def read(again: Source) -> Iterator[dict[str, Any]]:
+            for _, row in rows(again, delimiter=self.delimiter):
+                if not isinstance(row, BadRow):
+                    with suppress(BadRow):  # reported when its turn comes
+                        yield self._columns(row, found)
+
+        return survey_calls(source, self.encoding, read)
+
+    def _convert(
+        self,
+        file: FileReport,
+        row: dict[str, Any],
+        location: str,
+        repairs: list[str],
+        calls: Callable[[], CallSurvey],
+    ) -> list[Record]:
         if not file.format:
             file.format = detect(self.kind, row, location)
         chosen = FORMATS[self.kind][file.format]
@@ -138,7 +166,13 @@ class Reader:
                 other = next(name for name in chosen.lacks if name in row)
                 raise BadRow("another format", f"unexpected column {other!r} in a file of the format {file.format!r}")
             raise missing_column(missing, chosen.needs, row, location)
-        records = chosen.convert(row, repairs.append)
+        try:
+            records = chosen.convert(without_added_nulls(row, calls, repairs.append), repairs.append)
+        except RecursionError as e:
+            what = "lists or objects nested too deeply"
+            raise BadRow("nested too deeply", what, "store them as JSON in a text") from e
+        if self.kind == "prompts":
+            records = [replace(record, place=location) for record in records if isinstance(record, Prompt)]
         if self.kind != "prompts":  # which keep all columns, for the rewards
             file.ignore(name for name, value in row.items() if value is not None and name not in chosen.columns)
         return records
@@ -152,6 +186,7 @@ def read_records(
     field: Mapping[str, str] | None = None,
     on_bad_line: str = "error",
     encoding: str = "utf-8",
+    delimiter: str | None = None,
 ) -> Reader:
     """Open data sources for reading; nothing is read before iteration.
 
@@ -162,12 +197,13 @@ def read_records(
         field: our column name: the name in the files, as in `{"text": "body"}`.
         on_bad_line: `error`, or `skip` to drop bad rows. Valid rows that cannot be trained on are always dropped.
         encoding: of the files, one of `ENCODINGS`.
+        delimiter: of tables, one of `DELIMITERS`; by default detected.
 
     Raises:
         UserError: at once for an unknown source, kind, format or field; on iteration for a bad row (with file and line), an
             empty file, data of another kind, and where no record is left.
     """
-    kind = KIND_ALIASES.get(kind, kind)
+    kind, encoding = KIND_ALIASES.get(kind, kind), str(canonical(encoding))
     _check_choice(kind, KINDS, "kind of data")
     _check_choice(on_bad_line, ("error", "skip"), "value of data.on_bad_line")
     _check_choice(encoding, ENCODINGS, "value of data.encoding")
@@ -176,7 +212,7 @@ def read_records(
     for name in field or {}:
         columns = {column for known in FORMATS[kind].values() for column in known.columns}
         _check_choice(name, tuple(sorted(columns)), f"column of {TITLES[kind]} that data.field can name")
-    return Reader(sources, kind, format, field or {}, on_bad_line, encoding)
+    return Reader(sources, kind, format, field or {}, on_bad_line, encoding, delimiter)
 
 
 def configured_reader(
@@ -194,6 +230,7 @@ def configured_reader(
         field=data.field,
         on_bad_line=on_bad_line or data.on_bad_line,
         encoding=data.encoding,
+        delimiter=data.delimiter,
     )
 
 

@@ -8,10 +8,11 @@ from typing import Any
 
 from tinyllm.data.records.formats import TITLES
 from tinyllm.data.sources.errors import SKIP_ROWS, preview
+from tinyllm.data.sources.paths import TABLES
 from tinyllm.errors import UserError, escape_unprintable
 
 MAX_LOCATIONS = 5  # remembered for each reason
-_MAX_FILES = 10  # described one by one
+MAX_FILES, FIRST_FILES = 10, 3  # files described one by one; of more files, the first ones
 _MAX_COLUMNS = 40  # remembered of the ignored ones
 
 
@@ -80,15 +81,27 @@ class Report:
     def lines(self) -> list[str]:
         """Return the report for a person, one line for each fact."""
         title = TITLES[self.kind]
-        found = [file.line(title) for file in self.files[:_MAX_FILES]]
-        if rest := self.files[_MAX_FILES:]:
+        shown = len(self.files) if len(self.files) <= MAX_FILES else FIRST_FILES
+        found = [file.line(title) for file in self.files[:shown]]
+        if rest := self.files[shown:]:
             formats = ", ".join(sorted({file.format for file in rest}))
             found.append(f"{len(rest):,} more files: {sum(f.records for f in rest):,} {title}, format {formats}")
         if self.skipped_files:
-            found.append(f"skipped, not data files by their names: {_names(self.skipped_files)}")
+            found.append(skipped_line(self.skipped_files))
         for verb, tallies in (("dropped", self.dropped), ("repaired", self.repaired)):
             found += [f"{verb} {tally.count:,}: {what}{_joined(tally.locations)}" for what, tally in tallies.items()]
         return [escape_unprintable(line) for line in found]
+
+    def merge(self, other: Report) -> None:
+        """Add the files and events of another pass."""
+        self.files += other.files
+        self.records += other.records
+        self.skipped_files += other.skipped_files
+        for own, tallies in ((self.dropped, other.dropped), (self.repaired, other.repaired)):
+            for what, tally in tallies.items():
+                known = own.setdefault(what, Tally(fix=tally.fix))
+                known.count += tally.count
+                known.locations = [*known.locations, *tally.locations][:MAX_LOCATIONS]
 
     def no_records(self) -> UserError:
         """Return the error for data of which no record is left."""
@@ -100,6 +113,22 @@ class Report:
         most = max(self.dropped.values(), key=lambda tally: tally.count, default=Tally())
         fix = most.fix.removesuffix(f", or {SKIP_ROWS}") or "fix the rows named above"
         return UserError(f"0 {TITLES[self.kind]} in {names}: all rows were dropped{reasons}", fix=fix)
+
+
+def first_files(lines: Sequence[str]) -> tuple[list[str], str]:
+    """Return the texts of the files that are described one by one, and `N more files` for the others, or nothing."""
+    shown = len(lines) if len(lines) <= MAX_FILES else FIRST_FILES
+    return list(lines[:shown]), f"{len(lines) - shown:,} more files" if lines[shown:] else ""
+
+
+def skipped_line(files: Sequence[str]) -> str:
+    """Return the line that names the files of a folder that are not read: those of other names, and tables beside other files."""
+    files = [name if len(name) <= 58 else f"…{name[-57:]}" for name in files]  # the end tells more than the folders
+    tables = [name for name in files if name.lower().removesuffix(".gz").endswith(TABLES)]
+    others = [name for name in files if name not in tables]
+    found = [f"not data files by their names: {_names(others)}"] * bool(others)
+    found += [f"tables beside other files, to be named one by one: {_names(tables)}"] * bool(tables)
+    return f"skipped, {'; '.join(found)}"
 
 
 def _joined(parts: Sequence[str]) -> str:

@@ -8,16 +8,14 @@ Left out: images and sound.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from tinyllm.data.records.types import Conversation, Messages, Pair, Record, Row, UnpairedPreference
+from tinyllm.data.records.calls import tools_text
+from tinyllm.data.records.types import Conversation, Messages, Note, Pair, Record, Row, UnpairedPreference
 from tinyllm.data.sources.errors import BadRow, preview
-from tinyllm.text.chat import Message
-
-Note = Callable[[str], None]
+from tinyllm.text.chat import Message, is_trained, trimmed
 
 
 class Dropped(Exception):  # noqa: N818 (not an error: counted)
@@ -77,10 +75,8 @@ def refuse_media(row: Mapping[str, Any]) -> None:
 def with_system(row: Row, messages: list[Message], note: Note) -> list[Message]:
     """Return the messages with the columns `system` and `tools` in the system turn."""
     parts = [optional_text(row, "system")]
-    if tools := row.get("tools"):
-        if not isinstance(tools, str | list | dict):
-            raise BadRow("wrong type", f"tools: expected a list of tools or a text, found {preview(tools)}")
-        parts.append("Tools:\n" + (tools if isinstance(tools, str) else json.dumps(tools, ensure_ascii=False)))
+    if tools := tools_text(row, note):
+        parts.append(f"Tools:\n{tools}")
         note("column tools added to the system turn")
     if messages and messages[0]["role"] == "system":
         parts, messages = [messages[0]["content"], *parts], messages[1:]
@@ -92,7 +88,10 @@ def _merge_consecutive(messages: list[Message], note: Note) -> list[Message]:
     merged: list[Message] = []
     for message in messages:
         if merged and merged[-1]["role"] == message["role"] != "tool":
-            merged[-1] = Message(role=message["role"], content=f"{merged[-1]['content']}\n\n{message['content']}")
+            if is_trained(merged[-1]) != is_trained(message):
+                what = "two assistant turns in a row, of which one is excluded from training, cannot be joined"
+                raise BadRow("turn with a weight", what, "give both the same weight, or put a user turn between them")
+            merged[-1] = message | {"content": f"{merged[-1]['content']}\n\n{message['content']}"}
             note("consecutive turns of one role joined by a blank line")
         else:
             merged.append(message)
@@ -118,6 +117,8 @@ def as_conversation(messages: list[Message], note: Note) -> Conversation:
         raise Dropped("no assistant turn")
     if not any(m["role"] == "assistant" and m["content"].strip() for m in messages):
         raise Dropped("empty answer")
+    if not any(map(is_trained, messages)):
+        raise Dropped("every answer is excluded from training")
     messages = drop_leading_answers(messages, note)
     empty = next((i for i, m in enumerate(messages) if _is_empty(m)), len(messages))
     kept = _merge_consecutive(messages[:empty], note)
@@ -141,7 +142,7 @@ def as_prompt(messages: list[Message], note: Note) -> Messages:
         raise Dropped("empty prompt")
     if messages[-1]["role"] not in ("user", "tool"):
         raise Dropped("the prompt does not end with a user turn")
-    return tuple(messages)
+    return tuple(Message(role=m["role"], content=m["content"]) for m in messages)  # no turn of a prompt is trained on
 
 
 def as_answer(messages: list[Message], note: Note) -> Messages:
@@ -154,6 +155,8 @@ def as_answer(messages: list[Message], note: Note) -> Messages:
         note("turns after the first answer left out")
     if _is_empty(messages[0]):
         raise Dropped("empty answer")
+    if not is_trained(messages[0]):
+        raise Dropped("the answer is excluded from training")
     return (messages[0],)
 
 
@@ -162,7 +165,7 @@ def as_pair(
 ) -> list[Record]:
     question = as_prompt(with_system(row, prompt, note), note)
     good, bad = as_answer(chosen, note), as_answer(rejected, note)
-    if good[0]["content"].strip() == bad[0]["content"].strip():
+    if trimmed(good[0]["content"]) == trimmed(bad[0]["content"]):
         raise Dropped("chosen equals rejected")
     return [Pair(question, good, bad, number_of(row, "margin"))]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +10,7 @@ from tinyllm.text.chat import Message
 
 Messages = tuple[Message, ...]
 Row = dict[str, Any]  # column: value
+Note = Callable[[str], None]  # is told of every repair
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,10 @@ class Prompt:
 
     messages: Messages
     columns: Row = field(default_factory=dict)
+    place: str = field(default="", compare=False)
+    """file and line"""
+    plain: bool = field(default=False, compare=False)
+    """the row gives it as a text, not as messages"""
 
 
 Record = Document | Conversation | Pair | UnpairedPreference | Prompt

@@ -12,9 +12,11 @@ import os
 import stat
 import sys
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from tinyllm.data.sources import encodings
 from tinyllm.data.sources.errors import FAILURES, SKIP_ROWS, BadRow, read_error, reading
 from tinyllm.data.sources.paths import open_binary
 from tinyllm.data.sources.streams import (
@@ -24,7 +26,7 @@ from tinyllm.data.sources.streams import (
     PrefixedReader,
     Utf8Reader,
     foreign_format,
-    guess_encoding,
+    is_workbook,
 )
 from tinyllm.errors import UserError
 
@@ -39,11 +41,13 @@ class Source:
         stream: a binary file with all of the content, `head` included.
         start: the byte offset of the first character.
         is_pipe: the source cannot be read again.
+        is_sheet: the source is an Excel workbook.
+        doubted: an encoding likelier than the one that the user named; empty if there is none.
         is_plain: the file on disk has the same bytes as `stream` (no gzip, no pipe), but for its encoding.
         notes: what was done to the content on the way, for the report.
 
     Args:
-        encoding: one of `streams.ENCODINGS`.
+        encoding: one of `encodings.ENCODINGS`.
 
     Raises: UserError for a file that cannot be opened, a device, a file of another program, damaged gzip data.
     """
@@ -72,13 +76,16 @@ class Source:
             self.is_plain = False
             content = io.BufferedReader(GzipReader(self._stored, self._hashing, self.name), HEAD)
         head = content.read(HEAD)
-        if known := foreign_format(head):
+        self.is_sheet = is_workbook(head, self.name)
+        if not self.is_sheet and (known := foreign_format(head)):
             raise UserError(f"this is {known[0]}, which is not supported", where=self.name, fix=known[1])
-        if self.encoding != "utf-8":
+        self.doubted = ""
+        if self.encoding != "utf-8" and not self.is_sheet:
+            self.doubted = encodings.doubted(head, self.encoding)
             encoded = io.BufferedReader(PrefixedReader(head, content), HEAD)
             content = io.BufferedReader(Utf8Reader(encoded, self.encoding, self.name), HEAD)
             head = content.read(HEAD)
-            self.notes.append(f"read as {self.encoding}")
+            self.notes.append(f"read as {self.encoding}" + f", but looks like {self.doubted}" * bool(self.doubted))
         self.start = 3 if head.startswith(codecs.BOM_UTF8) else 0
         if self.start:
             self.notes.append("byte order mark dropped")
@@ -89,6 +96,11 @@ class Source:
     def bytes_read(self) -> int:
         """Bytes read so far, as stored on disk."""
         return self._hashing.size
+
+    @cached_property
+    def likely_encoding(self) -> str:
+        """A guess from the first MiB; empty if there is none. Made once, since it takes as long as reading megabytes."""
+        return encodings.guess(self.head)
 
     def finish(self) -> tuple[str, int]:
         """Read what is left; return the sha256 and the size of the bytes as stored on disk."""
@@ -104,9 +116,12 @@ class Source:
             self._file.close()
 
 
+MAX_BLANK = 100_000  # blank lines in a row: nobody writes them, and a few megabytes of gzip hold billions
+
+
 def lines(source: Source) -> Iterator[tuple[str, int, str | BadRow]]:
-    """Yield (location, byte offset, line without its line end) for every line."""
-    offset, number = source.start, 0
+    """Yield (location, byte offset, line without its line end) for every line. Raises: UserError for `MAX_BLANK` blank lines in a row."""
+    offset, number, last_text = source.start, 0, 0
     try:
         for number, raw in enumerate(iter(lambda: source.stream.readline(MAX_ROW + 1), b""), 1):
             length = len(raw)
@@ -117,10 +132,21 @@ def lines(source: Source) -> Iterator[tuple[str, int, str | BadRow]]:
             else:
                 source.crlf += raw.endswith(b"\r\n")
                 line = _decode(source, raw.removesuffix(b"\n").removesuffix(b"\r"), offset)
+            if not raw.isspace():
+                last_text = number
+            elif number - last_text > MAX_BLANK:
+                raise _blank(source, number)
             yield f"{source.name}:{number}", offset, line
             offset += length
     except FAILURES as e:
         raise read_error(e, source.name, number + 1) from e
+
+
+def _blank(source: Source, number: int) -> UserError:
+    trim = "sed 's/[[:space:]]*$//'"  # cat -s takes a line with white space, or CR LF, for text
+    squeeze = f"{trim} FILE | cat -s > NEW" if source.is_plain else f"gzip -dc FILE | {trim} | cat -s | gzip > NEW"
+    what, where = f"more than {MAX_BLANK:,} blank lines in a row", f"{source.name}:{number}"
+    return UserError(what, where=where, fix=f"remove them: {squeeze}")
 
 
 def _decode(source: Source, raw: bytes, offset: int) -> str | BadRow:
@@ -144,7 +170,8 @@ def _skip_line(source: Source) -> int:
 def not_utf8(source: Source, byte: int, offset: int, *, can_skip: bool = True) -> BadRow:
     """Return the error for a byte that is not valid in the source's encoding; `can_skip`: reading may continue after it."""
     if source.encoding != "utf-8":
-        fix = "name another encoding" + f", or {SKIP_ROWS}" * can_skip
+        fix = "name another encoding" + f", perhaps --set data.encoding={source.doubted}" * bool(source.doubted)
+        fix += f", or {SKIP_ROWS}" * can_skip
         return BadRow(f"not {source.encoding}", f"not {source.encoding}: bytes without a character in it", fix)
     what = f"not UTF-8: byte 0x{byte:02x} at byte offset {offset}"
     return BadRow("not UTF-8", what, _fix_encoding(source, can_skip))
@@ -156,6 +183,6 @@ def not_text(source: Source, offset: int, *, can_skip: bool = True) -> BadRow:
 
 
 def _fix_encoding(source: Source, can_skip: bool) -> str:
-    guess = guess_encoding(source.head) if source.encoding == "utf-8" else ""
-    fix = f"name its encoding, perhaps --set data.encoding={guess}" if guess else "fix the file"
+    likely = source.likely_encoding if source.encoding == "utf-8" else ""
+    fix = f"name its encoding, perhaps --set data.encoding={likely}" if likely else "fix the file"
     return fix + f", or {SKIP_ROWS}" * can_skip

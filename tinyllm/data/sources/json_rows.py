@@ -38,7 +38,33 @@ def _constant(name: str) -> None:
     raise _Refused(f"{name} is not a JSON number")
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
+class SpelledFloat(float):
+    """A number whose `repr` differs from its spelling in the data, as 1.10, 1e5 or one with more digits than a float has."""
+
+    spelling: str
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if repr(value) != text:
+        value = SpelledFloat(value)
+        value.spelling = text
+    return value
+
+
+def to_json(value: Any) -> str:
+    """Return a parsed value as JSON on one line, as `json.dumps` does, with numbers spelled as in the data.
+
+    Raises: TypeError, ValueError for a value that JSON does not have.
+    """
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{to_json(str(key))}: {to_json(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(to_json, value)) + "]"
+    return value.spelling if isinstance(value, SpelledFloat) else json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=_number, parse_constant=_constant)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from tinyllm.data.sources.errors import reading
 from tinyllm.errors import UserError
 
 SUFFIXES = (".txt", ".md", ".jsonl", ".ndjson", ".json", ".parquet")  # read from folders, also with .gz
+TABLES = (".csv", ".tsv", ".xlsx")  # read from folders that hold nothing else: often they describe the other files
 _NO_DATA = ("readme", "license", "licence", "notice", "copying", "changelog")
 
 
@@ -36,9 +37,10 @@ def expand(sources: Sequence[str | Path]) -> list[Path]:
 
 def _expand(path: Path) -> list[Path]:
     if path.is_dir():
-        inside = sorted(filter(_is_data, _walk(path)))
+        inside = _data_files(path)
         if not inside:
-            raise UserError("0 data files in this folder", where=str(path), fix=f"put {', '.join(SUFFIXES)} in it")
+            what = f"put {', '.join((*SUFFIXES, *TABLES))} in it"
+            raise UserError("0 data files in this folder", where=str(path), fix=what)
         return inside
     if path.exists():  # a file, or a pipe such as /dev/stdin
         return [path]
@@ -65,15 +67,21 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def _is_data(path: Path) -> bool:
+def _data_files(folder: Path) -> list[Path]:
+    found = sorted(_walk(folder))
+    return [path for path in found if _is_data(path, SUFFIXES)] or [path for path in found if _is_data(path, TABLES)]
+
+
+def _is_data(path: Path, suffixes: tuple[str, ...]) -> bool:
     name = path.name.lower()
-    return name.partition(".")[0] not in _NO_DATA and name.removesuffix(".gz").endswith(SUFFIXES)
+    return name.partition(".")[0] not in _NO_DATA and name.removesuffix(".gz").endswith(suffixes)
 
 
 def skipped_files(sources: Sequence[str | Path]) -> list[str]:
     """Return the files in the folders among `sources` that `expand` leaves out, except hidden ones."""
     folders = [Path(s).expanduser() for s in sources if str(s) != "-" and Path(s).expanduser().is_dir()]
-    return [str(file) for folder in folders for file in sorted(_walk(folder)) if not _is_data(file)]
+    read = {path for folder in folders for path in _data_files(folder)}
+    return [str(file) for folder in folders for file in sorted(_walk(folder)) if file not in read]
 
 
 def is_pipe(path: Path) -> bool:

@@ -1,6 +1,6 @@
 """Raw streams between a file on disk and UTF-8 text: hashing, gzip, re-encoding, peeking at the head.
 
-Each wraps another stream. Left out: reading with a guessed encoding; a guess is only ever suggested to the user.
+Each wraps another stream.
 """
 
 from __future__ import annotations
@@ -9,16 +9,11 @@ import codecs
 import gzip
 import hashlib
 import io
-from typing import Any, Literal, get_args
+from typing import Any
 
 from tinyllm.errors import UserError
 
 HEAD = 1 << 20  # bytes that decide what a file holds; also the size of a read
-Encoding = Literal[
-    "utf-8", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be", "latin-1", "cp1252", "cp1251", "koi8-r",
-    "gb18030", "big5", "shift_jis", "euc-jp", "euc-kr",
-]  # fmt: skip
-ENCODINGS: tuple[str, ...] = get_args(Encoding)
 # English text shrinks to a third, a repeated line to about a hundredth.
 _BOMB_BYTES, _BOMB_RATIO = 64 << 20, 400
 
@@ -31,6 +26,10 @@ _FOREIGN = {
     b"BZh91AY&SY": ("compressed with bzip2", "unpack it: bzip2 -d FILE"),
     b"7z\xbc\xaf": ("a 7z archive", "unpack it and name the files in it"),
     b"ARROW1\x00\x00": ("an Arrow file", "write it as parquet or JSON lines, as in dataset.to_json(PATH)"),
+    b"\xd0\xcf\x11\xe0": (
+        "an Office file of before 2007 (.xls, .doc)",
+        "save it as CSV (UTF-8) or xlsx, or as plain text",
+    ),
     b"%PDF-": ("a PDF", "convert it to text: pdftotext FILE"),
     b"GGUF\x03\x00": ("a model in GGUF", "name a file of text or records"),
     b"SQLite format 3\x00": ("a SQLite database", "write its rows as JSON lines"),
@@ -38,11 +37,30 @@ _FOREIGN = {
 _TAR_AT, _TAR = 257, b"ustar"
 
 
+_ZIPPED = {  # by the names of the files inside
+    b"opendocument.spreadsheet": ("an OpenDocument spreadsheet", "save it as CSV (UTF-8) or as xlsx"),
+    b"opendocument.text": ("an OpenDocument text", "save it as plain text (UTF-8)"),
+    b"word/": ("a Word document", "save it as plain text (UTF-8)"),
+}
+
+
+def is_workbook(head: bytes, name: str) -> bool:
+    """Return whether a file is an Excel workbook (.xlsx)."""
+    return head.startswith(b"PK\x03\x04") and (b"xl/" in head or name.lower().endswith((".xlsx", ".xlsm")))
+
+
 def foreign_format(head: bytes) -> tuple[str, str] | None:
     """Return (what this is, how to convert it) for files of other programs, recognized by their first bytes."""
     if head[_TAR_AT : _TAR_AT + len(_TAR)] == _TAR:
         return "a tar archive", "unpack it and name the files in it: tar -xf FILE"
+    if head.startswith(b"PK\x03\x04") and (inside := next((known for m, known in _ZIPPED.items() if m in head), None)):
+        return inside
     return next((known for magic, known in _FOREIGN.items() if head.startswith(magic)), None)
+
+
+def is_bomb(size: int, stored: int) -> bool:
+    """Return whether `stored` bytes that unpack to `size` bytes or more are too many to be text."""
+    return size > _BOMB_BYTES and size > _BOMB_RATIO * stored
 
 
 class HashingReader(io.RawIOBase):
@@ -79,7 +97,7 @@ class GzipReader(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         count = self._zip.readinto(buffer)
         self._size += count
-        if self._size > _BOMB_BYTES and self._size > _BOMB_RATIO * self._counter.size:
+        if is_bomb(self._size, self._counter.size):
             what = f"{self._counter.size:,} bytes of gzip expand to {self._size:,} or more, too many for text"
             raise UserError(what, where=self._name, fix=f"if you trust the file, unpack it: gzip -dk {self._name}")
         return count
@@ -146,36 +164,3 @@ def _replace_invalid(error: UnicodeError) -> tuple[str, int]:
 
 
 codecs.register_error(_INVALID, _replace_invalid)
-
-
-def guess_encoding(head: bytes) -> str:
-    """Return the likely encoding of text that is not valid UTF-8; empty where most of it is UTF-8."""
-    if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
-        return "utf-32"
-    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return "utf-16"
-    even, odd = head[::2].count(0), head[1::2].count(0)
-    if 4 * max(even, odd) > len(head) // 2:  # every second byte of a Latin letter is zero
-        return "utf-16-le" if odd > even else "utf-16-be"
-    if not even and not odd:
-        read = head.decode("utf-8", "replace")
-        wrong = read.count("\ufffd")
-        if 2 * wrong < sum(char > "\x7f" for char in read):
-            return ""
-        return _guess_bytewise(head)
-    return ""
-
-
-def _guess_bytewise(head: bytes) -> str:
-    high = [byte for byte in head if byte > 0x7F]
-    if 3 * len(high) > len(head) and _decodes(head, "gb18030"):
-        return "gb18030"
-    return "cp1252" if any(byte < 0xA0 for byte in high) else "latin-1"
-
-
-def _decodes(head: bytes, encoding: str) -> bool:
-    try:
-        codecs.getincrementaldecoder(encoding)().decode(head)
-    except UnicodeDecodeError:
-        return False
-    return True

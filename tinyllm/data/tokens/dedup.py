@@ -33,7 +33,7 @@ def duplicate_positions(file: Path) -> Iterator[np.ndarray]:
         for start, keys in _blocks(file):
             chosen = np.flatnonzero(keys % np.uint64(passes) == number)  # keys are hashes: evenly spread
             unique, first = np.unique(keys[chosen], return_index=True)
-            new = ~np.isin(unique, seen, assume_unique=True)
+            new = ~np.isin(unique, seen, assume_unique=True, kind="sort")  # the table of numpy 2.0 overflows
             duplicate = np.ones(len(chosen), dtype=bool)
             duplicate[first[new]] = False
             seen = np.sort(np.concatenate([seen, unique[new]]))

@@ -15,7 +15,7 @@ import numpy as np
 
 from tinyllm.data.tokens import dedup
 from tinyllm.data.tokens.manifest import Removed, writing
-from tinyllm.data.tokens.preparation import FIELDS, SPLIT_HASHES, Chunk
+from tinyllm.data.tokens.preparation import FIELDS, SPLIT_HASHES, Chunk, split_hash
 
 KEPT, EXACT, NEAR = range(3)  # the status of a document
 
@@ -95,4 +95,18 @@ class DocumentTable:
             hashes = self.rows(chunk)["split_hash"][status[chunk.start : chunk.stop] == KEPT]
             lowest = min(lowest, int(hashes.min(initial=SPLIT_HASHES)))
             highest = max(highest, int(hashes.max(initial=0)))
-        return min(max(math.ceil(val_fraction * SPLIT_HASHES), lowest + 1), highest)
+        return split_threshold(lowest, highest, val_fraction)
+
+
+def split_threshold(lowest: int, highest: int, val_fraction: float) -> int:
+    """Return the hash below which documents are for validation, given the lowest and highest hash of all documents."""
+    return min(max(math.ceil(val_fraction * SPLIT_HASHES), lowest + 1), highest)
+
+
+def held_out_documents(texts: Iterable[str], val_fraction: float) -> list[str]:
+    """Return the documents that preparation puts into the validation split, each once."""
+    hashes = {text: split_hash(text) for text in texts if text}
+    if not hashes:
+        return []
+    threshold = split_threshold(min(hashes.values()), max(hashes.values()), val_fraction)
+    return [text for text, number in hashes.items() if number < threshold]

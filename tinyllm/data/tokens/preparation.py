@@ -60,6 +60,17 @@ def token_type(tokenizer: Encoder) -> np.dtype:
     return np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
 
 
+def split_hash(text: str) -> int:
+    """Return the number below SPLIT_HASHES that decides the split of a document."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 16
+
+
+def document_hashes(text: str) -> tuple[int, int]:
+    """Return `split_hash`, and the key by which exact duplicates are found: `split_hash` and `key` of FIELDS."""
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") >> 16, int.from_bytes(digest[8:16], "big")
+
+
 @dataclass(frozen=True)
 class Chunk:
     """A chunk on disk, and the numbers of its documents."""

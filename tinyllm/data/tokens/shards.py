@@ -10,7 +10,6 @@ Left out: appending, shuffling (`batches`), two `prepare` runs into one folder a
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,6 +27,7 @@ from tinyllm.data.tokens.manifest import MANIFEST, PREPARE, VERSION, File, Manif
 from tinyllm.data.tokens.memmap import SHARD_TOKENS, SplitWriter, Tokens
 from tinyllm.data.tokens.preparation import CHUNK_BYTES, ChunkEncoder, Encoder, token_type
 from tinyllm.errors import INTEGRITY, UserError
+from tinyllm.io import strict_json
 from tinyllm.io.files import sha256
 
 DEDUP = ("none", "exact", "near")
@@ -220,9 +220,8 @@ def _clear(work: Path) -> None:
 
 def _publish(work: Path, out: Path, manifest: Manifest) -> None:
     with writing(out):
-        with (work / "new" / MANIFEST).open("w", encoding="utf-8", newline="\n") as file:
-            json.dump(asdict(manifest), file, indent=2, sort_keys=True, ensure_ascii=False)
-            file.write("\n")
+        with (work / "new" / MANIFEST).open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
+            file.write(strict_json.dumps(asdict(manifest), indent=2, sort_keys=True, ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
         if out.exists():

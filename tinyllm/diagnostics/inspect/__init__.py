@@ -7,30 +7,25 @@ Splitting, tokenization and validation are the code of the training stages (`spl
 
 from __future__ import annotations
 
-import heapq
-from array import array
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from tinyllm.console import ProgressBar, show_reading
-from tinyllm.data import splits, tokenization, validation
+from tinyllm.data import tokenization, validation
 from tinyllm.data.records.formats import TITLES
 from tinyllm.data.records.report import Report
-from tinyllm.data.records.types import Record, messages_of, prompt_of
-from tinyllm.data.splits import BY_HASH, TRAIN, VAL, RecordSource
+from tinyllm.data.records.types import Record
+from tinyllm.data.splits import TRAIN, VAL, RecordSource
 from tinyllm.data.tokenization import LengthLimit, TokenizationReport
 from tinyllm.data.validation import Finding
 from tinyllm.diagnostics.inspect.figures import fit, lengths
 from tinyllm.diagnostics.inspect.rendered import shown
+from tinyllm.diagnostics.inspect.sample import SAMPLE, SAMPLE_CHARACTERS, Survey, size
 from tinyllm.diagnostics.inspect.tokenizer import Vocabulary
 from tinyllm.errors import UserError, escape_unprintable
+from tinyllm.rollout import checks
 from tinyllm.text.tokenizer import Tokenizer
 
-SAMPLE = 20_000  # largest number of records to tokenize
-SAMPLE_CHARACTERS = 64_000_000  # largest size of the sample
 _TOKENIZE: dict[str, Callable[..., tuple[list[Any], TokenizationReport]]] = {
     "documents": lambda *a: ([], tokenization.documents(*a)),
     "conversations": tokenization.conversations,
@@ -47,70 +42,6 @@ def world_options(config: Any, kind: str) -> dict[str, Any]:
 
 
 # --- one pass --------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Survey:
-    """Hashes of all records, and a sample of the records."""
-
-    max_records: int = SAMPLE
-    max_characters: int = SAMPLE_CHARACTERS
-    side: bytearray = field(default_factory=bytearray)
-    openings: array = field(default_factory=lambda: array("Q"))  # of records without a split
-    prompts: array = field(default_factory=lambda: array("Q"))
-    whole: array = field(default_factory=lambda: array("Q"))
-    sample: list[tuple[int, int, Record]] = field(default_factory=list)  # heap of (-key, -number, record)
-    characters: int = 0  # of the sample
-    val: np.ndarray = field(init=False)  # (N,) bool
-    keys: np.ndarray = field(init=False)  # (N,) uint64, of whole records
-    prompt_keys: np.ndarray = field(init=False)  # (N,) uint64
-
-    def add(self, side: str, record: Record) -> None:
-        """Add a record of `side` TRAIN, VAL, or SPLIT for one that `settle` will assign."""
-        messages = messages_of(record)
-        key, number = splits.text_hash(messages), len(self.side)
-        self.side.append((TRAIN, VAL, BY_HASH).index(side))
-        self.whole.append(key)
-        self.prompts.append(splits.text_hash(prompt_of(record)))
-        if side == BY_HASH:
-            self.openings.append(splits.text_hash(splits.opening_of(record)))
-        if len(self.sample) >= self.max_records and -key < self.sample[0][0]:
-            return
-        heapq.heappush(self.sample, (-key, -number, record))
-        self.characters += size(record)
-        while len(self.sample) > 1 and (len(self.sample) > self.max_records or self.characters > self.max_characters):
-            self.characters -= size(heapq.heappop(self.sample)[2])
-            self.max_records = min(self.max_records, max(1, len(self.sample)))
-
-    def settle(self, val_fraction: float) -> tuple[bool, tuple[int, int]]:
-        """Assign records that have no split. Return whether this was done by record instead of by prompt, and (held out, all)."""
-        found = np.frombuffer(self.side, np.uint8)
-        self.prompt_keys, self.keys = (np.array(kept, np.uint64) for kept in (self.prompts, self.whole))
-        open_ = found == 2
-        openings = np.array(self.openings, np.uint64)
-        held, by_record = splits.split_by_hash(openings, lambda: self.keys[open_], val_fraction)
-        self.val = found == 1
-        self.val[open_] = held
-        return by_record, (int(held.sum()), len(held))
-
-    def records(self, val: bool) -> list[Record]:
-        """Return the sampled records of one split, in the order of the data."""
-        return [record for _, number, record in sorted(self.sample, key=lambda s: -s[1]) if self.val[-number] == val]
-
-    def repeated(self) -> dict[str, int]:
-        """Count duplicates within each split, validation records also in train, and validation records whose prompt is also in train."""
-        train, val = self.keys[~self.val], self.keys[self.val]
-        return {
-            "train": len(train) - len(np.unique(train)),
-            "val": len(val) - len(np.unique(val)),
-            "val_in_train": int(np.isin(val, train).sum()),
-            "prompts_in_both": int(np.isin(self.prompt_keys[self.val], self.prompt_keys[~self.val]).sum()),
-        }
-
-
-def size(record: Record) -> int:
-    """Return the number of characters of a record."""
-    return sum(len(message["content"]) for message in messages_of(record))
 
 
 def survey(config: Any, kind: str) -> tuple[Survey, list[Report], list[Finding]]:
@@ -154,10 +85,14 @@ def run(config: Any, kind: str, verb: str, vocabulary: Vocabulary, *, shown: int
     Raises: UserError if the data cannot be read.
     """
     found, reports, findings = survey(config, kind)
-    by_record, split = found.settle(config.data.val_fraction)
+    by_record, split = False, (0, 0)
+    if kind == "documents":
+        found.settle_documents(config.data.val_fraction, exact=config.data.dedup != "none")
+    else:
+        by_record, split = found.settle(config.data.val_fraction)
     repeated = found.repeated()
-    total = len(found.side)
-    held = int(found.val.sum())
+    total = int(found.kept.sum())
+    held = int((found.val & found.kept).sum())
     if kind == "documents":
         findings += validation.check_splits(total - held, held, 0, data=config.data, what="documents")
     else:
@@ -165,16 +100,18 @@ def run(config: Any, kind: str, verb: str, vocabulary: Vocabulary, *, shown: int
         findings += validation.check_splits(
             total - held, held, shared, data=config.data, split=split, by_record=by_record
         )
+    findings += found.label_findings
     limit = length_limit(config, kind, vocabulary.context)
     findings += _context_findings(config, vocabulary.context)
     tokenizer, picked = vocabulary.tokenizer, {name: found.records(name == VAL) for name in (TRAIN, VAL)}
     tokenized = (
         {} if tokenizer is None else {n: _tokenize(kind, r, tokenizer, limit, n) for n, r in picked.items() if r}
     )
-    sampled = len(found.sample)
+    sampled = sum(map(len, picked.values()))
     findings += _row_findings(
         config, kind, picked, tokenized, "" if sampled == total else f" (of {sampled:,} sampled records)"
     )
+    findings += checks.findings(config.rewards, picked[TRAIN], picked[VAL]) if kind == "prompts" else []
     everything = [*picked[TRAIN], *picked[VAL]]
     return {
         "schema_version": 1,
@@ -185,16 +122,23 @@ def run(config: Any, kind: str, verb: str, vocabulary: Vocabulary, *, shown: int
         "records": {"train": total - held, "val": held},
         "dropped": _tallies(reports, "dropped"),
         "mended": _tallies(reports, "repaired"),
+        "removed": _removed(config, len(found.side) - total) if kind == "documents" else None,
         "split": _split(config, kind, reports, by_record),
         "repeated": repeated,
         "sample": {"records": sampled, "of": total},
         "tokenizer": vocabulary.to_dict(),
         "lengths": lengths(everything, tokenized),
         "fit": fit(tokenized, limit),
+        "rewards": checks.described(config.rewards) if kind == "prompts" else {},
         "findings": [{k: escape_unprintable(v, keep="\n") for k, v in f.to_dict().items()} for f in findings],
         "refused": any(f.level == "refused" for f in findings),
         "examples": _examples(picked[TRAIN] or picked[VAL], tokenized.get(TRAIN), tokenizer, limit, shown),
     }
+
+
+def _removed(config: Any, exact: int) -> dict[str, Any]:
+    """Return the number of exact duplicates that preparation removes; `near` ones, if it looks for them, are not counted here."""
+    return {"dedup": config.data.dedup, "exact": exact}
 
 
 def length_limit(config: Any, kind: str, context: int | None) -> LengthLimit:

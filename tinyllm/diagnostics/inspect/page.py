@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyllm.data.records.formats import TITLES
+from tinyllm.data.records.report import FIRST_FILES, MAX_FILES
 from tinyllm.diagnostics.inspect.rendered import GAP, MEANING
 from tinyllm.errors import escape_unprintable
 from tinyllm.html import charts
@@ -111,6 +112,7 @@ def _counts(found: Found) -> Iterator[tuple[str, str]]:
     yield "val records also in train", f"{repeated['val_in_train']:,} records"
     if found["kind"] != "documents":
         yield "prompts in both train and val", f"{repeated['prompts_in_both']:,} records of val"
+    yield from found["rewards"].items()
 
 
 def _facts(rows: Iterable[tuple[str, str]]) -> str:
@@ -196,12 +198,20 @@ def _table(row: dict[str, Any], name: str) -> str:
 
 def _sources(found: Found) -> str:
     rows = [("split", _SPLITS[found["split"]])]
-    for source in found["sources"]:
+    sources = found["sources"]
+    shown = len(sources) if len(sources) <= MAX_FILES else FIRST_FILES
+    for source in sources[:shown]:
         counts = [f"{source['records']:,} of {source['rows']:,} rows"] if "rows" in source else []
         rows.append((source["source"], ", ".join([f"format {source['format']}", *counts, *source["notes"]])))
+    if sources[shown:]:
+        rows.append((f"{len(sources) - shown:,} more files", ""))
     for key, verb in (("dropped", "dropped"), ("mended", "repaired")):
         for reason, tally in found[key].items():
             rows.append((f"{verb} {tally['count']:,}", f"{reason} ({', '.join(tally['places'])})"))
+    if found["removed"] and found["removed"]["exact"]:
+        rows.append(
+            (f"removed {found['removed']['exact']:,}", f"exact duplicates (data.dedup {found['removed']['dedup']})")
+        )
     known = found["tokenizer"]
     if known is None:
         rows.append(("tokenizer", "none: name one with --tokenizer DIR or --checkpoint RUN to see tokens"))

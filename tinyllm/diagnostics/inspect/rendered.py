@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -100,24 +101,20 @@ def pieces(tokenizer: Tokenizer, ids: Sequence[int], roles: Sequence[str]) -> li
         ]
     found: list[Piece] = []
     held: list[int] = []
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    text = ""
     for at, (token, role) in enumerate(zip(ids, roles, strict=True)):
+        if token in tokenizer.special_ids:
+            text += tokenizer.decode([token], skip_special=False)
+        else:
+            text += decoder.decode(tokenizer.text_bytes(token))
         held.append(token)
-        closed = at + 1 == len(ids) or roles[at + 1] != role or token in tokenizer.special_ids
-        text = _text(tokenizer, held)
-        if text is not None or closed or len(held) == 4:  # a character has four bytes at most
-            found.append(Piece(text if text is not None else tokenizer.decode(held), tuple(held), role))
-            held = []
+        after = ids[at + 1] if at + 1 < len(ids) and roles[at + 1] == role else None
+        closed = after is None or token in tokenizer.special_ids or after in tokenizer.special_ids
+        if closed or not decoder.getstate()[0]:  # no character is open: one that a cut has split ends here as U+FFFD
+            found.append(Piece(text + decoder.decode(b"", final=True), tuple(held), role))
+            held, text = [], ""
     return found
-
-
-def _text(tokenizer: Tokenizer, ids: Sequence[int]) -> str | None:
-    """Return the text of tokens, control tokens by name; None if they end within a character."""
-    if len(ids) == 1 and ids[0] in tokenizer.special_ids:
-        return tokenizer.decode(ids, skip_special=False)
-    try:
-        return b"".join(map(tokenizer.text_bytes, ids)).decode()
-    except UnicodeDecodeError:
-        return None
 
 
 # --- without a tokenizer ---------------------------------------------------------------------------------------------------------
@@ -128,7 +125,7 @@ def _turns(record: Record) -> Iterator[tuple[str, list[tuple[str, str, bool]]]]:
     if isinstance(record, Document):
         yield "document", [("", record.text, True)]
     elif isinstance(record, Conversation):
-        yield "conversation", [(m["role"], m["content"], m["role"] == "assistant") for m in record.messages]
+        yield "conversation", [(m["role"], m["content"], chat.is_trained(m)) for m in record.messages]
     else:
         prompt = [(m["role"], m["content"], False) for m in prompt_of(record)]
         if isinstance(record, Prompt):

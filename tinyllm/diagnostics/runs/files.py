@@ -18,6 +18,7 @@ from tinyllm.errors import UserError
 from tinyllm.io import untrusted_files
 from tinyllm.io.files import joint_sha256, sha256
 from tinyllm.model.hf_config import ADAPTER, CONFIG
+from tinyllm.train.run import CHANGE
 
 _MAX_HEADER_BYTES = 100 << 20  # of a safetensors file, by the specification
 _WEIGHTS = ("model.safetensors", "adapter_model.safetensors", "model.safetensors.index.json")
@@ -101,7 +102,7 @@ def weights_sha256(folder: Path) -> str | None:
 
 
 def metrics_faults(path: Path, *, finished: bool) -> Iterator[Fault]:
-    """Yield damaged lines of metrics.jsonl, and steps that do not increase within a split.
+    """Yield damaged lines of metrics.jsonl, and steps that do not increase within a split; several changes of settings may share one.
 
     finished: the run completed. The last line of an unfinished run may be incomplete.
     """
@@ -120,6 +121,6 @@ def metrics_faults(path: Path, *, finished: bool) -> Iterator[Fault]:
                 yield path, f"line {number} is not a JSON object with a step"
             continue
         step, split = row["step"], str(row.get("split"))
-        if step <= last.get(split, -1):
+        if step <= last.get(split, -1) and not (split == CHANGE and step == last[split]):
             yield path, f"line {number}: step {step} of {split} follows step {last[split]}"
         last[split] = step

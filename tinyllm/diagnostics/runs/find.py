@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from tinyllm.diagnostics.runs.record import RunRecord, is_run, parent_of_runs, read_record
-from tinyllm.errors import UserError
-from tinyllm.stages.parents import RUNS
-
-
-def runs_below(folder: Path) -> Iterator[Path]:
-    """Yield every run directory at or below `folder`, in the order of names."""
-    for place, folders, _ in os.walk(folder):
-        if is_run(Path(place)):
-            folders.clear()
-            yield Path(place)
-        folders.sort()
+from tinyllm.diagnostics.runs.record import RunRecord, parent_of_runs, read_record
+from tinyllm.train import names
 
 
 def recorded_paths(recorded: str, run: Path) -> list[Path]:
@@ -41,36 +29,13 @@ def relative_to_cwd(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_absolute() and path.is_relative_to(Path.cwd()) else path
 
 
-def find_run(name: str) -> tuple[RunRecord, Path | None]:
-    """Return the run with a path, a path below runs/, or a unique name; and the checkpoint, if the path is that of one.
+def find_run(name: str | Path) -> tuple[RunRecord, Path | None]:
+    """Return the run with a path or name, and the checkpoint, if the name says which; see `train.names`.
 
     Raises: UserError (USAGE) with the most similar name, or with the runs of that name if there are several.
     """
-    for path in (Path(name), RUNS / name):
-        if path.is_dir() and is_run(path):
-            return read_record(path), None
-        run = next((p for p in path.parents if is_run(p)), None) if path.is_dir() else None
-        if run is not None:
-            resolved = path.resolve()
-            return read_record(run), resolved if resolved.parent == (run / "checkpoints").resolve() else None
-    names = {run.relative_to(RUNS).as_posix(): run for run in runs_below(RUNS)}
-    same = [known for known in names if Path(known).name == name]
-    if len(same) == 1:
-        return read_record(names[same[0]]), None
-    raise _unknown_run(name, same, list(names))
-
-
-def _unknown_run(name: str, same: list[str], names: list[str]) -> UserError:
-    from difflib import get_close_matches
-
-    if same:
-        what = f"there are {len(same)} runs named {name!r}"
-        return UserError(what, where="RUN", fix=f"use one of {', '.join(same)}")
-    near = get_close_matches(name, names, 1, 0.6) or [n for n in names if get_close_matches(name, [Path(n).name])]
-    if near:
-        fix = f"use {near[0]}"
-    elif names:
-        fix = "choose one listed by `tinyllm runs list --all`"
-    else:
-        fix = "run `tinyllm pretrain --fast-dev-run` first"
-    return UserError(f"there is no run {name!r}", where="RUN", fix=fix)
+    found = names.find(name)
+    if found.run is None:
+        raise names.unknown(str(name), what=f"{name} is not in a run directory")
+    own = found.checkpoint is not None and found.checkpoint.parent.resolve() == (found.run / "checkpoints").resolve()
+    return read_record(found.run), found.checkpoint.resolve() if own and found.checkpoint else None

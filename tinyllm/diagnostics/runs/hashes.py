@@ -6,14 +6,16 @@ Not included: code, versions and hardware, which affect rounding and are recorde
 from __future__ import annotations
 
 import hashlib
-import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tinyllm import algorithms
 from tinyllm.diagnostics.runs.record import of_type, read_json
+from tinyllm.io import strict_json
 from tinyllm.io.files import sha256
 from tinyllm.train import checkpoint
+from tinyllm.train.changes import FREE, SAME
 
 _IGNORED = {  # settings by section that do not affect the result, or are covered by a hash of their content
     "": ("name", "device", "seed", "parent", "reward_model", "tokenizer"),
@@ -26,7 +28,14 @@ _SHARD_SETTINGS = ("train", "val", "val_fraction", "format", "field", "on_bad_li
 
 
 def lineage_hash(
-    *, config: str, data: str, tokenizer: str, seed: int, parent: Any = None, reward_model: Any = None
+    *,
+    config: str,
+    data: str,
+    tokenizer: str,
+    seed: int,
+    parent: Any = None,
+    reward_model: Any = None,
+    changes: Sequence[dict[str, Any]] = (),
 ) -> str:
     """Return the lineage hash of a run: sha256 of the arguments as JSON with sorted keys.
 
@@ -40,17 +49,26 @@ def lineage_hash(
         seed: the run's seed.
         parent, reward_model: None, or [lineage hash of that run, step of the checkpoint used]; for a model without a run,
             ["weights", `weights_hash`].
+        changes: settings that were changed when the run was resumed, see `effective_changes`.
     """
-    return _hash(
-        {
-            "config": config,
-            "data": data,
-            "parent": parent,
-            "reward_model": reward_model,
-            "seed": seed,
-            "tokenizer": tokenizer,
-        }
-    )
+    found = {
+        "config": config,
+        "data": data,
+        "parent": parent,
+        "reward_model": reward_model,
+        "seed": seed,
+        "tokenizer": tokenizer,
+    }
+    return _hash(found | ({"changes": list(changes)} if changes else {}))
+
+
+def effective_changes(changes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the changes that affect the result: a run with any of them differs from one that had the last settings from the beginning.
+
+    More steps do not count where the schedule is the one of the longer run.
+    """
+    ignored = {f"{section}.{key}" for section in ("train",) for key in _IGNORED[section]} | {"device"} | FREE
+    return [c for c in changes if c["key"] not in ignored and c.get("schedule") != SAME]
 
 
 def config_hash(config: dict[str, Any], *, of_shards: bool) -> str:
@@ -114,5 +132,5 @@ def weights_hash(folder: Path) -> str | None:
 
 
 def _hash(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    text = strict_json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()

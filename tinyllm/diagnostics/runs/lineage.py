@@ -14,21 +14,20 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from tinyllm.diagnostics.runs.find import find_run, recorded_paths, relative_to_cwd, runs_below
-from tinyllm.diagnostics.runs.hashes import config_hash, data_hash, lineage_hash, weights_hash
+from tinyllm.diagnostics.runs.find import find_run, recorded_paths, relative_to_cwd
+from tinyllm.diagnostics.runs.hashes import config_hash, data_hash, effective_changes, lineage_hash, weights_hash
 from tinyllm.diagnostics.runs.record import (
     RunRecord,
     checkpoint_step,
     checkpoints_in,
-    is_run,
     of_type,
     parent_of_runs,
     read_record,
 )
 from tinyllm.errors import UserError
 from tinyllm.io.files import sha256 as file_sha256
-from tinyllm.stages.parents import RUNS
 from tinyllm.train import checkpoint
+from tinyllm.train.names import RUNS, is_run, runs_below
 
 OK, CHANGED, GONE, UNRECORDED = "ok", "changed", "gone", "unrecorded"
 MOVED = "moved"  # the same files exist under another path
@@ -67,7 +66,7 @@ class CheckpointIndex:
     def _known(self) -> dict[str, Path]:
         found = {}
         for run in runs_below(self.root):
-            for path in checkpoints_in(run / "checkpoints"):
+            for path in (*checkpoints_in(run / "checkpoints"), *checkpoint.decayed(run / "checkpoints")):
                 with suppress(OSError):
                     found[checkpoint.fingerprint(path)] = relative_to_cwd(path)
         return found
@@ -175,7 +174,7 @@ class _LineageTree:
             "tokenizer_sha256": found["tokenizer"],
             "config_sha256": found["config"],
             "data_sha256": found["data"],
-            "lineage": None if unknown else lineage_hash(**found, **inputs),
+            "lineage": None if unknown else lineage_hash(**found, **inputs, changes=effective_changes(record.changes)),
             "unknown": unknown[0] if unknown else None,
         }
 

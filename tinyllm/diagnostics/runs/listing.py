@@ -9,24 +9,26 @@ from typing import Any
 
 from tinyllm.diagnostics.explain import main_metric
 from tinyllm.diagnostics.run_log import CONFIG, is_number
-from tinyllm.diagnostics.runs.find import find_run, runs_below
+from tinyllm.diagnostics.runs.find import find_run
 from tinyllm.diagnostics.runs.record import RunRecord, checkpoint_step, checkpoints_in, disk_usage, read_record
 from tinyllm.errors import UserError
-from tinyllm.stages.parents import RUNS
+from tinyllm.io.shell import join
 from tinyllm.train import checkpoint
+from tinyllm.train.names import RUNS, folders, matching, runs_below
 from tinyllm.train.run import FAILED_STATUS, RUNNING
 
 
 def list_runs(folder: Path | None, *, everything: bool = False) -> dict[str, Any]:
-    """List the runs below `folder` (default: runs/), in the order in which they ended.
+    """List the runs below `folder` (default: runs/; also a path below it), or of that name, in the order in which they ended.
 
     everything: include fast-dev-runs and runs that were moved aside.
 
-    Raises: UserError (USAGE) if there is no such folder.
+    Raises: UserError (USAGE) if there is no such folder or run.
     """
-    if folder is not None and not folder.is_dir():
-        raise UserError(f"there is no folder {folder}", where="PATH", fix="leave it out to list runs/")
-    records = [read_record(run) for run in runs_below(folder or RUNS)]
+    places = [RUNS] if folder is None else folders(str(folder))[:1] or matching(str(folder))
+    if not places:
+        raise UserError(f"there is no folder or run {folder}", where="PATH", fix="leave it out to list runs/")
+    records = [read_record(run) for place in places for run in runs_below(place)]
     shown = sorted((r for r in records if everything or not r.hidden), key=lambda r: (r.ended, r.last_written, r.name))
     rows = [_row(record) for record in shown]
     return {"schema_version": 1, "stage": "runs list", "runs": rows, "hidden": len(records) - len(rows)}
@@ -41,7 +43,7 @@ def _row(record: RunRecord) -> dict[str, Any]:
         "status": status,
         "pid": (record.owner or {}).get("pid") if status == RUNNING else None,
         "error": record.fact("error", str) if status == FAILED_STATUS else None,
-        "faults": list(record.faults),
+        "faults": [*record.faults, *record.doubts],
         "step": record.step,
         "steps": record.steps,
         "moved": main_metric_change(record),
@@ -74,7 +76,8 @@ def show_run(name: str) -> dict[str, Any]:
         **_row(record),
         "stage": "runs show",
         "of": record.stage,
-        "command": " ".join(map(str, command)) or None,
+        "fast_dev_run": record.is_fast_dev_run,
+        "command": join(command) or None,
         "config": (record.folder / CONFIG).as_posix(),
         "settings": record.config,
         "versions": record.fact("versions", dict, {}),
@@ -88,6 +91,8 @@ def show_run(name: str) -> dict[str, Any]:
         "parameters": record.fact("parameters", int),
         "trainable_parameters": record.fact("trainable_parameters", int),
         "tokens": record.fact("tokens", int),
+        "changes": record.changes,
+        "sessions": [entry for entry in record.fact("sessions", list, []) if isinstance(entry, dict)],
         "checkpoints": _checkpoints(record),
         "figures": {when: record.metrics(when) for when in ("before", "best", "last")},
     }

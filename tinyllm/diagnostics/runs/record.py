@@ -21,12 +21,14 @@ import yaml
 from tinyllm.diagnostics.run_log import CONFIG, FACTS, METRICS, RunLog, parse_row
 from tinyllm.errors import UserError
 from tinyllm.io import untrusted_files
-from tinyllm.stages.parents import RUNS
 from tinyllm.train import checkpoint, lock
-from tinyllm.train.run import FAST_DEV_RUN, RUNNING
+from tinyllm.train.fast_dev_runs import is_fast_dev_run
+from tinyllm.train.names import RUNS
+from tinyllm.train.run import RUNNING
 
 INTERRUPTED = "interrupted"  # run.json says running, but no process holds the lock
-DAMAGED, UNKNOWN = "damaged", "unknown"
+DAMAGED = "damaged"
+UNKNOWN = "unknown"  # run.json has no status, or it says running and the lock cannot be tested
 _MAX_BYTES = 16 << 20  # of a JSON or YAML file; ours have some kilobytes
 _TAIL_BYTES = 1 << 16  # at the end of metrics.jsonl, enough for its last line
 _YAML = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader  # ten times faster, for lists of a hundred runs
@@ -59,7 +61,11 @@ class RunRecord:
     @property
     def hidden(self) -> bool:
         """True for fast-dev-runs and runs that were moved aside."""
-        return FAST_DEV_RUN in self.folder.name or "~" in self.folder.name
+        return self.is_fast_dev_run or "~" in self.folder.name
+
+    @property
+    def is_fast_dev_run(self) -> bool:
+        return is_fast_dev_run(self.folder, self.facts)
 
     @cached_property
     def log(self) -> RunLog:
@@ -77,6 +83,11 @@ class RunRecord:
         return of_type(self.log.setting("train.steps"), int)
 
     @cached_property
+    def _held(self) -> bool | None:
+        """Return whether a process holds the lock; None where that cannot be determined."""
+        return lock.is_held(self.folder)
+
+    @cached_property
     def owner(self) -> dict[str, Any] | None:
         """pid, host and start time of the process that holds the lock."""
         return lock.owner(self.folder)
@@ -86,7 +97,21 @@ class RunRecord:
         if not self.facts:
             return DAMAGED
         found = self.fact("status", str, UNKNOWN)
-        return INTERRUPTED if found == RUNNING and self.owner is None else found
+        if found != RUNNING or (held := self._held):
+            return found
+        return UNKNOWN if held is None else INTERRUPTED
+
+    @property
+    def doubts(self) -> list[str]:
+        """Return what could not be determined about the status."""
+        unclear = self.fact("status", str) == RUNNING and self.status == UNKNOWN
+        return ["it may be running: its lock cannot be tested from here"] if unclear else []
+
+    @property
+    def changes(self) -> list[dict[str, Any]]:
+        """The settings that were changed when the run was resumed, in order: at_step, key, from, to."""
+        found = (entry for entry in self.fact("changes", list, []) if isinstance(entry, dict))
+        return [entry for entry in found if type(entry.get("at_step")) is int and isinstance(entry.get("key"), str)]
 
     @property
     def ended(self) -> float:
@@ -226,13 +251,6 @@ def disk_usage(folder: Path) -> int:
                     seen.add((stat.st_dev, stat.st_ino))
                     total += stat.st_size
     return total
-
-
-def is_run(folder: Path) -> bool:
-    """Return whether a folder is a run directory, which may have lost one of its files."""
-    if (folder / FACTS).is_file():
-        return True
-    return (folder / CONFIG).is_file() and ((folder / "checkpoints").is_dir() or (folder / METRICS).is_file())
 
 
 def parent_of_runs(folder: Path) -> Path | None:

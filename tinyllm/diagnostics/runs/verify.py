@@ -24,15 +24,15 @@ from tinyllm.diagnostics.runs.files import (
     text_sha256,
     weights_sha256,
 )
-from tinyllm.diagnostics.runs.find import find_run, recorded_paths, relative_to_cwd, runs_below
+from tinyllm.diagnostics.runs.find import find_run, recorded_paths, relative_to_cwd
 from tinyllm.diagnostics.runs.lineage import CHANGED, GONE, MOVED, UNRECORDED, CheckpointIndex, manifest_sha256
-from tinyllm.diagnostics.runs.record import RunRecord, checkpoints_in, disk_usage, is_run, read_json, read_record
+from tinyllm.diagnostics.runs.record import RunRecord, checkpoints_in, disk_usage, read_json, read_record
 from tinyllm.errors import UserError
 from tinyllm.io.files import sha256
 from tinyllm.model.hf_config import ADAPTER, base_folder
-from tinyllm.stages.parents import RUNS
 from tinyllm.train import checkpoint
-from tinyllm.train.run import COMPLETED, FAST_DEV_RUN
+from tinyllm.train.names import RUNS, folders, is_run, matching, runs_below
+from tinyllm.train.run import COMPLETED
 
 _DIFFERENT = "not the checkpoint that {} was trained from (sha256 differs)"
 
@@ -64,7 +64,7 @@ class RunVerifier:
         if recorded and record.config and text_sha256(folder / CONFIG) != recorded:
             self._problem(folder / CONFIG, "not the configuration that the run started with (sha256 differs)")
         self.problems |= dict.fromkeys(metrics_faults(folder / METRICS, finished=record.status == COMPLETED))
-        for path in checkpoints_in(record.checkpoints):
+        for path in (*checkpoints_in(record.checkpoints), *checkpoint.decayed(record.checkpoints)):
             self.checkpoint(path, record)
         self._links(record)
         for role in ("parent", "reward_model"):
@@ -86,15 +86,13 @@ class RunVerifier:
                 self.checkpoint(link, record)  # a copy, where links cannot be created
             elif checkpoints_in(folder) and record.owner is None:
                 self._problem(link, "missing")
-        for path in sorted(folder.glob("damaged-*")) if folder.is_dir() else ():
+        for path in sorted(folder.glob(f"{checkpoint.DAMAGED}*")) if folder.is_dir() else ():
             self._note(path, "was set aside as damaged")
 
     def _parent(self, record: RunRecord, kind: str, recorded: dict[str, Any]) -> None:
         link = self._index(record).resolve(recorded, record.folder)
         path = link.place or Path(str(recorded.get("checkpoint")))
-        if (
-            link.status == CHANGED and FAST_DEV_RUN not in record.folder.name
-        ):  # a fast-dev-run replaces the one before it
+        if link.status == CHANGED and not record.is_fast_dev_run:  # a fast-dev-run replaces the one before it
             self._problem(path, _DIFFERENT.format(record.name))
         elif link.status in (CHANGED, GONE, MOVED, UNRECORDED):
             words = {
@@ -231,20 +229,16 @@ class RunVerifier:
 def verify_runs(names: Sequence[str]) -> dict[str, Any]:
     """Verify runs, checkpoints, shards, or folders of runs; without names, all runs below runs/. Returns problems and notes.
 
+    A name that several runs have, such as that of a lifecycle, is all of them.
+
     Raises: UserError (USAGE) for a name that is none of these.
     """
     verifier, started = RunVerifier(), time.monotonic()
     for name in names or [RUNS.as_posix()]:
-        path = Path(name)
-        if not is_run(path) and (is_model(path) or (path / checkpoint.MANIFEST).is_file()):
-            _verify_folder(verifier, path)
-        elif (path / "shards" / checkpoint.MANIFEST).is_file():
-            verifier.shards(path / "shards")
-        elif path.is_dir() and not is_run(path) and (inside := list(runs_below(path))):
-            for run in inside:
+        if not any(_verify_folder(verifier, path) for path in folders(name)) and names:
+            same = matching(name)
+            for run in same if len(same) > 1 else [find_run(name)[0].folder]:
                 verifier.run(read_record(run))
-        elif names:
-            verifier.run(find_run(name)[0])
     return {
         "schema_version": 1,
         "stage": "runs verify",
@@ -257,10 +251,21 @@ def verify_runs(names: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _verify_folder(verifier: RunVerifier, path: Path) -> None:
-    """Verify a checkpoint of a run, a checkpoint on its own, or token shards."""
-    if not is_model(path) and "train" in read_json(path / checkpoint.MANIFEST)[0]:
+def _verify_folder(verifier: RunVerifier, path: Path) -> bool:
+    """Verify a run, a checkpoint of a run or on its own, token shards, or a folder of runs. False if it is none of these."""
+    has_manifest = (path / checkpoint.MANIFEST).is_file()
+    if is_run(path):
+        verifier.run(read_record(path))
+    elif has_manifest and not is_model(path) and "train" in read_json(path / checkpoint.MANIFEST)[0]:
         verifier.shards(path)
-        return
-    run = path.resolve().parent.parent
-    verifier.checkpoint(path, read_record(run) if is_run(run) else None)
+    elif is_model(path) or has_manifest:
+        run = path.resolve().parent.parent
+        verifier.checkpoint(path, read_record(run) if is_run(run) else None)
+    elif (path / "shards" / checkpoint.MANIFEST).is_file():
+        verifier.shards(path / "shards")
+    else:
+        inside = list(runs_below(path))
+        for run in inside:
+            verifier.run(read_record(run))
+        return bool(inside)
+    return True

@@ -4,9 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
-from tinyllm.diagnostics.run_log import RunLog
+from tinyllm.diagnostics.run_log import RunLog, Series
 
 MIN_LEARNING_RATE = 1e-4  # the smallest value suggested; the shipped configurations have 2e-4 to 5e-3
+
+MIN_ROLLOUTS = 3  # with one value; fewer may be chance
+ANOTHER_TASK = "use easier prompts or a reward that grades partly, or do more SFT first"
+
+
+def zero_rewards(log: RunLog) -> list[Series]:
+    """Return the rewards that were 0 on every answer, as far as means tell, on held-out prompts as well."""
+    return [series for series in log.reward_parts() if _constant(log, series) and series.last.value == 0]
+
+
+def nothing_rewarded(log: RunLog) -> bool:
+    """Return whether no reward tells answers apart, and one is 0: then no setting of the optimizer or the sampler helps."""
+    return bool(zero_rewards(log)) and all(_constant(log, series) for series in log.reward_parts())
+
+
+def _constant(log: RunLog, series: Series) -> bool:
+    return len(series) >= MIN_ROLLOUTS and len({*series.values, *log.held_out(series.name).values}) == 1
 
 
 def set_option(key: str, value: Any) -> str:

@@ -6,7 +6,9 @@ from statistics import median
 
 from tinyllm.diagnostics.run_log import Evidence, RunLog, Series
 from tinyllm.diagnostics.symptoms.advice import (
+    ANOTHER_TASK,
     lower_learning_rate,
+    nothing_rewarded,
     raise_learning_rate,
     set_option,
     stronger_kl_penalty,
@@ -111,7 +113,8 @@ def reward_stays(log: RunLog) -> Finding | None:
         "all answers to a prompt have the same reward",
         "too few steps: each learns from one rollout only",
     )
-    return Finding("warning", "the reward does not change", evidence, causes, raise_learning_rate(log))
+    advice = ANOTHER_TASK if nothing_rewarded(log) else raise_learning_rate(log)
+    return Finding("warning", "the reward does not change", evidence, causes, advice)
 
 
 def _noise(series: Series) -> float:

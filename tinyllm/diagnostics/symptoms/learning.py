@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from typing import Any
 
 from tinyllm.diagnostics.run_log import Evidence, RunLog, Series, is_number
 from tinyllm.diagnostics.symptoms.advice import (
@@ -13,6 +13,7 @@ from tinyllm.diagnostics.symptoms.advice import (
     set_option,
 )
 from tinyllm.diagnostics.symptoms.finding import Causes, Finding
+from tinyllm.io.strict_json import NONFINITE
 
 UNCHANGED = 0.005  # of the first loss; the smallest fast-dev-run changes it by a twentieth, rounding by a millionth
 NO_GRADIENT = 1e-6  # gradient norms in training are above 0.01 in every stage; rounding leaves about 1e-7
@@ -24,23 +25,48 @@ FREQUENT = 0.02  # of the steps; a rare outlier is clipped and does no harm
 MIN_ROWS = 10  # fewer give no useful median
 GAIN = 0.02  # of a perfect reward; less is within the noise of a hundred answers
 
+_MOST_SHOWN = 4  # figures in one finding
+
 _OVERFITTING = "overfitting: too many epochs over too few records"
 _OTHER_RECORDS = "the held-out records differ in kind from the training records"
 
 
 def not_finite(log: RunLog) -> Finding | None:
-    """The loss is NaN, which is logged as null, or infinite."""
-    bad = [row for row in log.rows if "loss" in row and not is_number(row["loss"])]
+    """A figure is NaN or infinite, both logged as null. With the loss or the figure that selects `ckpt_best` the run is broken."""
+    judged = ("loss", log.best_by[0])
+    bad: dict[str, Evidence] = {}  # by figure, where it first was
+    for row in log.rows:
+        for name, value in _nonfinite(row, judged).items():
+            words = "infinite" if "inf" in value else "not a number"
+            bad.setdefault(name, Evidence(f"{row['split']} {name}", words, row["step"]))
     if not bad:
         return None
-    first = bad[0]
-    value = first["loss"]
-    name = "infinite" if isinstance(value, float) and math.isinf(value) else "not a number"
-    evidence = [Evidence(f"{first['split']} loss", name, first["step"])]
-    before = log.train("grad_norm").where(lambda step: step <= first["step"])
-    evidence += [before.evidence(before.last)] if len(before) else []
-    causes = ("the learning rate is too high", "overflow in bf16", "a batch in which every token is masked")
-    return Finding("broken", "the loss is not finite", tuple(evidence), causes, lower_learning_rate(log))
+    decisive = [name for name in judged if name in bad]
+    name = (decisive or list(bad))[0]
+    evidence = [bad[name], *(found for other, found in bad.items() if other != name)][:_MOST_SHOWN]
+    norms = log.train("grad_norm").where(lambda step: step <= (bad[name].step or 0))
+    evidence += [norms.evidence(norms.last)] if len(norms) else []
+    causes: Causes = ("the learning rate is too high", "overflow in bf16", "a batch in which every token is masked")
+    advice = lower_learning_rate(log)
+    if name.startswith("reward") and "loss" not in bad:
+        causes = ("a reward is not finite for some prompts, for example 0/0 of a column", *causes[:1])
+        advice = "call the functions under `rewards` with the rows of data.train and data.val"
+    symptom = f"{'the loss' if name == 'loss' else name} is not finite"
+    return Finding("broken" if decisive else "warning", symptom, tuple(evidence), causes, advice)
+
+
+def _nonfinite(row: dict[str, Any], judged: tuple[str, ...]) -> dict[str, str]:
+    """Return the figures of a line that are not finite.
+
+    Earlier versions wrote infinities as they are, and null without a note: for NaN, but also for a mean of nothing, which is harmless
+    unless the run is judged by it.
+    """
+    note = row.get(NONFINITE)
+    found = {str(name): str(value) for name, value in note.items()} if isinstance(note, dict) else {}
+    for name, value in row.items():
+        if (value is None and name in judged) or (isinstance(value, float) and not is_number(value)):
+            found.setdefault(name, str(value))
+    return found
 
 
 def still_warming(log: RunLog) -> Finding | None:

@@ -6,11 +6,14 @@ from statistics import median
 
 from tinyllm.diagnostics.run_log import Evidence, RunLog
 from tinyllm.diagnostics.symptoms.advice import (
+    ANOTHER_TASK,
     full_precision,
     lower_learning_rate,
+    nothing_rewarded,
     raise_learning_rate,
     set_option,
     stronger_kl_penalty,
+    zero_rewards,
 )
 from tinyllm.diagnostics.symptoms.finding import Causes, Finding
 from tinyllm.diagnostics.symptoms.learning import GAIN
@@ -33,6 +36,23 @@ CRITIC_GOOD = 0.005  # of the squared reward scale: an error of a tenth of a per
 MIN_POINTS = 5  # fewer show no trend
 
 
+def zero_reward(log: RunLog) -> Finding | None:
+    """A reward is 0 on every answer of the whole run, so nothing is learned from it."""
+    if not (zero := zero_rewards(log)):
+        return None
+    useless = nothing_rewarded(log)
+    evidence = [series.average() for series in zero]
+    if useless:
+        evidence += [e for name in ("reward", "length") if len(s := log.rollouts(name)) for e in s.first_and_last()]
+    causes = (
+        "the prompts are too hard: no answer is right",
+        "the reward reads another column or format than the data and the answers have",
+    )
+    symptom = f"{', '.join(series.name for series in zero)} was 0 on every answer"
+    symptom += ": only penalties on length and ending could be learned" if useless else ""
+    return Finding("broken" if useless else "warning", symptom, tuple(evidence), causes, ANOTHER_TASK)
+
+
 def constant_groups(log: RunLog) -> Finding | None:
     """All answers of a group have the same reward. Advantages are differences within a group, so all are zero."""
     constant = log.rollouts("constant_groups")
@@ -53,7 +73,7 @@ def constant_groups(log: RunLog) -> Finding | None:
         advice = lower_learning_rate(log)
     else:
         causes = ("the prompts are too hard: all answers are wrong", "the reward has too few levels")
-        advice = _more_variety(log)
+        advice = ANOTHER_TASK if nothing_rewarded(log) else _more_variety(log)
     worst = late.mean >= NEARLY_ALL_CONSTANT
     share = "nearly all" if worst else "most"
     symptom = f"in {share} groups all answers have the same reward, so they contribute no gradient"
@@ -117,7 +137,8 @@ def on_policy(log: RunLog) -> Finding | None:
     )
     evidence = (ratio.evidence(ratio.last), log.setting_evidence("optim.learning_rate"))
     symptom = "the policy does not change: ratios are 1 in every minibatch"
-    return Finding("broken", symptom, evidence, causes, raise_learning_rate(log, 10))
+    advice = ANOTHER_TASK if nothing_rewarded(log) else raise_learning_rate(log, 10)
+    return Finding("broken", symptom, evidence, causes, advice)
 
 
 def kl_spike(log: RunLog) -> Finding | None:
@@ -214,6 +235,7 @@ def idle_critic(log: RunLog) -> Finding | None:
 
 
 CHECKS = (
+    zero_reward,
     constant_groups,
     clipping,
     on_policy,

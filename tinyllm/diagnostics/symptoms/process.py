@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Callable
 
 from tinyllm.diagnostics.run_log import FACTS, METRICS, Evidence, RunLog
 from tinyllm.diagnostics.symptoms.advice import full_precision, longer_rows, lower_learning_rate
 from tinyllm.diagnostics.symptoms.finding import Causes, Finding
-from tinyllm.train.run import COMPLETED, FAILED_STATUS, FAST_DEV_RUN, RUNNING, STOPPED
+from tinyllm.errors import one_line
+from tinyllm.io.shell import join
+from tinyllm.train.fast_dev_runs import is_fast_dev_run
+from tinyllm.train.run import COMPLETED, FAILED_STATUS, RUNNING, STOPPED
 
 SILENT_SECONDS = 120.0  # more than the 20 to 40 s of compiling, the longest time a healthy run writes nothing
 SILENT_ROWS = 10.0  # and this many times the usual time per line: a slow run is not a dead one
@@ -21,6 +23,14 @@ _ERRORS: dict[str, _Advice] = {  # part of the error message -> likely causes, a
     "gradient norm": (
         ("the learning rate is too high", "the warm-up is too short", "a record contains only noise"),
         lambda log: lower_learning_rate(log, 10),
+    ),
+    "held-out figure reward": (
+        ("a reward is not finite for some held-out prompts, for example 0/0 of a column",),
+        lambda log: "call the functions under `rewards` with the rows of data.val",
+    ),
+    "held-out figure": (
+        ("the learning rate is too high", "overflow in bf16", "held-out records that leave nothing to score"),
+        lambda log: lower_learning_rate(log, 10) if log.step else "look at data.val with `tinyllm data inspect`",
     ),
     "token is masked": (
         ("answers start after data.max_length and are cut off", "the data contain no assistant turns"),
@@ -43,7 +53,7 @@ def failed(log: RunLog) -> Finding | None:
         return None
     error = str(log.facts.get("error", "no error message was recorded"))
     causes, advice = next((a for part, a in _ERRORS.items() if part in error), _OTHER_ERRORS)
-    evidence = [Evidence("error", error, file=FACTS)]
+    evidence = [Evidence("error", one_line(error), file=FACTS)]
     evidence += [series.evidence(series.last) for name in ("loss", "grad_norm") if len(series := log.train(name))]
     return Finding("broken", "the run failed", tuple(evidence), causes, advice(log))
 
@@ -88,7 +98,7 @@ def _seconds_per_row(log: RunLog) -> float:
 
 
 def _resume(log: RunLog) -> str:
-    if FAST_DEV_RUN in log.folder.name:
+    if is_fast_dev_run(log.folder, log.facts):
         return f"a fast-dev-run starts from the beginning: {_command(log)}"
     saved = sorted(p.name for p in (log.folder / "checkpoints").glob("step-*"))
     where = (
@@ -103,7 +113,7 @@ def _command(log: RunLog) -> str:
     """Return the command of the run. The command recorded by the ranks lacks --nproc."""
     words = [str(word) for word in log.facts.get("command", ["tinyllm"])]
     ranks = int(log.facts.get("world_size", 1))
-    return shlex.join(words + (["--nproc", str(ranks)] if ranks > 1 and "--nproc" not in words else []))
+    return join(words + (["--nproc", str(ranks)] if ranks > 1 and "--nproc" not in words else []))
 
 
 def rows_missing(log: RunLog) -> Finding | None:
@@ -112,6 +122,8 @@ def rows_missing(log: RunLog) -> Finding | None:
     logged = [row["step"] for row in log.rows if row["split"] == "train"]
     last = log.steps if logged and log.facts.get("status") == COMPLETED else max(logged, default=0)
     expected = {1, *range(every, last + 1, every)} if last else set()
+    if any(isinstance(c, dict) and c.get("key") == "train.log_every" for c in log.facts.get("changes") or ()):
+        expected = set()  # no single interval
     missing, duplicates = sorted(expected - set(logged)), len(logged) - len(set(logged))
     if not missing and not duplicates:
         return None
@@ -134,11 +146,18 @@ def rows_missing(log: RunLog) -> Finding | None:
 
 
 def nothing_logged(log: RunLog) -> Finding | None:
-    if log.rows or log.facts.get("status") == RUNNING:
+    if log.rows or log.facts.get("status") == RUNNING or _failed_before_the_first_step(log):
         return None
     evidence = (Evidence("lines", 0), Evidence("status", str(log.facts.get("status")), file=FACTS))
     causes = ("the run ended before the first evaluation", f"{METRICS} was deleted")
     return Finding("broken", "nothing was logged", evidence, causes, f"run it again: {_command(log)}")
+
+
+def _failed_before_the_first_step(log: RunLog) -> bool:
+    """Return whether the run failed when there was nothing to log yet, which `failed` reports."""
+    sessions = log.facts.get("sessions")
+    entries = [entry for entry in (sessions if isinstance(sessions, list) else []) if isinstance(entry, dict)]
+    return log.facts.get("status") == FAILED_STATUS and not any(entry.get("to_step") for entry in entries)
 
 
 def damaged_lines(log: RunLog) -> Finding | None:

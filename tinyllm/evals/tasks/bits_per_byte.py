@@ -19,7 +19,7 @@ def measure(evaluator: Evaluator, benchmark: Benchmark, settings: EvalSettings) 
     found = evaluator.text_metrics(benchmark.items)
     metrics = {
         "bits_per_byte": found["bits_per_byte"],
-        "byte_perplexity": 2 ** found["bits_per_byte"],
+        "byte_perplexity": 2 ** min(found["bits_per_byte"], 1000.0),
         "perplexity": found["perplexity"],
     }
     estimates = {name: Estimate(value, higher_is_better=False) for name, value in metrics.items()}

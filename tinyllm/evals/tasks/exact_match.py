@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tinyllm.evals.judging import answered, judged
 from tinyllm.evals.statistics import proportion
 from tinyllm.evals.task import TaskResult
 from tinyllm.rollout import rewards
@@ -31,5 +32,5 @@ def measure(evaluator: Evaluator, benchmark: Benchmark, settings: EvalSettings) 
 
 def accuracy_of_silence(rule: rewards.Reward, benchmark: Benchmark) -> float:
     """Return the share of questions to which the empty answer is correct."""
-    values = [float(rule(question.columns, "", True)) for question in benchmark.items]
+    values = judged(rule, [answered(question, "", True) for question in benchmark.items])
     return sum(float(v >= CORRECT) for v in values) / len(values)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tinyllm.evals.judging import answered, judged
 from tinyllm.evals.statistics import mean, proportion
 from tinyllm.evals.task import TaskResult
 from tinyllm.rollout import rewards
@@ -21,7 +22,8 @@ def rules(settings: EvalSettings) -> tuple[str, ...]:
 
 
 def measure(evaluator: Evaluator, benchmark: Benchmark, settings: EvalSettings) -> TaskResult:
-    (gold, exact), ended = evaluator.answer(benchmark, [rewards.gold, rewards.exact_answer], temperature=0)
-    silence = [float(rewards.gold(question.columns, "", True)) for question in benchmark.items]
+    rule = rewards.load_reward("gold")
+    (gold, exact), ended = evaluator.answer(benchmark, [rule, rewards.load_reward("exact_answer")], temperature=0)
+    silence = judged(rule, [answered(question, "", True) for question in benchmark.items])
     metrics = {"gold": mean(gold, (-1.0, 1.0)), "exact_match": proportion(exact), "finished": proportion(ended)}
     return TaskResult(metrics, sum(silence) / len(silence))

@@ -33,8 +33,8 @@ def two_columns(prompt: str, answer: str, row: Row, note: Note) -> list[Message]
     return column_messages(row, prompt, "user", note) + column_messages(row, answer, "assistant", note)
 
 
-def alpaca(row: Row, note: Note) -> list[Message]:
-    return [*alpaca_prompt(row), Message(role="assistant", content=text_of(row, "output"))]
+def alpaca(answer: str, row: Row, note: Note) -> list[Message]:
+    return [*alpaca_prompt(row), Message(role="assistant", content=text_of(row, answer))]
 
 
 def multiple_choice(row: Row, note: Note) -> list[Message]:
@@ -56,15 +56,37 @@ class TurnsFormat:
     optional: tuple[str, ...] = CONTEXT
 
 
+# Columns in use for a prompt and for its answer. A row has exactly one of each, or its format is not told by them.
+_PROMPTS = ("prompt", "question", "instruction", "query", "input")
+_RESPONSES = ("completion", "answer", "output", "response", "target")
+
+
+def _two_column_formats() -> dict[str, TurnsFormat]:
+    """Return a format for each pair of a prompt's and an answer's name, such as `prompt-answer`."""
+    found = {}
+    for prompt in _PROMPTS:
+        for answer in _RESPONSES:
+            others = {*_PROMPTS, *_RESPONSES, *ANSWERS} - {prompt, answer}
+            made = TurnsFormat((prompt, answer), partial(two_columns, prompt, answer), tuple(sorted(others)))
+            if prompt == "instruction":  # Alpaca's columns, with another name for the output
+                others -= {"input"}
+                made = TurnsFormat((prompt, answer), partial(alpaca, answer), tuple(sorted(others)), ALPACA)
+            found[f"{prompt}-{answer}"] = made
+    return found
+
+
 # The first format that fits is used, so specific ones come first.
 TURNS = {
     "messages": TurnsFormat(("messages",), partial(listed_turns, "messages")),
     "sharegpt": TurnsFormat(("conversations",), partial(listed_turns, "conversations"), lacks=ANSWERS),
     "prompt-completion": TurnsFormat(("prompt", "completion"), partial(two_columns, "prompt", "completion")),
-    "alpaca": TurnsFormat(("instruction", "output"), alpaca, optional=ALPACA),
+    "alpaca": TurnsFormat(("instruction", "output"), partial(alpaca, "output"), optional=ALPACA),
     "multiple-choice": TurnsFormat(("question", "choices", "answer"), multiple_choice),
     "question-answer": TurnsFormat(("question", "answer"), partial(two_columns, "question", "answer")),
     "input-target": TurnsFormat(("input", "target"), partial(two_columns, "input", "target"), lacks=("instruction",)),
+}
+TURNS |= {
+    name: f for name, f in _two_column_formats().items() if all(f.needs != known.needs for known in TURNS.values())
 }
 FORMATS = {name: Format(f.needs, partial(conversation, f.turns), f.lacks, f.optional) for name, f in TURNS.items()}
 FORMATS["seed-tasks"] = Format(

@@ -15,6 +15,8 @@ from tinyllm.data.sources.errors import BadRow
 from tinyllm.text.chat import Message
 
 PairMessages = tuple[list[Message], list[Message], list[Message]]  # prompt, chosen, rejected
+_PROMPTS = ("question", "query", "input")  # other names of the prompt; `instruction` is Alpaca's
+_SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")
 _PERSONA = ("answer_matching_behavior", "answer_not_matching_behavior")
 
 
@@ -63,11 +65,19 @@ def implicit_preference(row: Row, note: Note) -> PairMessages:
     return split_shared_prompt(_transcript(row, "chosen", note), _transcript(row, "rejected", note))
 
 
+def named_preference(prompt: str, row: Row, note: Note) -> PairMessages:
+    """Return a pair with the prompt in the column `prompt`, unless both answers are whole conversations."""
+    if all(isinstance(row[side], str) and not _SPEAKER.match(row[side]) for side in ANSWERS):
+        return preference(row | {"prompt": row[prompt]}, note)
+    note(f"the prompt read from chosen and rejected, not from {prompt}")
+    return implicit_preference(row, note)
+
+
 def _transcript(row: Row, column: str, note: Note) -> list[Message]:
     """Return messages, or the turns of a text `\\n\\nHuman: …\\n\\nAssistant: …` (arXiv 2204.05862)."""
     if not isinstance(row[column], str):
         return parse_messages(row[column], column, note)
-    before, *parts = re.split(r"(?:^|\n\n)(Human|Assistant): ?", row[column])
+    before, *parts = _SPEAKER.split(row[column])
     if not parts or before.strip():
         raise BadRow("missing column", f"no 'prompt', and {column} is a single text; found: {list_columns(row)}")
     return [
@@ -98,5 +108,6 @@ FORMATS = {
     "sharegpt-preference": _pairs(("conversations", *ANSWERS), sharegpt_preference),
     "preference": _pairs(("prompt", *ANSWERS), preference),
     "alpaca-preference": _pairs(("instruction", *ANSWERS), alpaca_preference, ALPACA),
+    **{f"{name}-preference": _pairs((name, *ANSWERS), partial(named_preference, name)) for name in _PROMPTS},
     "implicit-preference": _pairs(ANSWERS, implicit_preference),
 }

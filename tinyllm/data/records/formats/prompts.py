@@ -20,7 +20,9 @@ from tinyllm.data.records.formats.pairs import implicit_preference
 from tinyllm.data.records.messages import column_messages, parse_messages
 from tinyllm.data.records.turns import Note, as_prompt, drop_leading_answers, refuse_media, with_system
 from tinyllm.data.records.types import Prompt, Record, Row
-from tinyllm.text.chat import Message
+from tinyllm.text.chat import Message, is_trained
+
+_OTHER_ANSWERS = ("completion", "output", "response")  # names of the answer, if there is no `answer`
 
 
 def prompt(messages: list[Message], row: Row, note: Note, *, used: tuple[str, ...]) -> list[Record]:
@@ -28,10 +30,15 @@ def prompt(messages: list[Message], row: Row, note: Note, *, used: tuple[str, ..
     refuse_media(row)
     others = {key: value for key, value in row.items() if key not in (*used, *CONTEXT)}
     columns = {key: value for key, value in others.items() if value is not None}
+    if not any(key in columns for key in ("answer", *ANSWERS)):
+        found = [columns[name] for name in _OTHER_ANSWERS if isinstance(columns.get(name), str)]
+        columns |= {"answer": found[0]} if len(found) == 1 else {}
     if final := _final_answer(columns.get("answer")):
         note("answer set to the text after ####; the full answer is the column solution")
         columns = {"solution": columns["answer"], **columns, "answer": final}
-    return [Prompt(as_prompt(with_system(row, messages, note), note), columns)]
+    turns = as_prompt(with_system(row, messages, note), note)
+    plain = bool(used) and isinstance(row.get(used[0]), str) and sum(m["role"] == "user" for m in turns) == 1
+    return [Prompt(turns, columns, plain=plain)]
 
 
 def _final_answer(answer: Any) -> str:
@@ -52,8 +59,8 @@ def prompt_completion(row: Row, note: Note) -> list[Record]:
     return prompt(column_messages(row, "prompt", "user", note), row, note, used=("prompt",))
 
 
-def question(row: Row, note: Note) -> list[Record]:
-    return prompt(column_messages(row, "question", "user", note), row, note, used=("question",))
+def one_column(column: str, row: Row, note: Note) -> list[Record]:
+    return prompt(column_messages(row, column, "user", note), row, note, used=(column,))
 
 
 def multiple_choice(row: Row, note: Note) -> list[Record]:
@@ -66,9 +73,9 @@ def input_target(row: Row, note: Note) -> list[Record]:
 
 
 def first_question(column: str, row: Row, note: Note) -> list[Record]:
-    """Return the turns before the first answer; that answer becomes the column `answer`."""
+    """Return the turns before the first answer that is not excluded from training; that answer becomes the column `answer`."""
     turns = drop_leading_answers(parse_messages(row[column], column, note), note)
-    at = next((i for i, m in enumerate(turns) if m["role"] == "assistant"), len(turns))
+    at = next((i for i, m in enumerate(turns) if is_trained(m)), len(turns))
     answer = {"answer": turns[at]["content"]} if at < len(turns) else {}
     if at + 1 < len(turns):
         note("turns after the first answer left out")
@@ -94,7 +101,8 @@ _ANSWER = ("answer", *CONTEXT)
 FORMATS = {
     "prompt": Format(("prompt",), prompt_completion, optional=(*_ANSWER, "completion")),
     "multiple-choice": Format(("question", "choices", "answer"), multiple_choice, optional=CONTEXT),
-    "question": Format(("question",), question, optional=_ANSWER),
+    "question": Format(("question",), partial(one_column, "question"), optional=_ANSWER),
+    "query": Format(("query",), partial(one_column, "query"), optional=_ANSWER),
     "messages": Format(("messages",), partial(first_question, "messages"), optional=_ANSWER),
     "sharegpt-preference": Format(("conversations", *ANSWERS), sharegpt_preference, optional=_ANSWER),
     "sharegpt": Format(("conversations",), partial(first_question, "conversations"), optional=_ANSWER),
