@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
 import sys
+from pathlib import Path
 
 import pytest
 
 from tinyllm import console
+from tinyllm.cli.printing import text as printing
 from tinyllm.console import ProgressBar, show_reading
 
 
@@ -52,6 +56,22 @@ def test_reading_shows_share_and_rate(
     assert lines(capsys) == [line]
 
 
+@pytest.mark.parametrize("width", [60, 80, 140])
+def test_title_and_remaining_time_are_whole_on_a_narrow_terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(width))
+    with ProgressBar("sft (LoRA)", 400) as bar:
+        bar.update(
+            120, "120/400 loss 0.6931 rewards/accuracies 0.500 rewards/margins 0.000 rewards/chosen 0.000 lr 1e-4"
+        )
+        live, _ = bar._live
+        shown = ["".join(s.text for s in line) for line in live.console.render_lines(live.get_renderable())]
+    assert len(shown) == 1
+    assert shown[0].startswith("sft (LoRA) ━")
+    assert re.search(r" (-|\d):[-\d]+:[-\d]+ 120/400 ", shown[0])
+    assert ("…" in shown[0]) == (width < 140)
+
+
 def test_on_a_terminal_no_lines_are_printed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -61,3 +81,39 @@ def test_on_a_terminal_no_lines_are_printed(
         assert bar._live is not None
         assert bar._live[0].tasks[0].fields == {"numbers": "3 rows"}
     assert "prepare 3 rows" not in capsys.readouterr().err
+
+
+TEXT = "license \x1b[31mred\x9b2J \u202etxt.exe \ud800 中文"
+SHOWN = r"license \x1b[31mred\x9b2J \u202etxt.exe \ud800 中文"
+
+
+def test_nothing_that_is_said_acts_on_a_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Names of files, licenses and messages come from elsewhere. The log is shown by `cat` one day."""
+    monkeypatch.setattr(console.Log, "path", tmp_path / "log.txt")
+    console.say(TEXT)
+    with ProgressBar(TEXT, 1, line_at_once=True) as bar:
+        bar.update(1, "1/1")
+    assert lines(capsys) == [SHOWN, f"{SHOWN} 1/1"]
+    assert (tmp_path / "log.txt").read_text(encoding="utf-8").splitlines() == [SHOWN, f"{SHOWN} 1/1"]
+    console.write_line("error: a\tb\nfix: c")
+    assert lines(capsys) == ["error: a\tb", "fix: c"]
+
+
+def test_a_name_is_not_markup(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with ProgressBar("[/red]x", 2) as bar:
+        bar.update(1, "[bold]1")
+    assert "[/red]x" in capsys.readouterr().err
+
+
+def test_json_on_a_terminal_is_the_same_json(capsys: pytest.CaptureFixture[str]) -> None:
+    found = {"name": TEXT, "tall": "\U000e0001", "rows": [1, None]}
+    printing.json_object(found)
+    printed = capsys.readouterr().out
+    assert json.loads(printed) == found
+    assert all(c.isprintable() for c in printed.rstrip("\n"))
+    assert "中文" in printed
+    printing.line(TEXT)
+    assert capsys.readouterr().out == SHOWN + "\n"

@@ -26,7 +26,9 @@ FLOORS = {
     "distributed": 1,
     "io": 1,
     "mean": 1,
+    "streams": 1,
     "errors": 0,
+    "signals": 0,
 }
 MOST_FILES = 20
 

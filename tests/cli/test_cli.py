@@ -117,6 +117,16 @@ def test_old_and_underscored_spellings() -> None:
     assert modern(given) == want
 
 
+def test_what_a_users_code_prints_is_not_in_the_json(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "print('imported')\ndef loud(columns, text, finished):\n    print('called')\n    return 1.0\n"
+    )
+    options = ("--set", "rewards={'mine.py:loud': 1.0}", "--set", "data.train=[world:20]", "--json")
+    done = tinyllm("align-online", "--dry-run", *options, cwd=tmp_path)
+    assert json.loads(done.stdout)
+    assert {"imported", "called"} <= set(done.stderr.split())
+
+
 def test_dry_run_names_every_value_with_its_origin_and_writes_nothing(tmp_path: Path) -> None:
     done = tinyllm("pretrain", "--dry-run", "--json", "--set", "train.steps=7", cwd=tmp_path, TINYLLM_SEED="5")
     plan = json.loads(done.stdout)

@@ -9,6 +9,8 @@ from pydantic import Field, TypeAdapter
 
 from tinyllm.config.schemas import describe_schema, guess_value
 
+RUN_NAME = Annotated[str, Field(pattern=r"^[\w][\w.~-]*$")]
+
 
 @pytest.mark.parametrize(
     ("annotation", "text"),
@@ -35,6 +37,11 @@ def test_description_of_a_schema(annotation: Any, text: str) -> None:
 @pytest.mark.parametrize(
     ("annotation", "value", "guess"),
     [
+        (RUN_NAME, "my run", "my-run"),
+        (RUN_NAME, "-lead", "lead"),
+        (RUN_NAME, "a/b", "a-b"),
+        (RUN_NAME, "我的 故事", "我的-故事"),
+        (RUN_NAME, "..", None),
         (bool, "yes", True),
         (bool, 0, False),
         (int, 8.0, 8),

@@ -198,6 +198,10 @@ rewards.b: .nan
 error: rewards.b: expected a finite number, found nan (a.yaml:1)
 fix: set rewards.b to a finite number
 
+rewards: exact
+error: rewards: expected a mapping of names to numbers, found "exact" (a.yaml:1)
+fix: set rewards to a mapping of names to numbers, e.g. {gold: 1.0}
+
 optim.betas: [0.9]
 error: optim.betas: expected a list of 2 (a number, a number), found a list of 1 item (a.yaml:1)
 fix: set optim.betas to [0.9, 0.95] (the default)

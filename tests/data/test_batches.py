@@ -32,6 +32,20 @@ def test_records_of_a_step_do_not_depend_on_ranks_or_micro_batches(world_size: i
     assert sorted(found) == sorted(want)
 
 
+def test_another_batch_size_continues_with_the_next_record() -> None:
+    """Steps of 6, then of 4, over 10 records: the order is that of one list, also across the edge of an epoch and over ranks."""
+    data = SFTDataset([([i], [True]) for i in range(10)], 0)
+    whole, first = (Source(data, size, 2, seed=3) for size in (1, 6))
+    order = [whole.records(n)[0] for n in range(40)]
+    for ranks in (1, 2):
+        then = Source(data, 4, 2, seed=3, rank=ranks - 1, world_size=ranks)
+        then.start_at(3, first.position(3))
+        assert [r for step in range(3) for r in first.records(step)] + [
+            r for step in range(3, 8) for r in then.records(step)
+        ] == order[:38]
+        assert then.position(8) == 38
+
+
 def test_each_epoch_has_every_record_once_in_its_own_order() -> None:
     source = Source(dataset(24), 8, 8, seed=1)
     first = [i for step in range(3) for i in source.records(step)]

@@ -12,7 +12,7 @@ from tests.support import malformed
 from tinyllm.data.records.formats import COLUMN_ALIASES, FORMATS, KIND_ALIASES, KINDS
 from tinyllm.data.records.reader import Reader, read_records
 from tinyllm.data.records.types import Pair, Prompt
-from tinyllm.data.sources.streams import ENCODINGS
+from tinyllm.data.sources.encodings import ENCODINGS
 from tinyllm.errors import UserError
 from tinyllm.text.chat import validate_messages
 
@@ -78,7 +78,7 @@ CONVERSATIONS = [
         },
         [
             "u:q",
-            'a:wait\n{"name": "f", "arguments": {"a": 1}}',
+            'a:wait\n{"name": "f", "arguments": {"a":1}}',
             "t:4",
             'a:{"name": "g", "arguments": "a=1"}',
             "t:",
@@ -376,8 +376,8 @@ BAD = [
     ),
     (
         "conversations",
-        {"messages": [*turns("u:q"), {"role": "assistant", "content": "x", "weight": 0}, *turns("u:r", "a:y")]},
-        "messages[1].weight: 0; turns with a weight, or excluded from training, are not supported",
+        {"messages": [*turns("u:q"), {"role": "assistant", "content": "x", "weight": 0.5}, *turns("u:r", "a:y")]},
+        "messages[1].weight: expected 0 or 1, found 0.5",
     ),
     (
         "conversations",

@@ -50,7 +50,7 @@ def test_mask_of_a_pair_covers_the_answer_and_its_end_token(length: int) -> None
         assert prompt.endswith(HEADER)
         if length == 96:
             assert prompt == decoded(batch.ids[(row + 2) % 4, :first])
-            assert prompt.startswith("<|im_start|>" + ("user\nWhat is red?" if row % 2 == 0 else "system\nBe brief."))
+            assert prompt.startswith("<|im_start|>" + ("user\n What is red?" if row % 2 == 0 else "system\nBe brief."))
         assert not batch.mask[row, batch.real[row].sum() :].any()
         assert int(batch.real[row].sum()) == int(batch.mask[row].nonzero()[-1]) + 1  # the end token is the last
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support.reading import refused, run_python, texts
+from tests.support.reading import refused, run_python, texts, trimmed
 from tinyllm.data.records.formats import KINDS, TITLES
 from tinyllm.data.records.reader import read_records, read_rows
 from tinyllm.errors import UserError
@@ -141,7 +141,7 @@ def check(records: list, kind: str) -> None:
                 assert [m["role"] for m in answer] == ["assistant"]
                 assert answer[0]["content"].strip()
             assert record.prompt[-1]["role"] != "assistant"
-            assert record.chosen[0]["content"].strip() != record.rejected[0]["content"].strip()
+            assert trimmed(record.chosen[0]["content"]) != trimmed(record.rejected[0]["content"])
             validate_messages([*record.prompt, *record.chosen], "", require_assistant=True)
         else:
             assert (record.messages[-1]["role"] == "assistant") == (kind == "conversations")

@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.reading import refused, run_python, texts
 from tinyllm.data.records.reader import read_records
-from tinyllm.data.sources import files
+from tinyllm.data.sources import files, streams
 
 LAYOUTS = {
     "lines.jsonl": b'{"text": "a"}\n\n{"text": "b"}',
@@ -74,6 +74,15 @@ def test_plain_text_is_split_at_blank_lines_after_2_000_characters(tmp_path: Pat
     assert [len(text.split("\n")) for text in texts(path)] == [201, 201, 48]
     path.write_text("\n\n" + "\n".join(["abcd fghi"] * 1000))  # no blank line for long: 801 lines pass 8,000
     assert [len(text.split("\n")) for text in texts(path)] == [801, 199]
+
+
+def test_carriage_returns_within_lines_are_noted(tmp_path: Path) -> None:
+    path = tmp_path / "mac.txt"
+    path.write_bytes(b"one\rtwo\rthree\r\n")
+    reader = read_records([path], "documents")
+    assert [d.text for d in reader] == ["one\rtwo\rthree"]
+    note = "2 carriage returns within lines kept; as line ends: tr '\\r' '\\n' < FILE > NEW"
+    assert note in reader.report.files[0].notes
 
 
 def test_end_of_text_lines_take_precedence_over_blank_lines(tmp_path: Path) -> None:
@@ -223,3 +232,46 @@ def test_line_of_exactly_the_limit_is_read(tmp_path: Path, monkeypatch: pytest.M
     assert texts(path) == ["a" * 8, "b"]
     path.write_text('{"text": "%s"}\n{"text": "b"}\n' % ("a" * 9))
     assert refused(path).what == "a line of 22 bytes; the limit is 20"
+
+
+def test_text_of_many_short_lines_is_told_of_lines(tmp_path: Path) -> None:
+    path = tmp_path / "names.txt"
+    path.write_text("\n".join(f"Anna Bell {i}" for i in range(1000)))
+    reader = read_records([path], "documents")
+    assert len(list(reader)) == 7
+    assert reader.report.files[0].notes[-1] == (
+        "1,000 lines in 7 documents; if each is a document of its own: data.format=lines"
+    )
+    assert len(texts(path, format="lines")) == 1000
+    path.write_text("\n".join("" if i % 470 == 5 else f"这是第{i}行的一句话，讲一个很短的故事。" for i in range(6187)))
+    reader = read_records([path], "documents")
+    count = len(list(reader))
+    assert (
+        reader.report.files[0]
+        .notes[-1]
+        .endswith(f"lines in {count} documents; if each is a document of its own: data.format=lines or paragraphs")
+    )
+    path.write_text("\n".join(["A long line of prose that goes on for more than a hundred characters, " * 2] * 100))
+    reader = read_records([path], "documents")
+    list(reader)
+    assert len(reader.report.files[0].notes) == 1
+
+
+@pytest.mark.parametrize("name", ["x.txt.gz", "x.jsonl.gz", "x.csv.gz", "x.txt"])
+def test_endless_blank_lines_are_refused(tmp_path: Path, name: str) -> None:
+    content = b"\n" * (files.MAX_BLANK + 10) + b" \r\n" * files.MAX_BLANK
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    error = refused(path, on_bad_line="skip")
+    assert error.what == "more than 100,000 blank lines in a row"
+    assert error.where == f"{path}:{files.MAX_BLANK + 1}"
+
+
+def test_a_parquet_file_of_endless_equal_rows_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "x.parquet"
+    parquet.write_table(pyarrow.table({"text": ["same"] * 2_000_000}), path)
+    assert path.stat().st_size < 2_000_000 / 50
+    monkeypatch.setattr(streams, "_BOMB_BYTES", 1 << 19)  # in place of 64 MiB
+    assert "2,000,000 rows, too many for the size of the file" in refused(path).what

@@ -93,7 +93,8 @@ def bbh(row: dict[str, str]) -> Prompt:
 
 
 def toolcall(row: dict[str, Any]) -> Conversation:
-    return Conversation((turn("system", "Tools:\n" + row["tools"]), *sharegpt(row["conversations"])))
+    tools = [] if row["tools"] == "[]" else [turn("system", "Tools:\n" + row["tools"])]  # 92 of 240 rows have none
+    return Conversation((*tools, *sharegpt(row["conversations"])))
 
 
 def answered(row: dict[str, str]) -> Conversation:

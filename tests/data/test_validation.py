@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.support import small
 from tinyllm import cli
@@ -232,7 +234,7 @@ def test_no_row_has_a_bos_token_inside(with_bos: Tokenizer, text: str) -> None:
     found, report = tokenization.conversations([Conversation(turns)], with_bos, LengthLimit(200), "train")
     assert np.isin(found[0][0], with_bos.bos).sum() == 0
     assert report.trains_end.all()
-    (prompt, _), *_ = tokenization.prompts([Prompt(turns[:1], {})], with_bos, LengthLimit(200), "train")[0]
+    (prompt, *_), *_ = tokenization.prompts([Prompt(turns[:1], {})], with_bos, LengthLimit(200), "train")[0]
     assert with_bos.bos not in prompt
     assert [f.rule for f in validation.check_tokenization(report)] == ["spelled_tokens"] * ("<s>" in text)
 
@@ -469,6 +471,48 @@ def test_two_prompts_are_enough_for_two_splits(keys: list[int], fraction: float)
     assert not held.all()
 
 
+# --- labeled answers ------------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@given(
+    rows=st.lists(st.tuples(st.integers(0, 2**64 - 1) | st.integers(0, 3), st.booleans()), min_size=2, max_size=12),
+    fraction=st.sampled_from([0.05, 0.5, 0.95]),
+)
+def test_both_splits_have_both_labels_where_that_is_possible(rows: list[tuple[int, bool]], fraction: float) -> None:
+    keys, labels = np.array([key for key, _ in rows], np.uint64), np.array([good for _, good in rows])
+    held = splits.split_by_hash(keys, lambda: keys, fraction, labels)[0]
+    for key in set(keys.tolist()):  # a prompt is in one split
+        assert len(set(held[keys == key].tolist())) == 1
+    groups = [set(keys[labels == good].tolist()) for good in (True, False)]
+    if len(set(keys.tolist())) == 1:
+        return
+    plain = splits.held_out(keys, fraction)
+    both = [set(labels[plain == side].tolist()) == {True, False} for side in (True, False)]
+    if all(both):
+        assert (held == plain).all()  # nothing is moved without need
+    if min(map(len, groups)) > 1 and not groups[0] & groups[1]:
+        assert set(labels[held].tolist()) == set(labels[~held].tolist()) == {True, False}
+        assert not validation.check_split_labels(labels, held)
+    assert (splits.split_by_hash(keys[::-1], lambda: keys[::-1], fraction, labels[::-1])[0][::-1] == held).all()
+
+
+@pytest.mark.parametrize("rows", [10, 40, 200])
+def test_the_automatic_split_of_kto_keeps_both_labels(run: Run, rows: int) -> None:
+    found = [unpaired(f"What is {i} + 1?", f"It is {i + 1 + i % 2}.", i % 2 == 0) for i in range(rows)]
+    code, lines = run("kto", found, "data.val_fraction=0.05")
+    assert code == OK, lines
+
+
+@pytest.mark.parametrize("lone", range(6))
+def test_one_answer_with_a_label_is_refused_with_a_fix(run: Run, lone: int) -> None:
+    found = [unpaired(f"What is {i} + 1?", f"It is {i}.", i != lone) for i in range(6)]
+    code, lines = run("kto", found)
+    assert code == USAGE
+    assert "1 of 6 answers are bad, all to one prompt: none is left for" in only_line(lines, "error: ")
+    assert "data.val" in only_line(lines, "fix: ")
+
+
 def test_records_with_the_same_prompt_are_split_by_record_with_a_warning(run: Run) -> None:
     code, lines = run("sft", [conversation("Tell me a number.", f"It is {i}") for i in range(30)])
     assert code == OK
@@ -521,3 +565,8 @@ def test_dropping_all_records_is_refused(run: Run) -> None:
     code, lines = run("sft", [conversation("What is red?" + str(i), LONG) for i in range(9)], "data.too_long=drop")
     assert code == USAGE
     assert only_line(lines, "error: none of ")
+
+
+def test_a_single_source_needs_no_list():
+    assert DataConfig(train="pairs.jsonl", val=["held_out.jsonl"]).train == ("pairs.jsonl",)
+    assert DataConfig(train="pairs.jsonl") == DataConfig(train=["pairs.jsonl"])

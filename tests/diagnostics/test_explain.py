@@ -92,17 +92,18 @@ def test_default_is_the_newest_run(capsys: pytest.CaptureFixture) -> None:
 def test_path_that_is_not_a_run_is_refused_with_a_suggestion(tmp_path: Path) -> None:
     run = write_run(RUNS / "sft/full/mine", "sft")
     (run / "checkpoints").mkdir()
-    for given in (Path("nowhere"), Path("runs/sft"), run / "checkpoints", run / "metrics.jsonl"):
+    assert explain.run(run / "checkpoints")["run"] == str(run)
+    for given in (Path("nowhere"), Path("runs/sft"), run / "metrics.jsonl"):
         with pytest.raises(UserError) as caught:
             explain.run(given)
         assert caught.value.code == USAGE
         assert str(given) in caught.value.what
-        assert caught.value.fix == f"`tinyllm explain {run}`"
+        assert caught.value.fix == "use sft/full/mine"
 
 
 @pytest.mark.parametrize("given", [None, Path("nowhere")])
 def test_without_runs_the_fix_is_to_train_one(given: Path | None) -> None:
-    with pytest.raises(UserError, match=r"there are no runs yet|nowhere does not exist") as caught:
+    with pytest.raises(UserError, match=r"there are no runs yet|there is no run 'nowhere'") as caught:
         explain.run(given)
     assert (caught.value.code, "tinyllm pretrain" in caught.value.fix) == (USAGE, True)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,14 +22,16 @@ from tinyllm.cli.printing import inspect as printing
 from tinyllm.cli.resolve import STAGES, resolve
 from tinyllm.data import world
 from tinyllm.data.loading import length_limit, preference_dataset, sft_dataset, token_prompts, unpaired_dataset
+from tinyllm.data.records.reader import read_records
 from tinyllm.data.records.types import Conversation, Document
 from tinyllm.data.splits import BY_HASH, read_split
 from tinyllm.data.tokenization import LengthLimit
+from tinyllm.data.tokens import shards
 from tinyllm.diagnostics import inspect
 from tinyllm.diagnostics.inspect import Survey, figures, rendered
 from tinyllm.diagnostics.inspect import page as inspect_page
 from tinyllm.diagnostics.inspect.tokenizer import Vocabulary
-from tinyllm.errors import OK, USAGE
+from tinyllm.errors import OK, UNREAD, USAGE
 from tinyllm.stages.config import data_kind
 from tinyllm.text.tokenizer import Tokenizer
 
@@ -101,6 +104,33 @@ def test_kind_format_counts_and_places_are_reported(look: Look, tmp_path: Path) 
     }
     assert report["repeated"]["train"] + report["repeated"]["val"] == 5  # five rows repeat the first five
     assert report["repeated"]["prompts_in_both"] == report["repeated"]["val_in_train"] == 0
+
+
+@pytest.mark.parametrize(
+    ("sets", "expected"), [(["data.dedup=exact"], 60), (["data.dedup=none"], 66), (["data.val=[held.jsonl]"], 62)]
+)
+def test_documents_are_counted_as_preparation_does(look: Look, sets: list[str], expected: int) -> None:
+    texts = [f"Text {i} tells of a river.{' ' * (i % 2)}" for i in range(60)]
+    small.written(Path("a.jsonl"), [{"text": text} for text in [*texts, *texts[:6]]])
+    small.written(
+        Path("held.jsonl"), [{"text": text} for text in [*texts[:3], "One more.", "One more.", "And another."]]
+    )
+    given = ["a.jsonl", *(part for one in ["data.val_fraction=0.2", *sets] for part in ("--set", one))]
+    report = found(look, *given, "--kind", "documents")
+    data = resolve(STAGES["pretrain"], None, ["data.train=[a.jsonl]", *given[2::2]], {}, {}, fast=False).config.data
+    sources = {"train": data.train, "val": data.val}
+    texts_of = {name: [r.text for r in read_records(list(of), "documents")] for name, of in sources.items() if of}
+    made = shards.prepare(
+        texts_of["train"],
+        small.tokenizer(),
+        Path("out"),
+        val_fraction=data.val_fraction,
+        val_documents=texts_of.get("val"),
+        dedup=data.dedup,
+    )
+    assert report["records"] == {"train": made.train.documents, "val": made.val.documents}
+    assert report["removed"]["exact"] == sum(one.exact for one in made.removed)
+    assert sum(report["records"].values()) == expected
 
 
 def test_every_token_has_its_role(look: Look, tmp_path: Path) -> None:
@@ -287,6 +317,32 @@ class Page(HTMLParser):
         self.text += data
 
 
+@pytest.mark.parametrize(
+    ("column", "missing", "options"),
+    [
+        ("answer", "task", ["--set", "rewards={exact_answer: 1.0}"]),
+        ("anwser", "answer", ["--set", "data.field.answer=anwser", "--set", "rewards={exact_answer: 1.0}"]),
+        ("solution_text", "answer", []),
+    ],
+)
+def test_prompts_that_the_default_reward_cannot_score_are_a_warning(
+    look: Look, tmp_path: Path, column: str, missing: str, options: list[str]
+) -> None:
+    rows = [{"prompt": f"What is {i}+{i}?", column: str(2 * i)} for i in range(300)]
+    path = str(small.written(tmp_path / "sums.jsonl", rows))
+    arguments = (path, "--kind", "prompts", "--set", "data.val_fraction=0.2", "--set", "train.batch_size=8")
+    code, out, _ = look(*arguments)
+    assert code == OK
+    assert f"warning: align-online with the default reward would stop: gold needs a column {missing!r}" in out
+    assert ("did you mean" in out) == (column == "anwser")
+    (fix,) = re.findall("  fix: (.*)", out)
+    if options:
+        assert shlex.split(fix) == options
+        code, out, _ = look(*arguments, *options)
+        assert (code, out.count("no problems found")) == (OK, 1)
+        assert "rewards/exact_answer" in out
+
+
 @pytest.mark.parametrize("kind", ["conversations", "pairs", "unpaired", "prompts", "documents"])
 def test_the_page_is_self_contained(look: Look, kind: str) -> None:
     look("world:60", "--kind", kind, "--tokenizer", "tok", "--max-length", "64", "--html", "page.html")
@@ -462,6 +518,42 @@ def test_the_stage_follows_from_the_configuration_or_the_kind(
     assert report["records"]["train"] == 20 * (1 + (kind == "unpaired"))
 
 
+def test_fields_and_encoding_count_while_the_kind_is_found(look: Look) -> None:
+    Path("gb.csv").write_bytes("frage;antwort;id\n你好世界;很高兴;1\n早上好;你好;2\n".encode("gb18030"))
+    code, _, err = look("gb.csv")
+    assert (code, err.splitlines()[1]) == (
+        USAGE,
+        "fix: name its encoding, perhaps --set data.encoding=gb18030, or skip bad rows: --set data.on_bad_line=skip",
+    )
+    code, _, err = look("gb.csv", "--set", "data.encoding=gb18030")
+    assert (code, err.splitlines()[1]) == (
+        USAGE,
+        "fix: name the columns: --field prompt=frage --field completion=antwort",
+    )
+    options = ("--set", "data.encoding=GBK", "--field", "prompt=frage", "--field", "completion=antwort")
+    report = found(look, "gb.csv", *options)
+    assert (report["kind"], sum(report["records"].values())) == ("conversations", 2)
+    Path("odd.csv").write_text("Meine Frage,no: 1\na,b\nc,d\n")
+    code, _, err = look("odd.csv")
+    assert "--field 'prompt=Meine Frage' --field 'completion=no: 1'" in err
+    report = found(look, "odd.csv", "--field", "prompt=Meine Frage", "--field", "completion=no: 1")
+    assert report["kind"] == "conversations"
+    code, _, err = look("odd.csv", "--kind", "conversations")
+    pasted = shlex.split(err.partition("fix: name the columns: ")[2])
+    assert found(look, "odd.csv", *pasted)["kind"] == "conversations"
+
+
+def test_a_cut_inside_a_character_garbles_that_character_only() -> None:
+    texts = small.tokenizer()
+    text = "ab龘靐齉龗爨🐈xé"
+    ids = texts.encode(text)
+    for cut in range(1, len(ids)):
+        shown = rendered.pieces(texts, ids, ["trained"] * cut + ["cut"] * (len(ids) - cut))
+        assert [i for piece in shown for i in piece.ids] == ids
+        whole = "".join(piece.text for piece in shown).replace("\ufffd", "")
+        assert len(text) - len(whole) in (0, 1)
+
+
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
@@ -472,9 +564,9 @@ def test_the_stage_follows_from_the_configuration_or_the_kind(
         (("a.jsonl", "--kind", "pairs"), "expected pairs, found conversations"),
         (("--config", "configs/rlhf/rm/1.4M_rm.yaml", "--kind", "prompts"), "reads pairs"),
         (("--config", "mine.yaml"), "the stage cannot be determined"),
-        (("q.jsonl",), "--kind documents or"),
+        (("q.jsonl",), "--field prompt=q --field completion=a"),
         (("a.jsonl", "--tokenizer", "nowhere"), "nowhere"),
-        (("a.jsonl", "--checkpoint", "nowhere"), "no checkpoint at nowhere"),
+        (("a.jsonl", "--checkpoint", "nowhere"), "no run or checkpoint 'nowhere'"),
         (("nothing.jsonl",), "no such file"),
     ],
 )
@@ -527,11 +619,11 @@ def test_the_page_has_the_findings_and_counts_of_the_report(look: Look, tmp_path
 
 
 @pytest.mark.parametrize("more", [(), ("--json",)])
-def test_a_closed_pipe_is_no_error(look: Look, tmp_path: Path, more: tuple[str, ...]) -> None:
+def test_a_closed_pipe_ends_the_command_without_an_error(look: Look, tmp_path: Path, more: tuple[str, ...]) -> None:
     path = small.written(tmp_path / "a.jsonl", talks(400))
     command = [sys.executable, "-m", "tinyllm", "data", "inspect", str(path), "--records", "400", *more]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout.read(5)
         process.stdout.close()
         assert process.stderr.read() == ""
-        assert process.wait(60) == OK
+        assert process.wait(60) == UNREAD

@@ -14,6 +14,7 @@ import pytest
 
 from tests.support import run_tree, small
 from tinyllm.cli import run as command
+from tinyllm.cli.printing.runs import tree as printed_tree
 from tinyllm.diagnostics.runs.hashes import config_hash, data_hash, lineage_hash
 from tinyllm.diagnostics.runs.lineage import trace_lineage
 from tinyllm.errors import OK, USAGE
@@ -88,6 +89,18 @@ def test_tree_is_printed(capsys: pytest.CaptureFixture) -> None:
     ]
     assert "(as above)" in lines[7]
     assert last == f"lineage {hash_of(run_tree.PPO)}"
+
+
+def test_many_unchanged_files_are_one_line() -> None:
+    common = {"seed": None, "recorded": "a" * 64, "now": "b" * 64, "moved_to": None, "children": []}
+    files = [
+        {"kind": "data", "name": f"{i:02}.txt", "status": "changed" if i == 7 else "ok"} | common for i in range(20)
+    ]
+    lines = list(printed_tree({"kind": "data", "name": "shards", "status": "ok", **common, "children": files}))
+    assert [line.split()[2] for line in lines[1:5]] == ["00.txt", "01.txt", "02.txt", "07.txt"]
+    assert lines[5:] == ["└─ 16 more files  ok"]
+    few = list(printed_tree({"kind": "data", "name": "shards", "status": "ok", **common, "children": files[:8]}))
+    assert (len(few), few[-1].split()[2]) == (9, "07.txt")
 
 
 def test_every_link_has_its_status(capsys: pytest.CaptureFixture) -> None:

@@ -144,6 +144,12 @@ def test_failed_run_has_the_start_of_its_error(capsys: pytest.CaptureFixture) ->
     assert "failed: the loss is not a number at step 7, after man...  " in capsys.readouterr().out
 
 
+def test_the_error_of_a_failed_run_is_one_line(capsys: pytest.CaptureFixture) -> None:
+    write_run(Path("runs/sft/full"), "sft", facts={"status": "failed", "error": "error: a (b)\nfix: c"})
+    command(["runs", "list"])
+    assert "failed: a (b); fix: c  " in capsys.readouterr().out
+
+
 def test_unfinished_run_has_the_metrics_of_its_newest_checkpoint(tree: Path) -> None:
     moved = rows()["sft/full/talk"]["moved"]
     unfinished = dict.fromkeys(("before", "best", "last", "seconds", "ended"))
@@ -301,3 +307,18 @@ def test_a_hundred_runs_are_listed_in_half_a_second(tmp_path: Path) -> None:
     assert found[7]["step"] == 20_100
     # measured: 0.35 s; reading all lines of the metrics would take 10 s. The limit leaves room for slower machines
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.5
+
+
+def test_without_a_subcommand_the_options_are_those_of_list(tree: Path, capsys: pytest.CaptureFixture) -> None:
+    for options in (["--all"], ["--json"], ["--all", "--json"], ["--quiet"], []):
+        assert command(["runs", *options]) == command(["runs", "list", *options]) == 0
+        whole = capsys.readouterr().out
+        assert whole[: len(whole) // 2] == whole[len(whole) // 2 :]
+    assert command(["runs", "--json", "show", "talk"]) == 2
+    assert "fix: write `tinyllm runs show --json`" in capsys.readouterr().err
+
+
+def test_list_takes_a_folder_below_runs_and_a_name(tree: Path, capsys: pytest.CaptureFixture) -> None:
+    for given, count in (("sft", 2), ("talk", 2), ("rlhf/rm", 1), ("runs/rlhf/rm", 1)):
+        assert command(["runs", "list", given, "--json"]) == 0
+        assert len(json.loads(capsys.readouterr().out)["runs"]) == count, given

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ def test_show_returns_all_of_run_json_and_the_checkpoints() -> None:
     for key in ("parent", "reward_model", "data", "tokenizer_sha256", "seed", "world_size", "parameters", "versions"):
         assert found[key] == facts[key]
     assert found["figures"] == {when: facts[when] for when in ("before", "best", "last")}
-    assert found["command"] == " ".join(facts["command"])
+    assert shlex.split(found["command"]) == facts["command"]
     links = {name: os.readlink(run_tree.PPO / "checkpoints" / name) for name in ("ckpt_best", "ckpt_latest")}
     for row in found["checkpoints"]:
         name = Path(row["path"]).name

@@ -333,7 +333,7 @@ def test_replaced_fast_dev_run_parent_is_a_note() -> None:
         {"checkpoint": str(run_tree.BASE / STEP), "manifest_sha256": "0" * 64},
     )
     os.rename(run_tree.TALK, run)
-    run_tree.edit_json(run / "run.json", parent=parent)
+    run_tree.edit_json(run / "run.json", parent=parent, fast_dev_run=True)
     problems, notes = verified(str(run))
     assert problems == []
     assert notes == [

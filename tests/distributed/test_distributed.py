@@ -319,7 +319,7 @@ def test_a_second_signal_kills_the_ranks(tmp_path: Path, launched: Callable[...,
     assert process.poll() is None
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=5)
-    assert (process.returncode, err) == (143, "error: stopped by SIGTERM; progress since the last checkpoint is lost\n")
+    assert (process.returncode, err) == (143, "stopped by SIGTERM; progress since the last checkpoint is lost\n")
 
 
 def test_a_suspended_launcher_suspends_the_ranks(tmp_path: Path, launched: Callable[..., Any]) -> None:

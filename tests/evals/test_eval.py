@@ -20,6 +20,7 @@ from tinyllm.cli.printing import results
 from tinyllm.cli.resolve import STAGES, resolve
 from tinyllm.data import world
 from tinyllm.evals import run, tasks
+from tinyllm.mean import values
 from tinyllm.model import hub
 from tinyllm.model.config import ModelConfig
 from tinyllm.model.generate import Sampling, generate
@@ -177,7 +178,7 @@ def test_gold_equals_the_evaluation_of_the_training_stages(checkpoint: Path) -> 
     rendered = chat.render_many(tokenizer, [row["prompt"] for row in asked], generation_prompt=True)
     prompts = [TokenPrompt(r.ids, row) for r, row in zip(rendered, asked, strict=True)]
     judge = gold_judge(tokenizer)
-    want = evaluate_policy(model, prompts, judge, tokenizer, temperature=0, max_new_tokens=12)
+    want = values(evaluate_policy(model, prompts, judge, tokenizer, temperature=0, max_new_tokens=12))
     found = measured(checkpoint, "gold", "data.val=[world:30]")["results"]["gold"]
     assert found["gold,none"] == pytest.approx(want["reward"], abs=1e-6)
     assert found["finished,none"] == pytest.approx(want["finished"])

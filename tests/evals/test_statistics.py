@@ -56,6 +56,24 @@ def test_an_interval_stays_within_the_bounds_of_its_metric() -> None:
     assert mean([-1.0, 1.0], (-1.0, 1.0)).interval == (-1.0, 1.0)
 
 
+@pytest.mark.parametrize(("values", "reason"), [([0.3], "1 sample"), ([0.3] * 20, "all 20 equal")])
+def test_a_mean_without_spread_has_no_interval_and_says_why(values: list[float], reason: str) -> None:
+    found = mean(values, (-1.0, 1.0))
+    assert (found.interval, found.no_interval) == (None, reason)
+    assert mean([0.3, 0.4], (-1.0, 1.0)).no_interval == ""
+    files = mean_over_files([found, found])
+    assert files.interval is None
+    assert files.no_interval
+
+
+@pytest.mark.parametrize("n", [1, 20, 400])
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_proportion_without_spread_is_not_certain(n: int, value: float) -> None:
+    low, high = proportion([value] * n).interval
+    assert high - low > 3 / (n + 4)  # about the rule of three
+    assert (low, high)[int(value)] == pytest.approx(value, abs=1e-12)
+
+
 def test_files_have_equal_weight_whatever_their_size() -> None:
     small, large = proportion([1.0, 0.0]), proportion([1.0] * 75 + [0.0] * 25)
     both = mean_over_files([small, large])

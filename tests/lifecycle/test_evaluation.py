@@ -102,6 +102,12 @@ def test_kl_is_the_mean_log_ratio_of_the_sampled_answers() -> None:
     assert kl_divergence(policy, other, asked, evaluated)["value"] == pytest.approx(sum(want) / len(want), abs=1e-4)
 
 
+def test_one_value_and_equal_values_have_no_interval() -> None:
+    for found in (mean([0.3]), mean([0.3] * 9), ratio([1.0], [2]), ratio([0.1, 0.2, 0.3], [1, 2, 3])):
+        assert not {"low", "high"} & found.keys()
+    assert {"low", "high"} <= mean([0.3, 0.4]).keys() & ratio([1.0, 2.0], [2, 2]).keys()
+
+
 def test_perplexity_and_bits_per_byte_are_sums_over_all_documents() -> None:
     """Against the definition, one document at a time; documents longer than the context included."""
     policy, tokenizer = small.rough(), small.tokenizer()

@@ -197,6 +197,39 @@ def test_two_ranks_by_nproc_and_under_torchrun(tmp_path: Path) -> None:
         assert json.loads(done.stdout)["stage"] == "pretrain"
     assert losses["nproc"] == pytest.approx(losses["one"], abs=1e-4)
     assert losses["run"] == pytest.approx(losses["nproc"], abs=1e-6)
+    shutil.copytree(tmp_path / "one" / "runs" / "data", tmp_path / "srun" / "runs" / "data")
+    assert_two_tasks_of_srun_agree(command, tmp_path / "srun", tmp_path / "run")
+
+
+def assert_two_tasks_of_srun_agree(command: list[str], folder: Path, other: Path) -> None:
+    """Two processes with SLURM's variables are two ranks: the same bytes of weights as under torchrun."""
+    job = {
+        "SLURM_JOB_ID": "9",
+        "SLURM_STEP_ID": "3",
+        "SLURM_NTASKS": "2",
+        "SLURM_JOB_NODELIST": "n1",
+        "SLURM_NODEID": "0",
+    }
+    env = {**os.environ, **job, "OMP_NUM_THREADS": "1"}
+    tasks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tinyllm", *command],
+            cwd=folder,
+            env={**env, "SLURM_PROCID": rank, "SLURM_LOCALID": rank},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    (out, log), second = [task.communicate(timeout=120) for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], log + second[1]
+    assert json.loads(out)["stage"] == "pretrain"
+    assert second == ("", "")
+    run = "runs/pretrain/fast-dev-run"
+    weights = f"{run}/checkpoints/ckpt_best/model.safetensors"
+    assert (folder / weights).read_bytes() == (other / weights).read_bytes()
+    assert json.loads((folder / run / "run.json").read_text())["world_size"] == 2
 
 
 @pytest.mark.two_cores

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
-from tinyllm.cli.lifecycle import pipeline_configs
+from tinyllm import data
+from tinyllm.cli.lifecycle import pipeline_configs, smoke_configs
 from tinyllm.cli.options import Common
 from tinyllm.data.records.detect import guess_kind
-from tinyllm.errors import UserError
+from tinyllm.data.splits import read_split
+from tinyllm.errors import RESOURCES, UserError
 from tinyllm.lifecycle import run
 from tinyllm.lifecycle.pipeline import Pipeline
+from tinyllm.lifecycle.stages import SMOKE_TEST
 
 SHAPE = "{vocab_size: 400, hidden_size: 32, intermediate_size: 48, num_hidden_layers: 1, head_dim: 16}"
 SMALL = [
@@ -95,6 +100,36 @@ def test_a_stage_whose_record_names_another_checkpoint_is_evaluated_again(
     assert json.loads(record.read_text())["manifest_sha256"] == kept["manifest_sha256"]
 
 
+def test_a_damaged_record_is_reported_and_written_again(
+    finished: tuple[Path, list[dict], dict], here: Path, capsys: pytest.CaptureFixture
+) -> None:
+    record = here / "runs" / "lifecycle" / "tiny" / "pretrain.json"
+    kept = json.loads(record.read_text())
+    record.write_text('{"a": 1}')
+    pipeline = Pipeline("tiny", {"pretrain": two_stages()["pretrain"]}, questions=16)
+    assert pipeline.run()[0]["figures"] == finished[1][0]["figures"]
+    assert "warning: runs/lifecycle/tiny/pretrain.json is damaged (stage: Field required" in capsys.readouterr().err
+    assert json.loads(record.read_text())["paper"] == kept["paper"]
+    assert not list(record.parent.glob("*.new"))
+
+
+def test_a_lifecycle_belongs_to_one_process(here: Path) -> None:
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom tinyllm.train import lock\n"
+        "for name in ('tiny', 'fast-dev-run'):\n    lock.acquire(Path('runs/lifecycle', name))\nprint(flush=True)\nsys.stdin.read()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(UserError, match=f"in use by another process: pid {other.pid}") as caught:
+            Pipeline("tiny", two_stages(), questions=16)
+        assert caught.value.code == RESOURCES
+        with pytest.raises(UserError, match=f"in use by another process: pid {other.pid}"):
+            run.smoke_test({})  # its stages empty the folders of the one before
+        other.stdin.close()
+    Pipeline("tiny", two_stages(), questions=16).close()
+    assert run.smoke_test({})["stages"] == []
+
+
 def test_a_stage_whose_parent_changed_is_trained_again(
     finished: tuple[Path, list[dict], dict], here: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -160,6 +195,90 @@ def test_files_go_to_the_stages_that_train_on_their_kind(tmp_path: Path) -> None
     assert named["pretrain"].config.data.train == (given[0], given[1])
 
 
+def test_a_skipped_table_is_named_and_suggested(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    folder = tmp_path / "my data"
+    folder.mkdir()
+    (folder / "essay.txt").write_text("A text of its own.\n")
+    (folder / "faq.csv").write_text("prompt,answer\nHow?,Like this\nWhy?,Because\n")
+    with pytest.raises(UserError, match="no file contains conversations") as error:
+        pipeline_configs("laptop", Common(), [str(folder)], 1, {})
+    assert re.search("to be named one by one: .*my data/faq.csv", capfd.readouterr().err)
+    option = f"conversations={folder / 'faq.csv'}"
+    assert error.value.fix.endswith(f"--data '{option}'")
+    named = pipeline_configs("laptop", Common(), [str(folder), option], 1, {})["laptop-own"]
+    assert named["sft"].config.data.train == (str(folder / "faq.csv"),)
+    assert len(read_split(named["sft"].config.data, "conversations", 0)[0]) == 1
+
+
+def test_a_folder_may_hold_files_of_several_kinds(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    given = files(tmp_path, "documents", "conversations", "pairs")
+    found = pipeline_configs("laptop", Common(), [str(tmp_path)], 1, {})["laptop-own"]
+    assert [found[stage].config.data.train for stage in ("pretrain", "sft", "rm")] == [(path,) for path in given]
+    said = capsys.readouterr().err
+    assert f"{given[2]}: pairs, for rm, dpo, orpo" in said
+    assert "no prompts: skipping ppo, gspo, grpo; questions of the evaluation are the last ones of held-out" in said
+
+
+def test_the_smoke_test_takes_the_users_files(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    given = files(tmp_path, "documents", "conversations", "pairs", "prompts")
+    found = smoke_configs(None, None, given, {})
+    assert list(found) == [name for name in SMOKE_TEST if name not in ("eval", "chat")]
+    assert all("world" not in source for one in found.values() for source in one.config.data.train)
+    assert [found[name].config.rewards for name in ("ppo", "grpo")] == [{"reward_model": 1.0}, {"exact_answer": 1.0}]
+    assert "leaves out eval and chat" in capsys.readouterr().err
+    assert "rm" not in smoke_configs(None, None, given[:2], {})
+    assert list(smoke_configs(None, None, [], {})) == list(SMOKE_TEST)
+
+
+def written(folder: Path, name: str, rows: list[dict]) -> str:
+    (folder / name).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return str(folder / name)
+
+
+def test_own_data_are_measured_on_their_held_out_side_and_never_on_the_world(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ask = [f"{a}加{b}等于几？😀" for a in range(8) for b in range(5)]
+    given = [
+        written(tmp_path, "text.jsonl", [{"text": f"{question} قطة صغيرة"} for question in ask]),
+        written(tmp_path, "talks.jsonl", [{"prompt": question, "completion": "不知道。"} for question in ask]),
+        written(tmp_path, "pairs.jsonl", [{"prompt": q, "chosen": "不知道。", "rejected": "قطة"} for q in ask]),
+    ]
+    sets = [text for text in SMALL if not text.startswith("data.train")]
+    configs = pipeline_configs("laptop", Common(set=sets, name="own"), given, 1, {})["own"]
+    pipeline = Pipeline("own", {stage: configs[stage] for stage in ("pretrain", "sft", "rm")}, questions=8)
+    entered: set[str] = set()
+    world = str(Path(data.world.__file__).parent)
+
+    def note_world(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code.co_filename.startswith(world):
+            entered.add(frame.f_code.co_name)
+
+    sys.setprofile(note_world)
+    try:
+        records = pipeline.run()
+    finally:
+        sys.setprofile(None)
+    assert not entered
+    pairs = read_split(configs["rm"].config.data, "pairs", 0)
+    assert records[2]["measured"]["pairs"] == len(pairs[1]) < 8
+    card = run.scorecard(pipeline, records, "laptop")
+    assert card["sources"] == {
+        "bits per byte, perplexity": f"held-out part of {given[0]} (documents)",
+        "answers": f"held-out part of {given[1]} (conversations: the last question of each)",
+        "gates of sft": f"held-out part of {given[1]} (conversations)",
+        "gates of rm": f"held-out part of {given[2]} (pairs)",
+    }
+    assert [p["expected"] for p in card["prompts"]] == ["不知道。"] * len(card["prompts"])
+
+
+def test_figures_of_the_world_say_so(finished: tuple[Path, list[dict], dict]) -> None:
+    assert set(finished[2]["sources"].values()) == {
+        f"the bundled world ({kind}), held-out" for kind in ("documents", "prompts", "conversations")
+    }
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -167,7 +286,7 @@ def test_files_go_to_the_stages_that_train_on_their_kind(tmp_path: Path) -> None
         (["--data", "missing.jsonl"], "missing.jsonl"),
         (["--set", "train.stepz=3"], "train.steps"),
         (["--seeds", "0"], "0"),
-        (["--smoke", "--name", "mine"], "the smoke test takes no"),
+        (["--smoke", "--name", "mine"], "the smoke test has settings of its own, without --name"),
     ],
 )
 def test_wrong_options_are_refused_without_torch(tmp_path: Path, arguments: list[str], words: str) -> None:

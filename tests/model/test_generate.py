@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from tinyllm.errors import UserError
+from tinyllm.evals.settings import EvalSettings
 from tinyllm.model import hub
 from tinyllm.model.config import ModelConfig
 from tinyllm.model.generate import Sampling, generate
 from tinyllm.model.transformer import CausalLM
+from tinyllm.rollout.config import RolloutConfig
+from tinyllm.stages.config import ChatConfig
 
 KINDS = {"qwen3": 2, "llama": 4, "qwen2": 1}
 
@@ -53,6 +58,27 @@ def test_greedy_decoding_with_cache_and_left_padding_equals_decoding_without(mod
     together = generate(model, PROMPTS, Sampling(20, temperature=0))
     for prompt, completion in zip(PROMPTS, together, strict=True):
         assert completion.ids == greedy_uncached(model, prompt, 20)
+
+
+@pytest.mark.parametrize("temperature", [1e-40, 1e-8, 9e-6, -1.0, float("nan"), float("inf")])
+def test_temperatures_that_float32_cannot_divide_by_are_refused(temperature: float) -> None:
+    with pytest.raises(UserError, match=r"temperature .* is out of range"):
+        Sampling(8, temperature=temperature)
+    if temperature > 0:
+        for config in (ChatConfig, EvalSettings, RolloutConfig):
+            with pytest.raises(ValidationError, match="temperature"):
+                config(temperature=temperature)
+
+
+def test_the_least_temperature_and_the_least_top_p_are_greedy(model: CausalLM) -> None:
+    want = generate(model, PROMPTS, Sampling(8, temperature=0))
+    for least in (Sampling(8, temperature=1e-5), Sampling(8, temperature=1e4, top_p=1e-300), Sampling(8, top_k=1)):
+        found = generate(model, PROMPTS, least)
+        assert [c.ids for c in found] == [c.ids for c in want]
+        assert all(math.isfinite(p) for c in found for p in c.log_probs)
+    for top_p in (0.0, -0.1, 1.1, float("nan")):
+        with pytest.raises(UserError, match="top_p"):
+            Sampling(8, top_p=top_p)
 
 
 def test_reported_log_probs_equal_those_of_the_training_forward(model: CausalLM) -> None:

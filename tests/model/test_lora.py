@@ -10,7 +10,7 @@ import torch
 from tinyllm.errors import UserError
 from tinyllm.model import lora
 from tinyllm.model.config import LoRAConfig, ModelConfig
-from tinyllm.model.transformer import CausalLM, initialise
+from tinyllm.model.transformer import CausalLM, initialise, set_dropout
 
 SHAPE = ModelConfig(
     vocab_size=40,
@@ -54,6 +54,24 @@ def test_at_the_start_only_b_has_a_gradient_and_the_base_is_frozen(model: Causal
     assert {n for n, p in model.named_parameters() if p.requires_grad} == {
         n for n, _ in model.named_parameters() if ".lora_" in n
     }
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_the_dropout_of_the_blocks_is_not_the_adapter_s(model: CausalLM, dora: bool) -> None:
+    """Each acts at its own rate, in training only, and 0 changes nothing."""
+    with_random_branches(lora.attach(model, LoRAConfig(dropout=0.5, dora=dora)))
+    set_dropout(model, 0.0)
+    still = model(IDS)
+    assert torch.equal(model.train()(IDS), model.train()(IDS)) is False
+    with lora.disabled(model):
+        assert torch.equal(model(IDS), model(IDS))
+    assert torch.equal(model.eval()(IDS), still)
+    plain = with_random_branches(lora.attach(CausalLM(SHAPE), LoRAConfig(dora=dora))).train()
+    set_dropout(plain, 0.0)
+    assert torch.equal(plain(IDS), plain.eval()(IDS))
+    set_dropout(plain, 0.5)
+    assert not torch.equal(plain.train()(IDS), plain(IDS))
+    assert {layer.lora_dropout.p for layer in lora.layers(plain).values()} == {0.0}
 
 
 @pytest.mark.parametrize(("rslora", "scale"), [(False, 4.0), (True, 8.0)])

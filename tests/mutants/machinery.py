@@ -9,6 +9,7 @@ LORA, TRANSFORMER, GENERATE = (f"model/test_{name}.py" for name in ("lora", "tra
 ENGINE, OPTIM, BATCHES = "train/test_engine.py", "train/test_optimizers.py", "data/test_batches.py"
 EVERY, COMMON, FIT = "algorithms/test_every.py", "stages/test_common.py", "train/test_trainer.py"
 PADDING, SOURCE = "rollout/test_padding.py", "rollout/test_source.py"
+SCORING = "rollout/test_scoring.py"
 STAGE = "stages/test_align_online.py::test_"
 PACKED = f"{EVERY}::test_packed_rows_equal_separate_rows"
 
@@ -92,7 +93,7 @@ MUTANTS = [
 
     # --- rollouts and sampling -----------------------------------------------------------------------------------------------------
     M("sampler-unwatched", "extra", "a sampler that disagrees with training goes unnoticed", "rollout/source.py",
-      "if gap.value > self.config.tolerance:", "if False:", SOURCE),
+      "if not gap.value <= self.config.tolerance:", "if False:", SOURCE),
     M("sampler-temperature", "extra", "the sampler ignores the temperature", "model/generate.py",
       "_scaled(model.logits(hidden).float(), sampling.temperature)", "model.logits(hidden).float()", GENERATE),
     M("sampler-padding", "extra", "a left-padded row's padding is attended to once rows are dropped", "model/generate.py",
@@ -110,9 +111,17 @@ MUTANTS = [
       "total -= self.unfinished_penalty * unfinished", "total += self.unfinished_penalty * unfinished", PADDING),
     M("scorer-weight-ignored", "extra", "the reward model's weight is ignored", "rollout/judge.py",
       "total += self.scorer_weight * scores", "total += scores", f"{STAGE}the_reward_is_the_score_of_the_reward_model_at_the_last_token"),
+    M("watched-rewarded", "extra", "a reward of weight 0 is part of the sum", "rollout/judge.py",
+      "            if weight:\n                total += weight * scores",
+      "            if True:\n                total += weight * scores", SCORING),
+    M("abstaining-counts", "extra", "an answer that a reward does not apply to counts in its mean", "rollout/judge.py",
+      "Mean(scores.sum(), applies.sum())", "Mean(scores.sum(), len(rows))", SCORING),
+    M("columns-shared", "extra", "a reward can change the data", "rollout/scoring.py",
+      "copy.deepcopy(dict(row.columns)), row.text", "row.columns, row.text", SCORING),
+    M("sign-lost", "extra", "a minus before a number is not read", "rollout/answers/quantities.py",
+      'value = -value if sign == "-" else value', "value = value", "rollout/test_answers.py"),
     M("prompts-repeat", "extra", "every rollout answers the same prompts", "rollout/source.py",
-      "positions = range(number * per_rollout + self.rank, (number + 1) * per_rollout, self.world_size)",
-      "positions = range(self.rank, per_rollout, self.world_size)", SOURCE),
+      "first = number * self._prompts_per_round + self._offset", "first = self._offset", SOURCE),
     M("critic-not-copied", "extra", "the critic starts at random though there is a reward model", "stages/align_online.py",
       "if scorer is not None and scorer.config == policy.config:", "if False:", f"{STAGE}the_critic_starts_from_the_reward_model"),
 

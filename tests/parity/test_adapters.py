@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,9 @@ for package in ("transformers", "trl", "peft"):
 import peft  # noqa: E402
 
 from tests.parity import oracles, tiny  # noqa: E402
-from tinyllm.model import hub  # noqa: E402
+from tinyllm.model import hub, lora  # noqa: E402
 from tinyllm.model.config import LoRAConfig  # noqa: E402
-from tinyllm.model.transformer import CausalLM  # noqa: E402
+from tinyllm.model.transformer import CausalLM, set_dropout  # noqa: E402
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
 IDS = torch.tensor([[*pair.prompt, *pair.chosen][:6] for pair in tiny.PAIRS if len([*pair.prompt, *pair.chosen]) > 5])
@@ -67,6 +68,30 @@ def test_we_open_what_peft_wrote(kind: str, tmp_path: Path) -> None:
     for merged in (False, True):
         ours = hub.load_causal_lm(tmp_path, merged=merged).double()
         torch.testing.assert_close(logits(ours), theirs(IDS).logits, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("kind", KINDS)
+def test_in_training_the_adapter_drops_what_peft_drops(kind: str, dropout: float) -> None:
+    """The same masks: logits and gradients of the branches are equal, and differ from those without dropout if there is any."""
+    adapter = tiny.adapter(LoRAConfig(r=3, alpha=7, dropout=dropout, **KINDS[kind]))
+    theirs, ours = oracles.adapted(adapter).train(), hub.load_causal_lm(adapter, merged=False).double()
+    set_dropout(ours, 0.0)  # as the trainer does; it is the blocks' and not the adapter's
+    still = logits(ours)
+    torch.manual_seed(3)
+    want = theirs(IDS).logits
+    torch.manual_seed(3)
+    got = ours.train().logits(ours(IDS))
+    torch.testing.assert_close(got, want, atol=2e-5, rtol=0)
+    assert ((got - still).abs().max() > 0.1) == (dropout > 0)
+    want.square().sum().backward()
+    got.square().sum().backward()
+    expected = {re.sub(r"\.weight$|\.default", "", n): p.grad for n, p in theirs.named_parameters() if "lora_" in n}
+    branches = {n: p.grad for n, p in ours.named_parameters() if lora.is_branch(n)}
+    assert len(branches) == len(expected)
+    for name, gradient in branches.items():
+        wanted = expected[f"base_model.model.{name.removesuffix('.weight')}"]
+        torch.testing.assert_close(gradient, wanted, atol=1e-3, rtol=1e-4)
 
 
 @torch.no_grad()

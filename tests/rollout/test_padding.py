@@ -15,6 +15,7 @@ from tinyllm.model.generate import Completion, Sampling, generate
 from tinyllm.model.transformer import ActorCritic, CausalLM, SequenceScorer
 from tinyllm.rollout.config import RolloutConfig
 from tinyllm.rollout.judge import Judge, generate_and_score
+from tinyllm.rollout.rewards import Reward
 from tinyllm.rollout.source import RolloutSource
 from tinyllm.text.tokenizer import Tokenizer
 
@@ -54,7 +55,7 @@ def source(policy: CausalLM | ActorCritic, tokenizer: Tokenizer, scorer: Sequenc
     return RolloutSource(
         policy,
         PROMPTS,
-        Judge(tokenizer, {}, scorer, 1.0, 0.5),
+        Judge(tokenizer, [], scorer, 1.0, 0.5),
         partial(grpo.compute_advantages, grpo.Settings()),
         RolloutConfig(group_size=4, minibatches=1, max_new_tokens=12, temperature=0.8),
         reference=None,
@@ -71,7 +72,7 @@ def test_batched_generation_equals_generation_of_single_prompts(tokenizer: Token
     alone = [generate(policy, [prompt.ids], sampling)[0] for prompt in PROMPTS]
     assert [a.ids for a in generate(policy, [p.ids for p in PROMPTS], sampling)] == [a.ids for a in alone]
     assert len({tuple(a.ids) for a in alone}) > 2
-    judge = Judge(tokenizer, {"length": (lambda columns, text, finished: len(text), 1.0)}, None, 0.0, 0.5)
+    judge = Judge(tokenizer, [(Reward("length", lambda columns, text, finished: len(text)), 1.0)], None, 0.0, 0.5)
     worth = [len(tokenizer.decode(a.ids)) - 0.5 * (not a.finished) for a in alone]
     found = generate_and_score(policy, PROMPTS, judge, sampling, rows=3)
     assert found["reward"].value == pytest.approx(sum(worth) / 5)
@@ -130,7 +131,7 @@ def test_reward_model_is_read_at_the_last_token_of_each_row(tokenizer: Tokenizer
 
 
 def test_unfinished_answers_pay_the_penalty(tokenizer: Tokenizer) -> None:
-    judge = Judge(tokenizer, {}, None, 0.0, 0.5)
+    judge = Judge(tokenizer, [], None, 0.0, 0.5)
     answers = [Completion(ids=[5, tokenizer.im_end], finished=True), Completion(ids=[5, 6], finished=False)]
     reward, _ = judge(PROMPTS[:2], answers, torch.zeros(2, 16), torch.zeros(2, 16))
     assert reward.tolist() == [0.0, -0.5]

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from tinyllm.data import world
+from tinyllm.data.records.types import Prompt
 from tinyllm.errors import UserError
-from tinyllm.rollout import rewards
+from tinyllm.rollout import checks, rewards
 
 
 @pytest.mark.parametrize(
@@ -42,7 +43,7 @@ def test_gold_is_the_reward_of_the_world() -> None:
 def test_a_user_function(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text("def short(columns, text, finished):\n    return float(len(text) < 5)\n")
-    assert rewards.load_reward(f"{path}:short")({}, "abc", True) == 1.0
+    assert rewards.load_reward(f"{path}:short").function({}, "abc", True) == 1.0
     with pytest.raises(UserError, match="no function 'long'"):
         rewards.load_reward(f"{path}:long")
     with pytest.raises(UserError, match="no reward 'exact'"):
@@ -50,6 +51,32 @@ def test_a_user_function(tmp_path: Path) -> None:
 
 
 def test_missing_columns_are_refused() -> None:
-    with pytest.raises(UserError, match="needs a column 'answer'"):
-        rewards.check_columns({"exact_answer": 1.0}, {"prompt": [], "solution": "7"}, "rewards")
-    rewards.check_columns({"exact_answer": 1.0, "mine.py:f": 1.0, "reward_model": 1.0}, {"answer": "7"}, "rewards")
+    rows = [Prompt((), {"solution": "7"})]
+    with pytest.raises(UserError, match="needs a column 'answer'; the prompts have solution"):
+        checks.check({"exact_answer": 1.0}, rows, rows)
+    rows = [Prompt((), {"answer": "7"})]
+    assert checks.check({"exact_answer": 1.0, "reward_model": 1.0}, rows, rows) == (rows, rows)
+
+
+def test_a_misspelled_column_parameter_or_function_is_named_in_the_fix(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text("def accuracy_reward(prompts, completions, anwser, **more):\n    return [1.0] * len(prompts)\n")
+    wrong, right = [Prompt((), {"anwser": "7"})], [Prompt((), {"answer": "7"})]
+    use_exact = "use --set 'rewards={exact_answer: 1.0}'"
+    for weights, rows, what, fix in (
+        ({"exact_answer": 1.0}, wrong, "did you mean 'anwser'?", "name the column: --set data.field.answer=anwser"),
+        ({"gold": 1.0}, right, "the prompts have answer", use_exact),
+        ({"gold": 1.0, "exact_answer": 1.0}, right, "the prompts have answer", use_exact),
+        ({f"{path}:accuracy_reward": 1.0}, right, "did you mean 'answer'?", "rename the parameter anwser to answer"),
+        (
+            {f"{path}:acuracy_reward": 1.0},
+            right,
+            "did you mean 'accuracy_reward'?",
+            "write accuracy_reward instead of acuracy_reward",
+        ),
+        ({"exact_anser": 1.0}, right, "did you mean 'exact_answer'?", "write exact_answer instead of exact_anser"),
+    ):
+        with pytest.raises(UserError) as caught:
+            checks.check(weights, rows, rows)
+        assert what in caught.value.what
+        assert caught.value.fix == fix

@@ -19,6 +19,7 @@ from tinyllm.model.transformer import CausalLM, initialise
 from tinyllm.rollout import source as rollout
 from tinyllm.rollout.config import RolloutConfig
 from tinyllm.rollout.judge import Judge
+from tinyllm.rollout.rewards import Reward
 from tinyllm.rollout.source import RolloutSource
 from tinyllm.text.tokenizer import Tokenizer
 
@@ -53,10 +54,13 @@ def made(
     rank: int = 0,
     world_size: int = 1,
     reference: CausalLM | None = None,
+    batch_size: int = 8,
     **changes,
 ) -> RolloutSource:
     config = RolloutConfig(**{"group_size": 4, "minibatches": 2, "epochs": 2, "max_new_tokens": 9, **changes})
-    judge = Judge(tokenizer, {"length": (lambda columns, text, finished: float(columns["n"]), 2.0)}, None, 0.0, 0.5)
+    judge = Judge(
+        tokenizer, [(Reward("length", lambda columns, text, finished: float(columns["n"])), 2.0)], None, 0.0, 0.5
+    )
     return RolloutSource(
         policy,
         [TokenPrompt(list(range(5, 6 + n)), {"n": n}) for n in range(6)],
@@ -65,7 +69,7 @@ def made(
         config,
         reference=reference,
         stop=tokenizer.stop_ids,
-        batch_size=8,
+        batch_size=batch_size,
         micro_batch_size=3,
         seed=0,
         rank=rank,
@@ -129,6 +133,22 @@ def test_every_prompt_is_used_once_before_any_is_used_again(policy: CausalLM, to
     assert [n for pair in zip(*ranks, strict=True) for n in pair] == met[:4]
 
 
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_another_batch_size_continues_with_the_next_prompt(policy: CausalLM, tokenizer: Tokenizer, rounds: int) -> None:
+    """After two rollouts the batch doubles: the prompts of one are those of the next two, and an unfinished one is dropped."""
+    before = made(policy, tokenizer, sampling_rounds=rounds)
+    after = made(policy, tokenizer, sampling_rounds=rounds, batch_size=16)
+    for step in (8, 10):  # at the edge of a rollout, and inside it
+        after.start_at(step, before.position(step))
+        found = [p.columns["n"] for p in after.prompts_of(2 * rounds)]
+        assert found == [p.columns["n"] for n in (0, 1) for p in before.prompts_of(2 * rounds + n)]
+        assert after.position(step) == before.position(step)
+    before(0)
+    unfinished = before.state(1)
+    assert not after.restore(1, unfinished)
+    assert made(policy, tokenizer, sampling_rounds=rounds).restore(1, unfinished)
+
+
 def test_a_rollout_depends_only_on_its_number(policy: CausalLM, tokenizer: Tokenizer) -> None:
     first, again, other = (made(policy, tokenizer).rollout(n)[0] for n in (3, 3, 4))
     assert torch.equal(first.ids, again.ids)
@@ -157,7 +177,7 @@ def test_dynamic_sampling_replaces_groups_of_equal_rewards(policy: CausalLM, tok
 
     def source(rounds: int) -> RolloutSource:
         found = made(policy, tokenizer, sampling_rounds=rounds)
-        found.judge = Judge(tokenizer, {"length": (by_length, 1.0)}, None, 0.0, 0.0)
+        found.judge = Judge(tokenizer, [(Reward("length", by_length), 1.0)], None, 0.0, 0.0)
         return found
 
     def constant(samples: object) -> int:
@@ -175,7 +195,7 @@ def test_dynamic_sampling_replaces_groups_of_equal_rewards(policy: CausalLM, tok
 
 def test_dynamic_sampling_keeps_equal_groups_after_the_last_round(policy: CausalLM, tokenizer: Tokenizer) -> None:
     source = made(policy, tokenizer, sampling_rounds=3)
-    source.judge = Judge(tokenizer, {}, None, 0.0, 0.0)
+    source.judge = Judge(tokenizer, [], None, 0.0, 0.0)
     samples, metrics = source.rollout(0)
     assert len(samples.ids) == 16
     assert metrics["sampling_rounds"].value == 3
@@ -183,7 +203,7 @@ def test_dynamic_sampling_keeps_equal_groups_after_the_last_round(policy: Causal
 
 
 def test_overlong_answers_lose_reward_gradually(tokenizer: Tokenizer) -> None:
-    judge = Judge(tokenizer, {}, None, 0.0, 0.0, max_new_tokens=20, overlong_buffer=8)
+    judge = Judge(tokenizer, [], None, 0.0, 0.0, max_new_tokens=20, overlong_buffer=8)
     answers = [generation.Completion(ids=[5] * n, finished=True) for n in (3, 12, 14, 20)]
     reward, _ = judge([TokenPrompt([1], {})] * 4, answers, torch.zeros(4, 24), torch.zeros(4, 24))
     assert reward.tolist() == [0.0, 0.0, -0.25, -1.0]

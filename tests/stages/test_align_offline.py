@@ -76,6 +76,25 @@ def test_dpo_starts_at_ln_2_and_learns(tmp_path: Path, lora: LoRAConfig | None) 
     assert found["last"]["loss"] < math.log(2) - 0.01
 
 
+def test_with_dropout_dpo_starts_at_ln_2_on_held_out_pairs_only(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """The reference is scored without dropout, and so is every held-out figure; the loss is not, and says so. A new adapter adds nothing
+    yet, so that its own dropout shows from the second step on."""
+    data = small.pairs(tmp_path / "pairs.jsonl")
+    dropped, whole, adapter = ({"train": {"dropout": 0.5}}, {}, {"lora": LoRAConfig(r=2, dropout=0.5)})
+    rows = []
+    for number, changes in enumerate((dropped, adapter, {"lora": LoRAConfig(r=2)}, whole)):
+        base = settings(data, name=str(number), **{k: v for k, v in changes.items() if k == "lora"})
+        config = base.model_copy(update={"train": base.train.model_copy(update=changes.get("train", {}))})
+        found = align_offline.run(config, CALL)
+        assert ("acts in the loss only" in capsys.readouterr().err) == (number < 2)
+        assert found["before"]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+        rows.append(small.metrics(Path(found["run"])))
+    assert abs(rows[0][0]["loss"] - math.log(2)) > 1e-3
+    assert all(found[0]["loss"] == pytest.approx(math.log(2), abs=1e-5) for found in rows[1:])
+    assert rows[1][0]["grad_norm"] != pytest.approx(rows[2][0]["grad_norm"], rel=1e-3)
+    assert rows[1][-1]["loss"] != pytest.approx(rows[2][-1]["loss"], abs=1e-5)
+
+
 def test_reference_log_probs_are_those_of_the_loaded_model(tmp_path: Path) -> None:
     model, texts = small.rough(), small.tokenizer()
     pairs = list(read_records([str(small.pairs(tmp_path / "pairs.jsonl", 7))], "pairs"))

@@ -12,12 +12,14 @@ from safetensors.torch import load_file, save_file
 
 from tests.support import small
 from tinyllm import algorithms
+from tinyllm.data.config import RecordConfig
 from tinyllm.errors import INTEGRITY, USAGE, UserError
 from tinyllm.model.config import LoRAConfig
 from tinyllm.model.transformer import SequenceScorer
 from tinyllm.rollout.config import RolloutConfig
 from tinyllm.stages import align_online
 from tinyllm.stages.config import AlignOnlineConfig
+from tinyllm.train.config import TrainConfig
 from tinyllm.train.run import Invocation
 
 CALL = Invocation("written: down\n")
@@ -43,7 +45,7 @@ def settings(name: str, rewards: dict[str, float], **changes) -> AlignOnlineConf
 
 @pytest.mark.parametrize("given", [None, Path("nowhere")])
 def test_a_missing_reward_model_is_an_error_before_training(given: Path | None) -> None:
-    with pytest.raises(UserError, match=r"no reward model yet|no checkpoint at nowhere") as caught:
+    with pytest.raises(UserError, match=r"no reward model yet|no run or checkpoint 'nowhere'") as caught:
         align_online.run(settings("grpo", {"reward_model": 1.0}, reward_model=given), CALL)
     assert caught.value.code == USAGE
     assert caught.value.fix
@@ -99,6 +101,15 @@ def test_the_kl_to_the_parent_is_measured_and_in_the_loss(name: str, lora: LoRAC
         assert rows[3]["kl"] > 1e-5
 
 
+def test_with_dropout_the_first_ratios_are_only_near_1(capsys: pytest.CaptureFixture) -> None:
+    base = settings("grpo", REWARD)
+    config = base.model_copy(update={"train": base.train.model_copy(update={"dropout": 0.2})})
+    first = small.metrics(Path(align_online.run(config, CALL)["run"]))[0]
+    assert "acts in the loss only" in capsys.readouterr().err
+    assert first["sampler_gap"] < 1e-3  # sampler and old log-probabilities are both without dropout
+    assert first["approx_kl"] > 1e-3
+
+
 @pytest.mark.parametrize("name", algorithms.names("online"))
 def test_the_first_minibatch_is_on_policy_at_the_sampling_temperature(name: str) -> None:
     """Sampler, behaviour policy and loss divide by the same temperature: the ratio is 1, to rounding, and the second time it is not."""
@@ -144,3 +155,93 @@ def test_best_by_must_name_a_held_out_metric(tmp_path: Path) -> None:
     assert "rewards/rule" in caught.value.what or "rewards/length" in caught.value.what
     found = align_online.run(settings("grpo", REWARD).model_copy(update={"best_by": "finished"}), CALL)
     assert found["best"]["finished"] >= found["before"]["finished"]
+
+
+def test_two_rewards_of_one_file_are_two_figures_and_both_count() -> None:
+    Path("two.py").write_text(
+        "def correct(columns, text, finished):\n    return 10.0\n"
+        "def form(columns, text, finished):\n    return 1.0 if columns['answer'] != '7' else None\n"
+    )
+    config = settings("grpo", {"two.py:correct": 1.0, "two.py:form": 1.0}, best_by="rewards/correct")
+    found = align_online.run(config, CALL)
+    before = found["before"]
+    assert before["rewards/correct"] == 10.0
+    assert before["rewards/form"] == 1.0
+    share = before["rewards/form/applied"]
+    assert before["reward"] == pytest.approx(10 + share - 0.5 * (1 - before["finished"]), abs=1e-6)
+
+
+def test_a_held_out_reward_that_is_not_a_number_stops_before_anything_is_saved() -> None:
+    """It would be `ckpt_best` for ever: nothing is more than NaN."""
+    Path("nan.py").write_text(
+        "def ratio(columns, text, finished):\n    return float('nan') if columns['held'] and text not in ('', 'x') else 1.0\n"
+    )
+    small.written(Path("train.jsonl"), [{"prompt": f"Say {i}.", "answer": "x", "held": 0} for i in range(9)])
+    small.written(Path("val.jsonl"), [{"prompt": f"Tell {i}.", "answer": "x", "held": int(i > 4)} for i in range(9)])
+    data = RecordConfig(train=("train.jsonl",), val=("val.jsonl",), max_length=80)
+    for weights in ({"nan.py:ratio": 1.0}, {"nan.py:ratio": 0.0, "rule.py:length": 1.0}):
+        with pytest.raises(
+            UserError, match=r"the reward ratio returned nan, not a finite number, for val\.jsonl:\d "
+        ) as caught:
+            align_online.run(settings("grpo", weights).model_copy(update={"data": data}), CALL)
+        assert caught.value.where == "nan.py:1"
+        assert not list(Path("runs").rglob("ckpt_best"))
+
+
+@pytest.mark.parametrize("rewards", [{}, {"rule.py:length": 0.0}])
+def test_nothing_to_learn_from_is_refused(rewards: dict[str, float]) -> None:
+    with pytest.raises(UserError, match="there is nothing to learn from"):
+        settings("grpo", rewards)
+
+
+@pytest.mark.parametrize("name", algorithms.names("online"))
+def test_a_group_of_one_is_refused_where_answers_are_compared(name: str) -> None:
+    rollout = RolloutConfig(group_size=1)
+    if algorithms.load(name, "online").needs_critic:
+        assert AlignOnlineConfig(algorithm=name, rollout=rollout).rollout.group_size == 1
+        return
+    with pytest.raises(UserError, match="group_size is 1") as caught:
+        AlignOnlineConfig(algorithm=name, rollout=rollout)
+    assert "--set rollout.group_size" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("batch", "minibatches", "group", "ranks", "nearest"),
+    [
+        (16, 2, 3, 1, 15),
+        (16, 1, 5, 1, 15),
+        (64, 2, 24, 1, 60),
+        (10, 2, 8, 2, 8),
+        (2, 1, 8, 1, 8),
+        (7, 1, 7, 2, 14),
+        (16, 2, 8, 2, 0),
+    ],
+)
+def test_the_nearest_batch_of_whole_groups_is_named(
+    batch: int, minibatches: int, group: int, ranks: int, nearest: int
+) -> None:
+    rollout = RolloutConfig(group_size=group, minibatches=minibatches)
+    if not nearest:
+        rollout.check_batch(batch, ranks)
+        return
+    with pytest.raises(UserError, match=r"is not a multiple of rollout\.group_size") as caught:
+        rollout.check_batch(batch, ranks)
+    assert caught.value.fix == f"set train.batch_size to {nearest}"
+    rollout.check_batch(nearest, ranks)
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro", "group", "fix"),
+    [
+        (128, 128, 6, {"batch_size": 126}),  # 129 is no multiple of 128
+        (16, 4, 3, {"batch_size": 12}),
+        (256, 128, 6, {"batch_size": 255, "micro_batch_size": 85}),  # the nearest multiple of 128 is 384
+    ],
+)
+def test_the_named_batch_is_one_of_whole_micro_batches(batch: int, micro: int, group: int, fix: dict[str, int]) -> None:
+    rollout = RolloutConfig(group_size=group)
+    with pytest.raises(UserError) as caught:
+        rollout.check_batch(batch, micro_batch_size=micro)
+    assert caught.value.fix == "set " + " and ".join(f"train.{name} to {value}" for name, value in fix.items())
+    train = TrainConfig(**{"micro_batch_size": micro} | fix)
+    rollout.check_batch(train.batch_size, micro_batch_size=train.micro_batch_size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -141,6 +142,23 @@ def test_removed_duplicates_are_reported_by_source(place: Path, capsys: pytest.C
     assert sum(found["bytes"].values()) == sum(len(row["text"]) for row in rows(120, "A") + rows(40, "B"))
     near = data.prepare(config("a.jsonl", "b.jsonl", dedup="near"), Invocation(""))
     assert f"removed: 10 exact, {near['removed']['near']} near duplicates" in capsys.readouterr().err
+
+
+def test_many_sources_are_reported_together(place: Path, capsys: pytest.CaptureFixture) -> None:
+    names = [f"{number:02}.jsonl" for number in range(14)]
+    for name in names:
+        small.written(place / name, rows(5, name))
+    (place / names[9]).write_text('{"text": ""}\n' + (place / names[9]).read_text())
+    data.ensure_prepared(config(*names))
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if re.match(r"\d\d.jsonl", line)] == [
+        f"{name}: 5 documents, format text" for name in names[:3]
+    ]
+    assert lines.count("11 more files: 55 documents, format text") == 1
+    assert [line for line in lines if line.startswith("dropped 1: ") and "09.jsonl:1" in line]
+    (shares,) = [line.split(", ") for line in lines if line.startswith("shares: ")]
+    assert (len(shares), shares[-1].partition("files ")[0]) == (4, "11 more ")
+    assert sum(float(share.split()[-1].rstrip("%")) for share in shares) == pytest.approx(100, abs=0.3)
 
 
 def test_pretraining_mixes_sources_by_weight(place: Path, capsys: pytest.CaptureFixture) -> None:

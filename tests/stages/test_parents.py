@@ -42,8 +42,9 @@ def test_a_missing_parent_is_an_error_with_the_command_that_makes_one(stage: str
     command = {"reward model": "tinyllm rm", "sft": "tinyllm pretrain", "eval": "tinyllm pretrain"}
     assert command.get(stage, "tinyllm sft") in caught.value.fix
     assert ("--fast-dev-run" in caught.value.fix) == fast
-    with pytest.raises(UserError, match="no checkpoint at elsewhere"):
+    with pytest.raises(UserError, match="there is no run or checkpoint 'elsewhere'") as caught:
         find_checkpoint(stage, Path("elsewhere"), fast=fast)
+    assert command.get(stage, "tinyllm sft") in caught.value.fix
 
 
 def test_the_newest_run_is_chosen_and_its_step_is_recorded() -> None:

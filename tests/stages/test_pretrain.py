@@ -15,6 +15,7 @@ from tests.support import small
 from tinyllm.algorithms import next_token
 from tinyllm.data.datasets.packing import PackedPretrainDataset
 from tinyllm.data.tokens.shards import open_shards
+from tinyllm.mean import values
 from tinyllm.stages import pretrain
 from tinyllm.stages.config import PretrainConfig
 from tinyllm.stages.held_out import score_documents
@@ -38,7 +39,7 @@ def test_perplexity_is_pooled_over_all_tokens(rows: int) -> None:
     documents = [[*ids, texts.endoftext] for ids in texts.encode_batch(TEXTS)]
     assert len({len(d) for d in documents}) == 3
     engine = Engine(model, partial(next_token.loss, next_token.Settings()), OptimConfig(), 1, precision="fp32", seed=0)
-    found = score_documents(engine, documents, texts, 96, rows)
+    found = values(score_documents(engine, documents, texts, 96, rows))
     each = [nats(model, document, texts.endoftext) for document in documents]
     together = torch.cat(each)
     assert found["tokens"] == len(together) == sum(map(len, documents))

@@ -18,9 +18,11 @@ from tinyllm import distributed as dist
 from tinyllm.algorithms import common, dpo, next_token
 from tinyllm.data.datasets.batches import Source
 from tinyllm.data.datasets.datasets import PreferenceDataset, SFTDataset, TokenPair, TokenPrompt
+from tinyllm.mean import values
 from tinyllm.model.transformer import initialise
 from tinyllm.rollout.judge import Judge
 from tinyllm.rollout.judging import evaluate_policy
+from tinyllm.rollout.rewards import Reward
 from tinyllm.stages.align_offline import reference_log_probs
 from tinyllm.stages.held_out import pooled_loss, score_documents
 from tinyllm.train.config import OptimConfig
@@ -73,14 +75,14 @@ def whitening() -> list[float]:
 
 def answers(count: int) -> dict[str, float]:
     prompts = [TokenPrompt([5 + i] * (1 + i), {"worth": 1.0 + i * i}) for i in range(count)]
-    judge = Judge(small.tokenizer(), {"worth": (lambda columns, *_: columns["worth"], 1.0)}, None, 0.0, 0.0)
-    return evaluate_policy(small.rough(), prompts, judge, small.tokenizer(), temperature=0.0, max_new_tokens=6)
+    judge = Judge(small.tokenizer(), [(Reward("worth", lambda columns, *_: columns["worth"]), 1.0)], None, 0.0, 0.0)
+    return values(evaluate_policy(small.rough(), prompts, judge, small.tokenizer(), temperature=0.0, max_new_tokens=6))
 
 
 def everything() -> dict[str, Any]:
     texts = small.tokenizer()
     with torch.no_grad():
-        figures = [score_documents(engine(), DOCUMENTS, texts, 24, rows) for rows in (1, 2, 7)]
+        figures = [values(score_documents(engine(), DOCUMENTS, texts, 24, rows)) for rows in (1, 2, 7)]
     return {
         "documents": figures,
         "held_out": held_out(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,11 @@ from tinyllm.data.records.reader import read_records
 from tinyllm.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def trimmed(text: str) -> str:
+    """Return a text without blank lines in front and white space behind, as it is rendered."""
+    return re.sub(r"\A\s*[\r\n]", "", text.rstrip())
 
 
 def texts(*sources: object, **options: object) -> list[str]:

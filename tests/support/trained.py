@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from tests.support import small
 from tinyllm.algorithms import next_token
 from tinyllm.data.datasets.batches import Source
 from tinyllm.data.datasets.datasets import SFTDataset
+from tinyllm.mean import Mean
 from tinyllm.model import lora
 from tinyllm.model.config import LoRAConfig
 from tinyllm.stages.checkpoint_files import CheckpointFiles
@@ -34,6 +36,7 @@ def train_small(
     *,
     steps: int = 6,
     best: tuple = ("planned", "min"),
+    evaluate: Callable[[Engine], Mapping[str, Mean | float]] = planned,
     keep: int = 9,
     precision: str = "fp32",
     optimizer: str = "adamw",
@@ -61,7 +64,7 @@ def train_small(
         model=model,
         loss=partial(next_token.loss, next_token.Settings()),
         source=Source(SFTDataset(ROWS, 3), 6, 3, seed=0),
-        evaluate=planned,
+        evaluate=evaluate,
         files=files,
         train=train,
         optim=OptimConfig(learning_rate=1e-2, warmup_steps=3, optimizer=optimizer),

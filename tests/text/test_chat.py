@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.reading import trimmed
 from tinyllm.errors import USAGE, UserError
 from tinyllm.text.chat import ROLES, completion_ids, render, render_many, validate_messages
 from tinyllm.text.template import CHAT_TEMPLATE
@@ -43,7 +44,7 @@ def test_layout_and_mask_token_by_token(trained: Tokenizer):
     for message in TALK:
         said = message["role"] == "assistant"
         expected += [(i, False) for i in [start, *trained.encode(message["role"]), *newline]]
-        expected += [(i, said) for i in [*trained.encode(message["content"].strip()), end]]
+        expected += [(i, said) for i in [*trained.encode(trimmed(message["content"])), end]]
         expected += [(i, False) for i in newline]
     rendered = render(trained, TALK)
     assert list(zip(rendered.ids, rendered.mask, strict=True)) == expected
@@ -68,7 +69,7 @@ def test_mask_covers_exactly_the_answers_and_their_end_tokens(
     tokenizer = request.getfixturevalue(kind).with_chat_tokens()
     rendered = render(tokenizer, messages)
     learned = [i for i, said in zip(rendered.ids, rendered.mask, strict=True) if said]
-    answers = [m["content"].strip() + IM_END for m in messages if m["role"] == "assistant"]
+    answers = [trimmed(m["content"]) + IM_END for m in messages if m["role"] == "assistant"]
     expected = "".join(answers)
     if tokenizer.leading_space:
         expected = expected.replace("\u2581", " ")  # sentencepiece's spelling of a space
@@ -114,7 +115,7 @@ def test_prompt_is_unchanged_where_a_token_crosses_the_line_break(sentencepiece:
     tokenizer = sentencepiece.with_chat_tokens()
     head = tokenizer.encode("assistant\n")
     assert tokenizer.encode("assistant\nHi")[: len(head)] != head
-    prompt, answer = completion_ids(tokenizer, TALK[:1], [turn("assistant", " Hi\n")])
+    prompt, answer = completion_ids(tokenizer, TALK[:1], [turn("assistant", "Hi\n")])
     assert prompt == render(tokenizer, TALK[:1], generation_prompt=True).ids
     assert answer == [*tokenizer.encode("Hi"), tokenizer.im_end]
 
@@ -132,7 +133,7 @@ def test_template_writes_chatml(messages: list[dict], prompt: bool):
     for settings_of in ({}, {"trim_blocks": True, "lstrip_blocks": True}):
         environment = jinja2.Environment(**settings_of)  # the first is plain Jinja, the second how transformers sets it
         text = environment.from_string(plain).render(messages=messages, add_generation_prompt=prompt)
-        expected = "".join(f"<|im_start|>{m['role']}\n{m['content'].strip()}<|im_end|>\n" for m in messages)
+        expected = "".join(f"<|im_start|>{m['role']}\n{trimmed(m['content'])}<|im_end|>\n" for m in messages)
         assert text == expected + "<|im_start|>assistant\n" * prompt
 
 

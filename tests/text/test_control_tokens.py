@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support import malformed, small
+from tests.support.reading import trimmed
 from tinyllm.data import tokenization
 from tinyllm.data.records.reader import read_records
 from tinyllm.data.records.types import Pair, Prompt, UnpairedPreference
@@ -119,7 +120,7 @@ def assert_messages(
     """Assert that `ids` are these messages with all of their text, and have the control ids of the structure only."""
     expected = [tokenizer.im_start, tokenizer.im_end] * len(messages) + [tokenizer.im_start] * answer_next
     assert control_ids(tokenizer, ids) == expected
-    said = [f"{m['role']}\n{m['content'].strip()}" for m in messages] + ["assistant\n"] * answer_next
+    said = [f"{m['role']}\n{trimmed(m['content'])}" for m in messages] + ["assistant\n"] * answer_next
     back = turns_of(tokenizer, ids)
     if tokenizer.leading_space:  # a text encoded alone gets a space in front, indistinguishable from one of its own
         back, said = ([one.replace("\n ", "\n") for one in texts] for texts in (back, said))
@@ -253,7 +254,7 @@ def assert_record(tokenizer: Tokenizer, kind: str, record: Any) -> None:
         assert_messages(tokenizer, [*prompt, *answer], [*record.prompt, *record.completion])
     else:
         assert isinstance(record, Prompt)
-        ((ids, _),), _ = tokenization.prompts([record], tokenizer, ROOM, "x")
+        ((ids, *_),), _ = tokenization.prompts([record], tokenizer, ROOM, "x")
         assert_messages(tokenizer, ids, record.messages, answer_next=True)
 
 

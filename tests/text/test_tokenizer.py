@@ -106,6 +106,23 @@ def test_text_never_becomes_a_control_token(kind: str, request: pytest.FixtureRe
     check()
 
 
+@pytest.mark.parametrize("kind", ["trained", "sentencepiece", "stories"])
+def test_text_sizes_are_those_of_the_texts(kind: str, request: pytest.FixtureRequest):
+    """Without the space that sentencepiece puts in front, and without control tokens."""
+    tokenizer = request.getfixturevalue(kind)
+
+    @FUZZ
+    @given(texts=st.lists(texts, max_size=4))
+    def check(texts: list[str]):
+        texts = [text.replace("\u2581", "") for text in texts]  # a space in sentencepiece's spelling
+        documents = [[*ids, tokenizer.endoftext] for ids in tokenizer.encode_batch(texts)]
+        assert tokenizer.text_sizes(documents) == [len(text.encode()) for text in texts]
+
+    check()
+    spaces = ["Hi", " Hi", "  ", "", "a b"]
+    assert tokenizer.text_sizes(map(tokenizer.encode, spaces)) == [2, 3, 2, 0, 3]
+
+
 @pytest.mark.parametrize("kind", ["trained", "stories"])
 def test_byte_lengths_count_the_text(kind: str, request: pytest.FixtureRequest):
     tokenizer = request.getfixturevalue(kind)

@@ -5,6 +5,10 @@ prunes after each is killed by
 SIGKILL at its i-th file-system event in the run directory (Python's audit events: every open, mkdir, rename, remove, symlink), for
 every STRIDE-th i; and, since safetensors writes without such events, in the middle of a write: at the byte where a file outgrows
 RLIMIT_FSIZE. After each, what is there must verify, nothing published may be lost, and the run must resume to the same result.
+A rehearsal (--fast-dev-run) that replaces an earlier one is killed in the same way: the next one must come to its end.
+
+A killed process leaves to the system what it has written, so nothing is flushed to the disk: waiting for a busy disk took most of the time.
+`tests/lifecycle/crash_sweep.py` does the same to the records and reports of a lifecycle.
 """
 
 from __future__ import annotations
@@ -19,9 +23,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.support import small
 from tests.support.trained import train_small
 from tinyllm.errors import RESOURCES, UserError
+from tinyllm.stages import sft
+from tinyllm.stages.config import SftConfig
 from tinyllm.train import checkpoint
+from tinyllm.train.run import Invocation
 
 STEPS = 3
 REMOVALS = {"os.remove", "os.rmdir"}
@@ -33,12 +41,13 @@ def train(folder: Path) -> None:
 
 
 def in_child(go: Callable[[], None], arm: Callable[[], None] | None = None) -> int:
-    """The status of a forked process that arms itself and goes; quiet, and gone at the end whatever happens."""
+    """Return the status of a forked process that arms itself and goes; quiet, and gone at the end whatever happens."""
     pid = os.fork()
     if pid == 0:
         code = 9
         try:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            os.fsync = lambda _: None
             if arm is not None:
                 arm()
             go()
@@ -156,5 +165,43 @@ def sweep(base: Path, stride: int) -> dict[str, Any]:
     }
 
 
+def rehearsals(base: Path, stride: int) -> dict[str, Any]:
+    """Kill a rehearsal at the file-system events in its directory; an earlier one is there, and a finished run beside it."""
+    os.chdir(base)
+    small.saved(small.rough(scale=0.1), Path("parent"))
+    rows = [{"prompt": f"What is {i}?", "completion": "red, " * (1 + i % 5)} for i in range(25)]
+    sections = small.common(small.written(Path("answers.jsonl"), rows), steps=2, eval_every=1, save_every=1)
+    folder, finished = Path("runs/sft/full/fast-dev-run"), Path("runs/sft/full/mine")
+
+    def go(name: str = "fast-dev-run") -> None:
+        config = SftConfig(**sections, parent=Path("parent"), name=name)
+        sft.run(config, Invocation("written: down\n", fast=name == "fast-dev-run"))
+
+    go("mine")
+    kept = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    go()
+    assert in_child(go, lambda: recorded(folder, base / "rehearsal-events")) == 0
+    events, wanted, lost = (base / "rehearsal-events").read_text().splitlines(), manifest(folder), []
+    numbers = range(1, len(events) + 1, stride)
+    for number in numbers:
+        if in_child(go, lambda n=number: killed_at(folder, n)) != signal.SIGKILL:
+            lost.append(f"rehearsal, event {number}: not killed")
+        if in_child(go) != 0:
+            lost.append(f"rehearsal, event {number}: the next one fails")
+        elif manifest(folder) != wanted:
+            lost.append(f"rehearsal, event {number}: another result")
+        if {path.name for path in folder.parent.iterdir() if not path.name.startswith(".")} != {"fast-dev-run", "mine"}:
+            lost.append(f"rehearsal, event {number}: leftovers")
+    if {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} != kept:
+        lost.append("a finished run has changed")
+    return {"rehearsal events": len(events), "rehearsals killed": len(numbers), "lost": lost}
+
+
+def main() -> None:
+    base, stride = Path(sys.argv[1]).resolve(), int(sys.argv[2])
+    runs, rehearsed = sweep(base, stride), rehearsals(base, stride)
+    print(json.dumps({**runs, **rehearsed, "lost": runs["lost"] + rehearsed["lost"]}))
+
+
 if __name__ == "__main__":
-    print(json.dumps(sweep(Path(sys.argv[1]).resolve(), int(sys.argv[2]))))
+    main()

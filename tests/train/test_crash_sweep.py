@@ -21,7 +21,7 @@ def swept(folder: Path, stride: int) -> dict:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout)
@@ -34,6 +34,7 @@ def test_killed_at_some_file_system_events_nothing_is_lost(tmp_path: Path) -> No
     assert found["lost"] == []
     assert found["events"] > 150
     assert found["killed at events"] > 15
+    assert found["rehearsals killed"] > 10
 
 
 @pytest.mark.slow

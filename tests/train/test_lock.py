@@ -136,3 +136,49 @@ def test_a_folder_that_is_not_writable_is_refused(tmp_path: Path, place: str) ->
     with pytest.raises(UserError, match="cannot be written to") as caught:
         lock.acquire(tmp_path / place)
     assert caught.value.code == RESOURCES
+
+
+# --- seen from elsewhere ---------------------------------------------------------------------------------------------------------
+
+ANOTHER_USER = """
+import os, sys
+from pathlib import Path
+from tinyllm.train import lock
+os.setgid(65534)
+os.setuid(65534)
+folder = Path(sys.argv[1])
+print(os.access(folder / lock.NAME, os.W_OK), lock.is_held(folder), (lock.owner(folder) or {}).get("pid"))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32" or os.geteuid() != 0, reason="becomes another user")
+def test_a_user_who_may_only_read_sees_that_a_run_is_alive(owner: subprocess.Popen, tmp_path: Path) -> None:
+    def seen() -> str:
+        command = [sys.executable, "-c", ANOTHER_USER, str(tmp_path / "run")]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    for folder in (tmp_path, *tmp_path.parents[:3]):
+        folder.chmod(folder.stat().st_mode | 0o055)
+    file = tmp_path / "run" / lock.NAME
+    assert seen() == f"False True {owner.pid}\n"
+    file.chmod(0o600)
+    assert seen() == "False None None\n"  # cannot be told
+    file.chmod(0o644)
+    owner.kill()
+    owner.wait()
+    assert seen() == "False False None\n"
+
+
+def test_where_locks_do_not_work_a_recorded_owner_may_be_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    (tmp_path / lock.NAME).write_text('{"pid": 1, "host": "elsewhere", "started": "2026"}\n')
+
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert lock.is_held(tmp_path) is None
+    assert lock.owner(tmp_path) is None
+    lock.acquire(tmp_path)
+    lock.release(tmp_path)
+    assert lock.is_held(tmp_path) is False, "a released lock names no one"

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tinyllm.errors import UserError
-from tinyllm.train.run import Run, read_facts
+from tinyllm.errors import INTEGRITY, RESOURCES, UserError
+from tinyllm.train.fast_dev_runs import is_fast_dev_run
+from tinyllm.train.run import Invocation, Run, read_facts
 
 
 def test_an_incomplete_line_and_repeated_steps_are_dropped(tmp_path: Path) -> None:
@@ -41,3 +46,163 @@ def test_the_seconds_of_all_sessions_add_up(tmp_path: Path) -> None:
     first.finish("stopped")
     Run(tmp_path / "default", "name: default\n", {}).finish("completed")
     assert 100 <= read_facts(tmp_path / "default")["seconds"] < 110
+
+
+# --- what is continued -----------------------------------------------------------------------------------------------------------
+
+CONFIG = "name: default\nseed: 0\ntrain:\n  steps: 4\n"
+
+
+def begun(folder: Path, config: str = CONFIG, **facts: object) -> Run:
+    """A run with one checkpoint."""
+    run = Run(folder, config, facts)
+    (run.checkpoints / "step-00000002").mkdir(parents=True)
+    run.finish("completed")
+    run.close()
+    return run
+
+
+def test_comments_and_layout_of_the_configuration_are_no_difference(tmp_path: Path) -> None:
+    folder = begun(tmp_path / "default").folder
+    text = "# the first one\ntrain: {steps: 4}\nname: default\nseed: 0  # as ever\n"
+    (folder / "config.yaml").write_text(text)
+    Run(folder, CONFIG, {}).close()
+    assert (folder / "config.yaml").read_text() == text, "the user's comments stay"
+    assert read_facts(folder)["config_sha256"] == hashlib.sha256(text.encode()).hexdigest()
+    with pytest.raises(UserError, match="different configuration: seed: 0 -> 1"):
+        Run(folder, CONFIG.replace("seed: 0", "seed: 1"), {})
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "cannot be read"])
+def test_without_run_json_nothing_is_continued_unless_allowed(tmp_path: Path, damage: str) -> None:
+    """The data could be others by now: nobody knows with which the run began."""
+    data = {"data": [{"source": "a.txt", "sha256": "0" * 64}]}
+    folder = begun(tmp_path / "default", **data).folder
+    path = folder / "run.json"
+    path.unlink() if damage == "missing" else path.write_text("" if damage == "empty" else '{"status"')
+    other = {"data": [{"source": "a.txt", "sha256": "1" * 64}]}
+    for facts in (data, other):
+        with pytest.raises(UserError, match=damage) as caught:
+            Run(folder, CONFIG, facts)
+        assert caught.value.code == INTEGRITY
+        assert "--allow-data-change" in caught.value.fix
+    Run(folder, Invocation(CONFIG, allow_data_change=True), other).close()
+    assert read_facts(folder)["data"] == other["data"]
+
+
+@pytest.mark.parametrize("damage", ["", "\x00", "- a list\n", None])
+def test_without_a_configuration_only_the_recorded_one_is_continued(tmp_path: Path, damage: str | None) -> None:
+    folder = begun(tmp_path / "default").folder
+    path = folder / "config.yaml"
+    path.unlink() if damage is None else path.write_text(damage)
+    with pytest.raises(UserError, match=r"not the settings that the run began with") as caught:
+        Run(folder, CONFIG.replace("seed: 0", "seed: 1"), {})
+    assert caught.value.code == INTEGRITY
+    Run(folder, CONFIG, {}).close()
+    assert path.read_text() == CONFIG
+
+
+# --- fast-dev-runs ---------------------------------------------------------------------------------------------------------------
+
+
+def test_only_the_option_makes_a_fast_dev_run(tmp_path: Path) -> None:
+    """A run with such a name is a run like any other: it resumes, and is never removed."""
+    folder = begun(tmp_path / "my-fast-dev-run").folder
+    assert not is_fast_dev_run(folder, read_facts(folder))
+    Run(folder, CONFIG, {}).close()
+    assert (folder / "checkpoints" / "step-00000002").is_dir()
+    with pytest.raises(UserError, match="was not started with --fast-dev-run, and is not removed"):
+        Run(folder, Invocation(CONFIG, fast=True), {})
+    assert (folder / "checkpoints" / "step-00000002").is_dir()
+
+
+def test_a_fast_dev_run_replaces_the_one_before_it(tmp_path: Path) -> None:
+    call = Invocation(CONFIG, fast=True)
+    folder = tmp_path / "fast-dev-run"
+    first = Run(folder, call, {})
+    (first.checkpoints / "step-00000002").mkdir(parents=True)
+    (folder / "extra").symlink_to(tmp_path)
+    first.finish("completed")
+    first.close()
+    assert is_fast_dev_run(folder, read_facts(folder))
+    Run(folder, call, {}).close()
+    assert {path.name for path in folder.iterdir()} == {"config.yaml", "lock", "logs", "run.json"}
+    assert tmp_path.is_dir()
+    old = {"status": "completed", "command": ["tinyllm", "pretrain", "--name", "fast-dev-run"]}  # allowed once
+    (folder / "run.json").write_text(json.dumps(old))
+    with pytest.raises(UserError, match="is not removed"):
+        Run(folder, call, {})
+
+
+TOGETHER = """
+import sys, time
+from pathlib import Path
+from tinyllm.errors import UserError
+from tinyllm.train import fast_dev_runs, lock, run
+
+def delayed(function):
+    def wait(*arguments, **options):
+        time.sleep(0.2)
+        found = function(*arguments, **options)
+        time.sleep(0.2)
+        return found
+    return wait
+
+for module, name in ((fast_dev_runs, "remove"), (lock, "_write_owner"), (run.Run, "_move_aside")):
+    setattr(module, name, delayed(getattr(module, name)))
+print("ready", flush=True)
+sys.stdin.readline()
+try:
+    opened = run.Run(Path("run"), run.Invocation("a: 1\\n", fast=sys.argv[1] == "fast", resume=sys.argv[1] == "fast"), {})
+except UserError as error:
+    print(error.code, error.what, flush=True)
+else:
+    print("open", flush=True)
+    sys.stdin.readline()
+    opened.close()
+"""
+
+
+@pytest.mark.parametrize("kind", ["fast", "no-resume"])
+def test_of_two_runs_started_together_one_gets_the_directory(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lock holds across the removal of the earlier run, and the other process learns who has it. Delays are planted around it."""
+    monkeypatch.chdir(tmp_path)
+    first = Run(Path("run"), Invocation("a: 1\n", fast=kind == "fast"), {})
+    first.log({"step": 0})
+    first.close()
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    both = [subprocess.Popen([sys.executable, "-c", TOGETHER, kind], **pipes) for _ in range(2)]
+    try:
+        for process in both:
+            assert process.stdout.readline() == "ready\n"
+        for process in both:
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        said = [process.stdout.readline() for process in both]
+    finally:
+        for process in both:
+            process.kill()
+            process.communicate()
+    winner = said.index("open\n")
+    refusal = said[1 - winner]
+    assert refusal.startswith(f"{RESOURCES} directory is in use by another process: pid {both[winner].pid} on "), said
+    assert (tmp_path / "run~1").is_dir() == (kind == "no-resume")
+    assert not (tmp_path / "run~2").exists()
+
+
+def test_a_directory_that_is_moved_while_it_is_written_is_an_error(tmp_path: Path) -> None:
+    """No second directory begins under the old name."""
+    run = Run(tmp_path / "run", CONFIG, {})
+    run.log({"step": 1})
+    (tmp_path / "run").rename(tmp_path / "away")
+    with pytest.raises(UserError, match="moved or removed while the run was writing to it") as caught:
+        run.log({"step": 2})
+    assert caught.value.code == RESOURCES
+    if sys.platform == "linux":
+        assert f"move it back from {tmp_path / 'away'}" in caught.value.fix
+    with pytest.raises(UserError, match="moved or removed"):
+        run.finish("failed")
+    assert not (tmp_path / "run").exists()
+    run.close()

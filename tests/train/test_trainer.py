@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 
 import pytest
@@ -9,9 +11,12 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support import small
-from tests.support.trained import PLANNED, cut, place, train_small
-from tinyllm.errors import INTEGRITY, UserError
-from tinyllm.train import checkpoint
+from tests.support.trained import PLANNED, cut, place, planned, train_small
+from tinyllm.errors import FAILED, INTEGRITY, UserError
+from tinyllm.io.files import sha256
+from tinyllm.mean import Mean
+from tinyllm.train import checkpoint, nonfinite
+from tinyllm.train.engine import Engine
 
 
 @pytest.mark.parametrize(("direction", "step"), [("min", 2), ("max", 6)])
@@ -25,6 +30,79 @@ def test_ckpt_best_and_ckpt_latest_point_to_best_and_last(tmp_path: Path, direct
     kept = {p.name for p in checkpoint.steps(tmp_path / "run" / "checkpoints")}
     assert kept == {f"step-{step:08d}", "step-00000006"}
     checkpoint.verify(tmp_path / "run" / "checkpoints" / checkpoint.BEST)
+
+
+# --- figures that are not finite ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("direction", ["min", "max"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("first", [0, 3])
+def test_a_selecting_figure_that_is_not_finite_ends_the_run(
+    tmp_path: Path, first: int, value: float, direction: str
+) -> None:
+    """Before the first step nothing is saved, so an untrained model is never the best; later the earlier checkpoints stay."""
+
+    def broken(engine: Engine) -> dict[str, Mean]:
+        return {"planned": Mean(value if engine.updates >= first else 8.0 - engine.updates, 4)}
+
+    when = "before the first step" if first == 0 else "after step 3"
+    words = rf"{when} the held-out figure planned is {value} \(a mean of 4\)"
+    with pytest.raises(UserError, match=words) as caught:
+        train_small(tmp_path / "run", best=("planned", direction), evaluate=broken)
+    assert caught.value.code == FAILED
+    there = [checkpoint.step_of(p) for p in checkpoint.steps(tmp_path / "run" / "checkpoints")]
+    assert there == [0, 1, 2][:first]
+    if first:
+        assert place(tmp_path / "run", checkpoint.BEST) == f"step-{2 if direction == 'min' else 0:08d}"
+        checkpoint.verify(tmp_path / "run" / "checkpoints" / checkpoint.BEST)
+    row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1], parse_constant=pytest.fail)
+    assert (row["step"], row["planned"], row["nonfinite"]) == (first, None, {"planned": str(value)})
+    facts = json.loads((tmp_path / "run" / "run.json").read_text(), parse_constant=pytest.fail)
+    assert facts["status"] == "failed"
+
+
+def test_a_selecting_figure_of_nothing_ends_the_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the held-out figure planned has nothing to average"):
+        train_small(tmp_path / "run", evaluate=lambda engine: {"planned": Mean(0.0, 0)})
+    with pytest.raises(UserError, match="the held-out figure rewards/mine has nothing to average") as caught:
+        nonfinite.check_selecting({"rewards/mine": Mean(0.0, 0)}, "rewards/mine", 0, "fp32")
+    assert "this reward is None" in caught.value.fix
+
+
+def test_other_figures_that_are_not_finite_are_told_once_and_recorded_as_null(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    def partly(engine: Engine) -> dict[str, Mean | float]:
+        own: dict[str, Mean | float] = {"logps": Mean(-math.inf, 7), "repetition": Mean(0.0, 0)}
+        return dict(planned(engine)) | (own if engine.updates else {"logps": 1.0})
+
+    found = train_small(tmp_path / "run", evaluate=partly)
+    said = [line for line in capsys.readouterr().err.splitlines() if "logps" in line]
+    assert said == ["warning: step 1: eval logps is -inf (a mean of 7); recorded as null"]
+    assert "repetition" not in found.last
+    facts = json.loads((tmp_path / "run" / "run.json").read_text(), parse_constant=pytest.fail)
+    assert facts["before"] == {"planned": 3.0, "logps": 1.0}
+    assert facts["last"] == {"planned": 4.0, "logps": None}
+    assert facts["nonfinite"] == {"best.logps": "-inf", "last.logps": "-inf"}
+    again = train_small(tmp_path / "run", evaluate=partly)  # reads the state of the last checkpoint
+    assert again.last == found.last
+
+
+def test_a_best_figure_that_an_earlier_version_recorded_as_nan_is_replaced(tmp_path: Path) -> None:
+    train_small(tmp_path / "run", steps=6, keep=9)
+    folder = cut(tmp_path / "run", tmp_path / "cut", 1)
+    state = folder / "checkpoints" / "step-00000001" / "trainer" / "state.json"
+    text = state.read_text().replace(
+        '"planned": 2.0', '"planned": NaN'
+    )  # of step 1, which is the best one and the last
+    assert text.count("NaN") == 2
+    state.write_text(text)
+    manifest = state.parents[1] / checkpoint.MANIFEST
+    listed = json.loads(manifest.read_text())
+    listed["files"]["trainer/state.json"] = {"size": state.stat().st_size, "sha256": sha256(state)}
+    manifest.write_text(json.dumps(listed, indent=2) + "\n")
+    assert train_small(folder).best == {"planned": 1.0}
 
 
 def contents(folder: Path) -> dict[str, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ CASES = [
     found("not_finite", "sft", "broken", "learning_rate=0.00033", train={"loss": [5.6, 4.0, None]}),
     found("not_finite", "grpo", "broken", "learning_rate=0.00033", train={"loss": [float("inf")]}),
     absent("not_finite", "dpo", train={"logps/chosen": [None]}, why="a batch without chosen answers is harmless"),
+    found("not_finite", "grpo", "broken", "functions under `rewards`", held_out={"reward": [0.1, None]}),
+    found("not_finite", "dpo", "warning", "learning_rate=", train={"approx": [1.0, float("inf")]}),
     found("still_warming", "pretrain", "warning", "warmup_steps=12", config={"optim.warmup_steps": 120}),
     absent("still_warming", "pretrain", config={"optim.warmup_steps": 119}),
     found("never_moved", "sft", "broken", "learning_rate=0.01", **FLAT),
@@ -98,6 +101,21 @@ def test_overfitting_reports_the_step_of_the_best_checkpoint(tmp_path: Path) -> 
     assert "steps 5 to 50" in before.figure
     assert "steps 55 to 100" in after.figure
     assert before.value > after.value
+
+
+def test_a_figure_named_by_the_log_as_not_finite_is_reported_with_its_step(tmp_path: Path) -> None:
+    run = synthetic_runs.write_run(tmp_path / "run", "dpo")
+    log = run / "metrics.jsonl"
+    last = json.loads(log.read_text().splitlines()[-1])
+    note = {"logps/chosen": "-inf", "logps/rejected": "nan"}
+    row = last | {"step": last["step"] + 1, "logps/chosen": None, "logps/rejected": None, "nonfinite": note}
+    log.write_text(log.read_text() + json.dumps(row) + "\n")
+    finding = synthetic_runs.findings(run)["not_finite"]
+    assert (finding.severity, finding.symptom) == ("warning", "logps/chosen is not finite")
+    assert [(e.value, e.step) for e in finding.evidence[:2]] == [
+        ("infinite", row["step"]),
+        ("not a number", row["step"]),
+    ]
 
 
 def test_non_finite_loss_reports_its_step_and_the_last_gradient_norm(tmp_path: Path) -> None:

@@ -24,7 +24,19 @@ def spike(usual: float, once: float) -> list[float]:
     return [*alternating(usual, steps=11), once, *alternating(usual, steps=12)]
 
 
+ZERO = {"rewards/exact_answer": [0.0]}
+OTHER_TASK = "easier prompts or a reward that grades partly"
+
 CASES = [
+    found("zero_reward", "grpo", "broken", OTHER_TASK, train=ZERO, held_out=ZERO),
+    found("zero_reward", "grpo", "broken", OTHER_TASK, train={**ZERO, "rewards/style": [1.0]}),
+    found("zero_reward", "grpo", "warning", OTHER_TASK, train={**ZERO, "rewards/style": [0.1, 0.5]}),
+    absent("zero_reward", "grpo", train={"rewards/exact_answer": [0.0, 0.1]}),
+    absent("zero_reward", "grpo", train={"rewards/style": [1.0], "rewards/style/applied": [0.0]}),
+    absent("zero_reward", "grpo", train=ZERO, held_out={"rewards/exact_answer": [0.0, 0.1]}),
+    found("constant_groups", "grpo", "broken", OTHER_TASK, train={"constant_groups": [1.0], **ZERO}),
+    found("on_policy", "grpo", "broken", OTHER_TASK, train={**FROZEN, **ZERO}),
+    found("reward_stays", "grpo", "warning", OTHER_TASK, train={"reward": [-0.1], **ZERO}, held_out={"reward": [-0.1]}),
     found("constant_groups", "grpo", "warning", "sampling_rounds=4", train={"constant_groups": [0, 0.6]}),
     found(
         "constant_groups",

@@ -54,6 +54,14 @@ def test_failed_run_gets_advice_for_its_error_message(tmp_path: Path, error: str
     assert advice in finding.try_this
 
 
+def test_the_error_of_a_failed_run_is_one_line_of_evidence(tmp_path: Path) -> None:
+    error = "error: the reward kind raised KeyError (mine.py:3)\nfix: add the column"
+    run = write_run(tmp_path / "run", "grpo", facts={"status": "failed", "error": error})
+    assert (
+        findings(run)["failed"].evidence[0].value == "the reward kind raised KeyError (mine.py:3); fix: add the column"
+    )
+
+
 # --- stopped, killed, still running ----------------------------------------------------------------------------------------------
 
 
@@ -149,8 +157,13 @@ def test_line_without_step_or_split_is_damaged(tmp_path: Path, line: str) -> Non
     assert found["damaged_lines"].evidence[0].value == 1
 
 
-@pytest.mark.parametrize(("status", "is_found"), [("stopped", True), ("running", False)])
-def test_empty_log_is_a_symptom_of_an_ended_run_only(tmp_path: Path, status: str, is_found: bool) -> None:
-    run = write_run(tmp_path / "run", "sft", facts={"status": status})
+@pytest.mark.parametrize(
+    ("status", "done", "is_found"),
+    [("stopped", 0, True), ("running", 0, False), ("failed", 0, False), ("failed", 7, True)],
+)
+def test_empty_log_is_a_symptom_of_an_ended_run_with_steps(
+    tmp_path: Path, status: str, done: int, is_found: bool
+) -> None:
+    run = write_run(tmp_path / "run", "sft", facts={"status": status, "sessions": [{"from_step": 0, "to_step": done}]})
     (run / "metrics.jsonl").unlink()
     assert ("nothing_logged" in findings(run)) == is_found
