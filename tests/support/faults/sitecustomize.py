@@ -33,7 +33,7 @@ def _harm(what: str) -> None:
     elif what == "full":
         import resource
 
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8000, resource.RLIM_INFINITY))
     else:
         os.kill(os.getpid(), signal.SIGUSR1)
 
