@@ -180,7 +180,7 @@ def test_plain_texts_are_split_without_loss(shared: Path, name: str) -> None:
     reader = read_records([path], "documents")
     texts = [record.text for record in reader]
     assert len(texts) == count
-    assert reader.report.files[0].notes[-1] == f"plain text split at {how}"
+    assert f"plain text split at {how}" in reader.report.files[0].notes
     assert "".join("".join(texts).split()) == "".join(text.split())  # only white space between documents is lost
     assert text.lstrip().startswith(texts[0].lstrip())
     assert text.rstrip().endswith(texts[-1])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from typer.core import TyperGroup
+
 if TYPE_CHECKING:
     from typer._click.core import Context
 
@@ -68,8 +70,18 @@ def find_command(context: Context, name: str) -> tuple[str, str] | None:
         return f"unknown command {name!r}", f"run `{context.command_path} {_BELOW[group][name]}`"
     row = _BY_WORD.get(name.lower()) or _algorithm(name.lower())
     if row is None:
-        return None
+        return _misspelled(context, name)
     return f"unknown command {name!r}{f': {row.remark}' if row.remark else ''}", f"run `{row.command}`"
+
+
+def _misspelled(context: Context, name: str) -> tuple[str, str] | None:
+    """Return error and fix for a command whose name is near that of one."""
+    from tinyllm.config.suggestions import suggest
+
+    near = suggest(name, context.command.list_commands(context)) if isinstance(context.command, TyperGroup) else None
+    return (
+        (f"unknown command {name!r}; did you mean {near!r}?", f"run `{context.command_path} {near}`") if near else None
+    )
 
 
 def _algorithm(name: str) -> Row | None:
