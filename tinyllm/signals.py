@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGHUP: one line and exit code 128 + number, within a second, in every phase of every command.
+"""SIGINT, SIGTERM and SIGHUP: one line and exit code 128 + number, within two seconds, in every phase of every command.
 
 A signal raises `Stop` in the main thread, wherever that is, except in a section that is `holding` signals: a training step is finished
 and saved first. Python runs signal handlers only between two of its own instructions, so a long call into C++ delays them, and a library

@@ -34,7 +34,7 @@ def loss(settings: Settings, model: SequenceScorer, batch: PreferenceBatch) -> t
     difference = chosen - rejected
     per_pair = -log_sigmoid(difference - batch.margin) + settings.centering * (chosen + rejected).square()
     return over(per_pair), {
-        "accuracy": over((difference > 0).float()),
+        "accuracy": over(difference > 0),
         "margin": over(difference),
         "rewards/chosen": over(chosen),
         "rewards/rejected": over(rejected),

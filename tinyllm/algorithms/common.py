@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tinyllm import distributed as dist
-from tinyllm.mean import Mean, masked
+from tinyllm.mean import Mean, masked, over
 
 if TYPE_CHECKING:
     from typing import Protocol
@@ -149,4 +149,4 @@ def constant_group_fraction(reward: Tensor, group: Tensor) -> Mean:
     """Return the fraction of answers in groups whose rewards are all equal, and which therefore have no gradient."""
     same_group = group[:, None] == group[None, :]
     spread = reward.where(same_group, float("-inf")).amax(1) - reward.where(same_group, float("inf")).amin(1)
-    return Mean((spread == 0).float().sum(), len(reward))
+    return over(spread == 0)

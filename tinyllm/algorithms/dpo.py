@@ -81,7 +81,7 @@ def loss(settings: Settings, model: CausalLM, batch: PreferenceBatch) -> tuple[M
     averaged_chosen, averaged_rejected = (log_ratios / batch.mask.sum(1)).chunk(2)
     per_pair = VARIANTS[settings.variant](settings, chosen - rejected, averaged_chosen - averaged_rejected)
     return over(per_pair), {
-        "rewards/accuracies": over((chosen > rejected).float()),
+        "rewards/accuracies": over(chosen > rejected),
         "rewards/margins": over(settings.beta * (chosen - rejected)),
         "rewards/chosen": over(settings.beta * chosen),
         "rewards/rejected": over(settings.beta * rejected),

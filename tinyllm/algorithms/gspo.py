@@ -50,7 +50,7 @@ def loss(
     per_row = clipped_surrogate(ratio, advantages, settings.clip_low, settings.clip_high)
     metrics = policy_metrics(scores.log_probs, batch.old_log_probs, scores.entropy, mask) | {
         "clip_fraction": over(clip_mask(ratio, advantages, settings.clip_low, settings.clip_high)),
-        "sequence_ratio": over(ratio.detach()),
+        "sequence_ratio": over(ratio),
     }
     if batch.ref_log_probs is not None:
         metrics["kl"] = masked(k3(scores.log_probs, batch.ref_log_probs), mask)

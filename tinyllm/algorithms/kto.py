@@ -72,14 +72,14 @@ def loss(settings: Settings, model: CausalLM, batch: UnpairedBatch) -> tuple[Mea
     per_answer = (settings.desirable_weight * (-margin).sigmoid()).where(
         good, settings.undesirable_weight * margin.sigmoid()
     )
-    rewards = settings.beta * log_ratios.detach()
+    rewards = settings.beta * log_ratios
     return over(per_answer), {
         "kl": Mean(z * half, half),
         "rewards/chosen": masked(rewards, good),
         "rewards/rejected": masked(rewards, ~good),
         # a difference of two means cannot be pooled; this mean equals it if good and bad answers are equally many
         "rewards/margins": over(rewards.where(good, -rewards) * 2),
-        "rewards/accuracies": over(((margin.detach() > 0) == good).float()),
+        "rewards/accuracies": over((margin > 0) == good),
         "logps/chosen": masked(log_probs, good),
         "logps/rejected": masked(log_probs, ~good),
     }

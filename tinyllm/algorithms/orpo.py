@@ -62,7 +62,7 @@ def loss(settings: Settings, model: CausalLM, batch: PreferenceBatch) -> tuple[M
         "nll_loss": Mean(nll, scored[:pairs].sum()),
         "log_odds_ratio": Mean(-preference, pairs),
         "log_odds_chosen": over(log_odds),
-        "rewards/accuracies": over((chosen > rejected).float()),
+        "rewards/accuracies": over(chosen > rejected),
         "rewards/margins": over(settings.weight * (chosen - rejected)),
         "logps/chosen": over(chosen),
         "logps/rejected": over(rejected),

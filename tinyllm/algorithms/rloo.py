@@ -62,6 +62,6 @@ def loss(
     advantages = (batch.advantages * mask).sum(1) / mask.sum(1).clamp(min=1)  # (B,); equal at every token of an answer
     metrics = policy_metrics(scores.log_probs, batch.old_log_probs, scores.entropy, mask) | {
         "clip_fraction": over(clip_mask(ratio, advantages, settings.clip, settings.clip)),
-        "sequence_ratio": over(ratio.detach()),
+        "sequence_ratio": over(ratio),
     }
     return over(clipped_surrogate(ratio, advantages, settings.clip, settings.clip)), metrics

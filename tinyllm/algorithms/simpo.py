@@ -36,7 +36,7 @@ def loss(settings: Settings, model: CausalLM, batch: PreferenceBatch) -> tuple[M
     chosen, rejected = average.chunk(2)
     margin = settings.beta * (chosen - rejected)
     return over(-log_sigmoid(margin - settings.gamma)), {
-        "rewards/accuracies": over((chosen > rejected).float()),
+        "rewards/accuracies": over(chosen > rejected),
         "rewards/margins": over(margin),
         "rewards/chosen": over(settings.beta * chosen),
         "rewards/rejected": over(settings.beta * rejected),

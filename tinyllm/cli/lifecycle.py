@@ -30,7 +30,7 @@ Data = Annotated[
     typer.Option("--data", help="Your files of text, conversations, pairs or prompts: FILE or KIND=FILE. Repeatable."),
 ]
 Seeds = Annotated[int, typer.Option("--seeds", min=1, help="Repeat the lifecycle with N consecutive seeds.")]
-Questions = Annotated[int, typer.Option("--questions", min=8, help="Held-out questions for each stage.")]
+Questions = Annotated[int, typer.Option("--questions", min=8, help="Test questions for each stage.")]
 
 
 def register(app: typer.Typer, panel: str) -> None:
@@ -243,7 +243,7 @@ def by_kind_of(files: Sequence[str], data: DataConfig) -> dict[str, list[str]]:
 
 _CONSEQUENCES = {
     "pairs": "; PPO is rewarded by exact_answer",
-    "prompts": "; questions of the evaluation are the last ones of held-out conversations",
+    "prompts": "; questions of the exam are the last ones of test conversations",
 }
 
 

@@ -102,7 +102,7 @@ def _check_rewards(config: Any) -> None:
 def _launch(common: Common, stage: str, data: Any) -> None:
     """Start the ranks as processes and exit with their exit code. Under torchrun they are running already."""
     if dist.world_size() == 1:
-        if "-" in (*data.train, *data.val) and stage != "pretrain":  # pretraining writes shards first
+        if "-" in (data.test if stage == "pretrain" else data.sources):  # pretraining writes shards of the others first
             message = "several processes cannot share standard input"
             raise UserError(message, where="data.train", fix="save it to a file and name that, or leave out --nproc")
         from tinyllm.distributed.launcher import launch

@@ -93,7 +93,7 @@ def verify(
             text.line(f"BROKEN {problem['path']}: {problem['what']}")
         for note in found["notes"]:
             text.line(f"note {note['path']}: {note['what']}")
-        text.line(f"{found['runs']} runs, {found['checkpoints']} checkpoints, {len(found['problems'])} problems")
+        text.line(text.verified(found))
     if found["problems"]:
         raise typer.Exit(INTEGRITY)
 

@@ -12,7 +12,7 @@ from tinyllm.data.sources.tables import Delimiter, delimiter_name
 
 
 def is_world(source: str) -> bool:
-    """Return whether an entry of data.train or data.val is the bundled world."""
+    """Return whether an entry of data.train, data.val or data.test is the bundled world."""
     return source == "world" or source.startswith("world:")
 
 
@@ -33,6 +33,10 @@ class DataConfig(Config):
     val: Sources = ()
     """the same for validation; if empty, `world` has held-out records of its own and val_fraction of the files is split off"""
     val_fraction: float = Field(0.05, gt=0, lt=1)
+    test: Sources = ()
+    """the same for the figures that are reported: nothing is chosen by them; if empty, see test_fraction"""
+    test_fraction: float | None = Field(None, ge=0, lt=1)
+    """share of the held-out records that is kept for test; by default half of those split off from train, none of an explicit val"""
     format: str | None = None
     """the format of the records, where it is not detected correctly"""
     field: dict[str, str] = Field({})
@@ -44,6 +48,17 @@ class DataConfig(Config):
     """of tables (CSV, TSV), where it is not detected; a text file with it is read as a table"""
     max_length: int = Field(256, ge=8)
     """tokens per row; longer records are truncated, and their number is reported"""
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """All entries of train, val and test."""
+        return (*self.train, *self.val, *self.test)
+
+    @model_validator(mode="after")
+    def _check_test(self) -> DataConfig:
+        if self.test and self.test_fraction is not None:
+            raise ValueError(f"test_fraction {self.test_fraction:g} divides nothing beside test; remove one of them")
+        return self
 
 
 class TextConfig(DataConfig):
@@ -62,7 +77,7 @@ class TextConfig(DataConfig):
             raise ValueError(
                 f"weights {list(self.weights)} must all be more than 0; leave a source out of train instead"
             )
-        for name, sources in (("train", self.train), ("val", self.val)):
+        for name, sources in (("train", self.train), ("val", self.val), ("test", self.test)):
             if twice := [source for number, source in enumerate(sources) if source in sources[:number]]:
                 raise ValueError(f"{name} names {twice[0]!r} twice; name it once (in train, it may have a weight)")
         return self

@@ -14,6 +14,6 @@ def check(data: DataConfig, kind: str) -> None:
 
     Raises: UserError for data that a stage that reads this kind would refuse.
     """
-    for source in dict.fromkeys((*data.train, *data.val)):
+    for source in dict.fromkeys(data.sources):
         if not is_world(source) and source != "-":
             configured_reader([source], kind, data).check_first_records()

@@ -1,162 +1,76 @@
-"""The records of a stage, from files and from the bundled world, and their split into training and held-out ones. No torch.
+"""The split of a stage's records into train, val and test. No torch.
 
-Without `data.val`, files are split by prompt: all answers to one prompt, and all conversations with the same opening, are in one
-split, so that validation never sees a prompt that is trained on. The split is decided by a hash of the opening, so adding records
-does not move others. Only a few records of small data are moved, to leave no split empty or, of labeled answers, without a label.
+Val selects: `ckpt_best`, and every early decision. Test examines: nothing is chosen by it. Without `data.val`, files are split by
+prompt: all answers to one prompt, and all conversations with the same opening, are in one split, so that no prompt that is trained on
+is held out, and none that selects is examined. The splits are decided by a hash of the opening, so adding records does not move others.
+Only a few records of small data are moved, to leave no split empty or, of labeled answers, without a label.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from typing import Any
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tinyllm.console import say
 from tinyllm.data import validation, world
 from tinyllm.data.config import DataConfig, is_world
-from tinyllm.data.records.reader import Reader, configured_reader
-from tinyllm.data.records.types import (
-    Conversation,
-    Document,
-    Messages,
-    Pair,
-    Prompt,
-    Record,
-    UnpairedPreference,
-    messages_of,
-    opening_of,
-    prompt_of,
+from tinyllm.data.record_source import (
+    BY_HASH,
+    HELD_OUT,
+    SPLITS,
+    TEST,
+    TRAIN,
+    VAL,
+    RecordSource,
+    share_for_test,
 )
-from tinyllm.data.sources.paths import expand
-from tinyllm.errors import UserError, escape_unprintable
+from tinyllm.data.records.types import Messages, Record, messages_of, opening_of, prompt_of
 
-WORLD_VAL = 256  # held-out records of the world
-WORLD_VAL_DOCUMENTS = 500
-TRAIN, VAL, BY_HASH = "train", "val", "by hash"  # the split of a record, or how it is decided
 _HASHES = 1 << 64
+_LOW = 1 << 32  # the bits that divide val and test; the highest ones decide what is held out
 
 
-class RecordSource:
-    """An iterable of (split, record) over everything a stage reads, in a fixed order. May be iterated again.
+class Split(NamedTuple):
+    """The records of a stage, and entries of run.json: `sources`; `facts`, the counts and hashes of each split."""
 
-    Args:
-        options: arguments of the bundled world's functions. The faults `wrong` and `flawed` are not used for held-out records.
-        on_bad_line: overrides `data.on_bad_line`.
+    train: list[Any]
+    val: list[Any]
+    test: list[Any]
+    sources: list[dict[str, Any]]
+    facts: dict[str, dict[str, Any]]
+
+    def records(self) -> dict[str, list[Any]]:
+        """Return the records by the name of their split."""
+        return {TRAIN: self.train, VAL: self.val, TEST: self.test}
+
+
+class Division(NamedTuple):
+    """Of N records, as bool (N,): which are held out, and which of these are for test.
+
+    `by_record`: the hashes of whole records were used, as all have the same opening.
     """
 
-    def __init__(self, data: DataConfig, kind: str, seed: int, *, on_bad_line: str = "", **options: Any):
-        self.data, self.kind, self.seed, self.options = data, kind, seed, options
-        self.on_bad_line = on_bad_line or data.on_bad_line
-        self.readers: list[Reader] = []
-
-    def __iter__(self) -> Iterator[tuple[str, Record]]:
-        self.readers = []
-        of_files = BY_HASH if not self.data.val else TRAIN
-        of_world = of_files if self.kind == "documents" and not self._all_world() else TRAIN
-        for split, sources in ((of_world, self.data.train), (VAL, (*self.data.val, *self._implied_val()))):
-            for source in filter(is_world, sources):
-                yield from ((split, record) for record in self._from_world(source, TRAIN if split != VAL else VAL))
-        for split, sources in ((of_files, self.data.train), (VAL, self.data.val)):
-            yield from ((split, record) for record in self._from_files([s for s in sources if not is_world(s)]))
-
-    @property
-    def size(self) -> int:
-        """Bytes of all files as stored on disk; 0 if unknown, as for standard input."""
-        sources = [source for source in (*self.data.train, *self.data.val) if not is_world(source)]
-        return 0 if "-" in sources or not sources else sum(p.stat().st_size for p in expand(sources))
-
-    @property
-    def bytes_read(self) -> int:
-        """Bytes of the files read so far."""
-        return sum(reader.bytes_read for reader in self.readers)
-
-    def _all_world(self) -> bool:
-        return all(map(is_world, self.data.train))
-
-    def _implied_val(self) -> tuple[str, ...]:
-        """Return the world's held-out records where no validation data are given."""
-        if self.data.val or not any(map(is_world, self.data.train)):
-            return ()
-        if self.kind == "documents":
-            return (f"world:{WORLD_VAL_DOCUMENTS}",) if self._all_world() else ()
-        return (f"world:{WORLD_VAL}",)
-
-    def _from_files(self, sources: Sequence[str]) -> Iterator[Record]:
-        if sources:
-            reader = configured_reader(sources, self.kind, self.data, on_bad_line=self.on_bad_line)
-            self.readers.append(reader)
-            yield from reader
-
-    def _from_world(self, source: str, split: str) -> Iterator[Record]:
-        _, _, number = source.partition(":")
-        if not number.isdecimal() or not int(number):
-            what = f"{source!r} does not specify a number of records"
-            raise UserError(what, where="data", fix="write for example world:20000")
-        implied = split == VAL and not self.data.val
-        options = {k: v for k, v in self.options.items() if not (implied and k in ("wrong", "flawed"))}
-        found = _WORLD[self.kind](int(number), seed=self.seed, split=split, **options)
-        if self.kind != "prompts":
-            return found
-        return (replace(p, place=f"{source}[{i}]") for i, p in enumerate(found) if isinstance(p, Prompt))
-
-    def lines(self) -> list[str]:
-        """Return the readers' reports for a person."""
-        return [escape_unprintable(line) for reader in self.readers for line in reader.report.lines()]
-
-    def provenance(self) -> list[dict[str, Any]]:
-        """Return the entries of run.json for the sources."""
-        of_world = [{"source": source, "seed": self.seed} for source in self.data.train if is_world(source)]
-        return of_world + [entry for reader in self.readers for entry in reader.report.sources()]
-
-
-def _documents(*args: Any, **options: Any) -> Iterator[Record]:
-    return (Document(row["text"]) for row in world.documents(*args, **options))
-
-
-def _conversations(*args: Any, **options: Any) -> Iterator[Record]:
-    return (Conversation(tuple(row["messages"])) for row in world.conversations(*args, **options))
-
-
-def _pairs(*args: Any, **options: Any) -> Iterator[Record]:
-    rows = world.pairs(*args, **options)
-    return (Pair(tuple(row["prompt"]), tuple(row["chosen"]), tuple(row["rejected"])) for row in rows)
-
-
-def _unpaired(*args: Any, **options: Any) -> Iterator[Record]:
-    for row in world.pairs(*args, **options):
-        for side in ("chosen", "rejected"):
-            yield UnpairedPreference(tuple(row["prompt"]), tuple(row[side]), side == "chosen")
-
-
-def _prompts(*args: Any, **options: Any) -> Iterator[Record]:
-    for row in world.prompts(*args, **options):
-        yield Prompt(tuple(row["prompt"]), {name: value for name, value in row.items() if name != "prompt"})
-
-
-_WORLD: dict[str, Callable[..., Iterator[Record]]] = {
-    "documents": _documents,
-    "conversations": _conversations,
-    "pairs": _pairs,
-    "unpaired": _unpaired,
-    "prompts": _prompts,
-}
-
-
-# --- the split -------------------------------------------------------------------------------------------------------------------
+    held: np.ndarray
+    by_record: bool
+    test: np.ndarray
 
 
 def text_hash(messages: Messages) -> int:
     """Return a number below 2^64 that is the same for equal messages, in every process and version."""
-    text = "\0".join([f"{message['role']}\0{message['content'].strip()}" for message in messages])
+    return _hash("\0".join([f"{message['role']}\0{message['content'].strip()}" for message in messages]))
+
+
+def _hash(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")
 
 
-def _shared_prompts(val: Sequence[Record], train: Sequence[Record]) -> int:
-    """Return the number of validation records whose prompt is one of the training records'."""
-    return int(np.isin(text_hashes(val, prompt_of), text_hashes(train, prompt_of), kind="sort").sum())
+def _shared_prompts(held: Sequence[Record], others: Sequence[Record]) -> int:
+    """Return the number of held-out records whose prompt is one of the others'."""
+    return int(np.isin(text_hashes(held, prompt_of), text_hashes(others, prompt_of), kind="sort").sum())
 
 
 def text_hashes(records: Sequence[Record], part: Callable[[Record], Messages]) -> np.ndarray:
@@ -194,47 +108,144 @@ def keep_both_labels(held: np.ndarray, hashes: np.ndarray, labels: np.ndarray) -
     return held
 
 
-def split_by_hash(
-    openings: np.ndarray, whole: Callable[[], np.ndarray], fraction: float, labels: np.ndarray | None = None
-) -> tuple[np.ndarray, bool]:
-    """Return (N,) bool, the held-out records by the hashes of their openings; and whether the hashes of `whole` records were used.
+def for_test(hashes: np.ndarray, fraction: float, labels: np.ndarray | None = None) -> np.ndarray:
+    """Return (N,) bool: which of the held-out records are for test, by other bits of the hashes that held them out.
 
-    That is so where all records have the same opening.
+    Two different hashes are enough for one in each; a single one is for val. Of labeled answers both parts are to have all labels that
+    there are; where that is impossible, there is no test split.
+    """
+    none = np.zeros(len(hashes), bool)
+    if not fraction or not len(hashes):
+        return none
+    low = hashes % np.uint64(_LOW)
+    test = low < min(max(math.ceil(fraction * _LOW), int(low.min()) + 1), int(low.max()))
+    if labels is None:
+        return test
+    test = keep_both_labels(test, hashes, labels)
+    return test if all(set(labels[test == side]) == set(labels) for side in (True, False)) else none
+
+
+def split_by_hash(
+    openings: np.ndarray,
+    whole: Callable[[], np.ndarray],
+    fraction: float,
+    labels: np.ndarray | None = None,
+    *,
+    test: float = 0.0,
+) -> Division:
+    """Divide records by the hashes of their openings, or of `whole` records where all have the same opening.
 
     Args:
-        labels: (N,) bool, of labeled answers: both splits are to have both.
+        labels: (N,) bool, of labeled answers: all splits are to have both.
+        test: the share of the held-out records that is for test.
     """
     by_record = len(openings) > 1 and bool((openings == openings[0]).all())
     hashes = whole() if by_record else openings
     held = held_out(hashes, fraction)
-    return (held if labels is None else keep_both_labels(held, hashes, labels)), by_record
+    held = held if labels is None else keep_both_labels(held, hashes, labels)
+    examined = np.zeros(len(held), bool)
+    examined[held] = for_test(hashes[held], test, None if labels is None else labels[held])
+    return Division(held, by_record, examined)
 
 
-def read_split(
-    data: DataConfig, kind: str, seed: int, **world_options: Any
-) -> tuple[list[Any], list[Any], list[dict[str, Any]]]:
-    """Return the training records, the held-out records, and the entries of run.json for the sources.
+def check_disjoint(keys: Mapping[str, Iterable[int]]) -> dict[str, dict[str, Any]]:
+    """Return of each split the number of its keys, and one sha256 over them (sorted, 8 bytes each, big-endian).
+
+    Args:
+        keys: of each split the hashes of what may be in it alone: openings, questions of the bundled world, whole documents.
+
+    Raises: RuntimeError if a key is in two splits, which would be a fault of this program.
+    """
+    found = {split: np.unique(np.fromiter(hashes, np.uint64)) for split, hashes in keys.items()}
+    names = list(found)
+    for number, one in enumerate(names):
+        for other in names[number + 1 :]:
+            if common := len(np.intersect1d(found[one], found[other], assume_unique=True)):
+                raise RuntimeError(f"{common:,} of {len(found[other]):,} keys of {other} are in {one} as well")
+    return {
+        split: {"keys": len(hashes), "sha256": hashlib.sha256(hashes.astype(">u8").tobytes()).hexdigest()}
+        for split, hashes in found.items()
+    }
+
+
+class _Keys:
+    """The hashes of each split that `check_disjoint` compares."""
+
+    def __init__(self) -> None:
+        self.ours: dict[str, list[int]] = {split: [] for split in SPLITS}  # divided by this program
+        self.named: dict[str, list[int]] = {split: [] for split in SPLITS}  # by the user's choice of files
+
+    def facts(self) -> dict[str, dict[str, Any]]:
+        """Return the entries of run.json. Raises: RuntimeError if a key divided by this program is in two splits."""
+        check_disjoint(self.ours)
+        return {split: check_disjoint({split: self.ours[split] + self.named[split]})[split] for split in SPLITS}
+
+
+def read_split(data: DataConfig, kind: str, seed: int, **world_options: Any) -> Split:
+    """Return the records of the three splits, and the entries of run.json.
 
     Held-out records come from `data.val`. If it is empty, the world provides its own, and of files every record is held out whose
-    opening hashes below `data.val_fraction` (at least one record).
+    opening hashes below `data.val_fraction` (at least one record). Test records come from `data.test`. If it is empty, the world provides
+    its own, and `data.test_fraction` of the held-out records of files are for test.
+
+    Raises: UserError for unreadable data and for no records to train on or to select by (USAGE); RuntimeError as `check_disjoint`.
     """
     source = RecordSource(data, kind, seed, **world_options)
-    records: dict[str, list[Any]] = {TRAIN: [], VAL: [], BY_HASH: []}
-    for split, record in source:
+    records: dict[str, list[Any]] = {split: [] for split in (*SPLITS, BY_HASH, HELD_OUT)}
+    keys = _Keys()
+    for split, record in source.of_world():
         records[split].append(record)
+        keys.ours[split] += map(_hash, world.questions(messages_of(record)))
+    for split, record in source.of_files():
+        records[split].append(record)
+        if split in SPLITS:
+            keys.named[split].append(text_hash(opening_of(record)))
     for line in source.lines():
         say(line)
-    undecided = records[BY_HASH]
+    division, labels = _divide(records, keys, data, kind)
+    facts = {split: {"records": len(records[split])} | found for split, found in keys.facts().items()}
+    found = Split(records[TRAIN], records[VAL], records[TEST], source.provenance(), facts)
+    validation.report_findings(_findings(found, division, labels, data, source))
+    return found
+
+
+def _divide(
+    records: dict[str, list[Any]], keys: _Keys, data: DataConfig, kind: str
+) -> tuple[Division, np.ndarray | None]:
+    """Move the records that are not decided yet into the splits. Returns the division of those from data.train, and their labels."""
+    undecided, held = records[BY_HASH], records[HELD_OUT]
     labels = np.array([record.good for record in undecided], bool) if kind == "unpaired" else None
-    held, by_record = split_by_hash(
-        text_hashes(undecided, opening_of), lambda: text_hashes(undecided, messages_of), data.val_fraction, labels
+    openings = text_hashes(undecided, opening_of)
+    share = share_for_test(data)
+    division = split_by_hash(
+        openings, lambda: text_hashes(undecided, messages_of), data.val_fraction, labels, test=share
     )
-    train = records[TRAIN] + [r for r, is_val in zip(undecided, held, strict=True) if not is_val]
-    val = records[VAL] + [r for r, is_val in zip(undecided, held, strict=True) if is_val]
-    disjoint = not source.readers or not (data.val or by_record or records[TRAIN])  # by construction
+    of_held = text_hashes(held, opening_of)
+    good = np.array([record.good for record in held], bool) if kind == "unpaired" else None
+    parts = [(held, of_held, np.where(for_test(of_held, share, good), TEST, VAL))]
+    names = np.where(division.test, TEST, np.where(division.held, VAL, TRAIN))
+    parts.append((undecided, text_hashes(undecided, messages_of) if division.by_record else openings, names))
+    for found, hashes, splits in parts:
+        for record, key, split in zip(found, hashes.tolist(), splits.tolist(), strict=True):
+            records[split].append(record)
+            keys.ours[split].append(key)
+    return division, labels
+
+
+def _findings(
+    found: Split, division: Division, labels: np.ndarray | None, data: DataConfig, source: RecordSource
+) -> list[validation.Finding]:
+    train, val, test = found[:3]
+    mixed = any(map(is_world, data.train))
+    disjoint = not source.readers or not (data.val or division.by_record or mixed)  # by construction
     shared = 0 if disjoint else _shared_prompts(val, train)
-    counts = (int(held.sum()), len(held))
-    findings = validation.check_splits(len(train), len(val), shared, data=data, split=counts, by_record=by_record)
-    findings += [] if labels is None else validation.check_split_labels(labels, held)
-    validation.report_findings(findings)
-    return train, val, source.provenance()
+    counts = (int(division.held.sum()), len(division.held))
+    findings = validation.check_splits(
+        len(train), len(val), shared, data=data, split=counts, by_record=division.by_record
+    )
+    findings += [] if labels is None else validation.check_split_labels(labels, division.held)
+    if data.test:
+        findings += validation.check_test(
+            len(test), _shared_prompts(test, train), _shared_prompts(test, val), data=data
+        )
+    return findings

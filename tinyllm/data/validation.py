@@ -76,7 +76,7 @@ def check_splits(
         return [Finding("refused", "empty_side", message, fix, "data")]
     findings = []
     if by_record:
-        message = f"all {train + val:,} {what} have the same prompt: they are split by their answers"
+        message = f"all {split[1]:,} {what} have the same prompt: they are split by their answers"
         findings.append(Finding("warning", "one_prompt", message))
     elif shared:
         message = (
@@ -89,6 +89,35 @@ def check_splits(
         message = f"{held:,} of {total:,} {what} are held out: many share a prompt, and a prompt is in one split"
         findings.append(Finding("warning", "much_held_out", message, "name data.val"))
     return findings
+
+
+def check_test(test: int, trained: int, selecting: int, *, data: DataConfig) -> list[Finding]:
+    """Report records of data.test that are not independent.
+
+    Args: test, trained, selecting: number of test records, and of those whose prompt is also in train and in val.
+    """
+    same = sorted(set(data.test) & set(data.val))
+    findings = []
+    for shared, split, why in (
+        (trained, "train", "is trained on: the test figures look better than they are"),
+        (selecting, "val", "is in val: the checkpoint that they examine was chosen by them"),
+    ):
+        if shared:
+            message = f"{shared:,} of {test:,} test records have a prompt that {why}"
+            if split == "val" and same:
+                message += f" (data.val and data.test both name {same[0]})"
+            findings.append(
+                Finding("warning", "shared_test", message, f"remove them from {split} or test", "data.test")
+            )
+    return findings
+
+
+def check_same_documents(shared: int, test: int) -> list[Finding]:
+    """Report documents of data.test that are also in val. Args: shared, test: their number, and that of all test documents."""
+    if not shared:
+        return []
+    message = f"{shared:,} of {test:,} test documents are in val: the checkpoint that they examine was chosen by them"
+    return [Finding("warning", "shared_test", message, "remove them from val or test", "data.test")]
 
 
 def check_split_labels(labels: np.ndarray, held: np.ndarray) -> list[Finding]:

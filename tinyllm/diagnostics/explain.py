@@ -1,6 +1,7 @@
 """`tinyllm explain RUN`: diagnose a run from its log. Each finding has a symptom, evidence, likely causes, and one thing to try.
 
 Reads three files of one run directory and does not import torch. The checks are in `symptoms`. Findings do not change the exit code.
+A check without its figures has examined nothing, and is listed as such with the figure that is missing.
 Not done: comparing runs, looking at data or weights.
 """
 
@@ -11,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from tinyllm.console import say
-from tinyllm.diagnostics.run_log import FACTS, METRICS, Point, RunLog, has_log, read_run_log
+from tinyllm.diagnostics.run_log import FACTS, METRICS, RunLog, has_log, read_run_log
 from tinyllm.diagnostics.symptoms import CHECKS
+from tinyllm.diagnostics.symptoms.check import NotExamined
 from tinyllm.diagnostics.symptoms.finding import Finding
 from tinyllm.errors import UserError
 from tinyllm.train.fast_dev_runs import is_fast_dev_run
@@ -34,7 +36,11 @@ def run(folder: Path | None) -> dict[str, Any]:
     Raises: UserError (USAGE) where there is no run.
     """
     log = read_run_log(_find_run(folder))
-    findings = _findings(log)
+    findings, left_out = examine(log)
+    lacking = [entry for entry in left_out if entry.figure]
+    not_applicable = [entry for entry in left_out if not entry.figure]
+    names = {entry.check for entry in left_out}
+    measured = any(check.needs and check.name not in names for check in CHECKS[log.family])
     return {
         "schema_version": 1,
         "stage": "explain",
@@ -44,18 +50,24 @@ def run(folder: Path | None) -> dict[str, Any]:
         "step": log.step,
         "steps": log.steps,
         "moved": _main_metric_change(log),
-        "healthy": all(f.severity == "note" for f in findings),
-        "checks": len(CHECKS[log.family]),
+        "healthy": measured and all(f.severity == "note" for f in findings),
+        "measured": measured,
+        "checks": len(CHECKS[log.family]) - len(not_applicable),
+        "examined": len(CHECKS[log.family]) - len(left_out),
+        "not_examined": [asdict(entry) for entry in lacking],
+        "not_applicable": [{"check": entry.check, "why": entry.why} for entry in not_applicable],
         "damaged_lines": log.damaged_lines,
         "other_name": not is_fast_dev_run(log.folder, log.facts) and any(_changes_settings(f) for f in findings),
         "findings": [asdict(f) for f in findings],
     }
 
 
-def _findings(log: RunLog) -> list[Finding]:
-    found = [(check, check(log)) for check in CHECKS[log.family]]
-    named = [replace(finding, check=check.__name__) for check, finding in found if finding is not None]
-    return sorted(named, key=lambda finding: _BY_SEVERITY.index(finding.severity))
+def examine(log: RunLog) -> tuple[list[Finding], list[NotExamined]]:
+    """Run the checks of the run's stage. Returns the findings, worst first, and the checks that could examine nothing."""
+    found = [(check.name, check.examine(log)) for check in CHECKS[log.family]]
+    findings = [replace(result, check=name) for name, result in found if isinstance(result, Finding)]
+    left_out = [result for _, result in found if isinstance(result, NotExamined)]
+    return sorted(findings, key=lambda finding: _BY_SEVERITY.index(finding.severity)), left_out
 
 
 def _changes_settings(finding: Finding) -> bool:
@@ -73,14 +85,31 @@ def main_metric(family: str, first_margin: float | None) -> str:
 
 
 def _main_metric_change(log: RunLog) -> dict[str, Any] | None:
-    """Return the main metric at the first evaluation and at `ckpt_best`; None before the first evaluation."""
+    """Return the main metric before the first step and at `ckpt_best`, of test; without test figures at the last evaluation.
+
+    None before the first evaluation.
+    """
     margins = log.held_out("rewards/margins")
-    series = log.held_out(main_metric(log.family, margins.first.value if len(margins) else None))
-    best = log.best_point()
+    name = main_metric(log.family, margins.first.value if len(margins) else None)
+    series, test, best = log.held_out(name), log.test(name), log.best_point()
     if not len(series) or best is None:
         return None
-    at: Point = next((p for p in series if p.step == best.step), series.last)
-    return {"what": series.name, "from": series.first.value, "to": at.value, "step": at.step}
+    examined = next((p for p in test if p.step == best.step), None)
+    if examined is None or not _has_ended(log):
+        return {
+            "what": name,
+            "from": series.first.value,
+            "to": series.last.value,
+            "step": series.last.step,
+            "split": "val",
+        }
+    start = test.first.value if test.first.step == 0 else None
+    return {"what": name, "from": start, "to": examined.value, "step": examined.step, "split": "test"}
+
+
+def _has_ended(log: RunLog) -> bool:
+    """Return whether the best checkpoint was examined: step 0 may be the best so far."""
+    return isinstance(log.facts.get("test"), dict)
 
 
 # --- which run -------------------------------------------------------------------------------------------------------------------

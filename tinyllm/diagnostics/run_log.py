@@ -20,7 +20,7 @@ from tinyllm.train.run import CHANGE, read_facts
 
 METRICS, FACTS, CONFIG = "metrics.jsonl", "run.json", "config.yaml"
 _MAX_VALUE = 1e300  # larger values are treated like infinity
-Split = Literal["train", "eval"]
+Split = Literal["train", "eval", "test"]
 
 
 @dataclass(frozen=True)
@@ -191,6 +191,14 @@ class RunLog:
     def held_out(self, name: str) -> Series:
         return self._series("eval", name)
 
+    def lines(self, split: Split) -> Series:
+        """Return the steps that were logged, as a series."""
+        return Series(split, "lines", tuple(Point(r["step"], r["step"]) for r in self.rows if r["split"] == split))
+
+    def test(self, name: str) -> Series:
+        """Return a figure of the test records: before the first step, and after training of the best and of the last checkpoint."""
+        return self._series("test", name)
+
     def rollouts(self, name: str) -> Series:
         """Return a metric of the rollouts, with one point per rollout instead of one per minibatch."""
         points = {(p.step - 1) // self.steps_per_rollout: p for p in self.train(name)}
@@ -245,7 +253,7 @@ def read_run_log(folder: Path) -> RunLog:
     text = metrics.read_text(encoding="utf-8", errors="replace") if metrics.is_file() else ""
     lines = [parse_row(line) for line in text.splitlines() if line.strip()]
     lines = [row for row in lines if row is None or row.get("split") != CHANGE]
-    rows = [row for row in lines if row is not None and row.get("split") in ("train", "eval")]
+    rows = [row for row in lines if row is not None and row.get("split") in ("train", "eval", "test")]
     written = max(p.stat().st_mtime for p in (metrics, folder / FACTS) if p.is_file())
     return RunLog(folder, facts, config, rows, len(lines) - len(rows), max(0.0, time.time() - written))
 

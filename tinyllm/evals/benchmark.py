@@ -70,7 +70,7 @@ def read_all(kinds: Sequence[str], config: EvalSettings) -> list[Benchmark]:
         UserError: a source is none of `kinds`, no source is of one of `kinds`, or a row is bad.
     """
     sources: list[str] = []
-    for source in config.data.val:
+    for source in config.data.test or config.data.val:
         sources += [source] if is_world(source) else [str(path) for path in expand([source])]
     if not sources:
         raise UserError("no data to evaluate on", where="data.val", fix="name a file: --set 'data.val=[file.jsonl]'")
@@ -124,7 +124,7 @@ def world_count(source: str, at_most: int) -> int:
 
 def _from_world(source: str, name: str, kind: str, config: EvalSettings) -> Benchmark:
     count = world_count(source, config.rows)
-    made = list(_WORLD[kind](min(count, config.rows), seed=config.seed, split="val"))
+    made = list(_WORLD[kind](min(count, config.rows), seed=config.seed, split="test"))
     benchmark = Benchmark(name, source, kind, "world", total=count)
     if kind == "texts":
         return replace(benchmark, items=[row["text"] for row in made])

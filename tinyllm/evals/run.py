@@ -10,11 +10,11 @@ from tinyllm import distributed as dist
 from tinyllm.config import dump
 from tinyllm.console import say
 from tinyllm.data import world
-from tinyllm.data.config import is_world
+from tinyllm.data.config import DataConfig, is_world
+from tinyllm.data.record_source import BY_HASH, TEST, TRAIN, VAL, RecordSource, share_for_test
 from tinyllm.data.records.reader import configured_reader
 from tinyllm.data.records.types import Document
-from tinyllm.data.splits import BY_HASH, TRAIN, VAL, RecordSource
-from tinyllm.data.tokens.documents import held_out_documents
+from tinyllm.data.tokens.documents import documents_for_test, held_out_documents
 from tinyllm.errors import UserError
 from tinyllm.evals import tasks
 from tinyllm.evals.benchmark import Benchmark, read_all, world_count
@@ -28,6 +28,7 @@ from tinyllm.rollout import rewards
 from tinyllm.stages.common import load_language_model, set_up
 from tinyllm.stages.origin import is_chat_model
 from tinyllm.stages.parents import Parent, find_checkpoint
+from tinyllm.text.tokenizer import Tokenizer
 from tinyllm.train.run import Invocation
 
 
@@ -55,28 +56,28 @@ def run(config: EvalSettings, invocation: Invocation) -> dict[str, Any]:
 
 
 def _score_text(evaluator: Evaluator) -> dict[str, Any]:
-    texts = _load_texts(evaluator.config)
+    split, texts = _load_texts(evaluator.config, evaluator.tokenizer)
     metrics = evaluator.text_metrics(texts)
-    uniform = evaluator.uniform_bits_per_byte(metrics)
-    what = "bits per byte (before: uniform distribution)"
     return {
         "documents": len(texts),
+        "split": split,
         "context": evaluator.context,
         **metrics,
-        "moved": {"what": what, "from": uniform, "to": metrics["bits_per_byte"]},
+        "uniform": evaluator.uniform_bits_per_byte(metrics),
+        "moved": {"what": f"bits per byte ({split})", "from": None, "to": metrics["bits_per_byte"]},
     }
 
 
-def _load_texts(config: EvalSettings) -> list[str]:
-    """Return the documents of data.val, or without any the held-out part of data.train, as pretraining splits it."""
+def _load_texts(config: EvalSettings, tokenizer: Tokenizer) -> tuple[str, list[str]]:
+    """Return the name of a split, and its documents: test where there is one, as pretraining divides them, otherwise val."""
     data = config.data
-    if not data.val and data.train:
-        return _split_off(config)[: config.rows]
+    if not data.val and not data.test and data.train:
+        return _split_off(config, tokenizer)
     found: list[str] = []
-    for source in data.val:
+    for source in data.test or data.val:
         if is_world(source):
             count = world_count(source, config.rows)
-            found += [row["text"] for row in world.documents(count, seed=config.seed, split="val")]
+            found += [row["text"] for row in world.documents(count, seed=config.seed, split=TEST)]
         else:
             reader = configured_reader([source], "documents", data)
             found += [record.text for record in reader if isinstance(record, Document)]
@@ -84,20 +85,34 @@ def _load_texts(config: EvalSettings) -> list[str]:
                 say(line)
     if not found:
         raise UserError("no documents to evaluate on", where="data.val", fix="name a file: --set 'data.val=[file.txt]'")
-    return found[: config.rows]
+    if data.test or all(map(is_world, data.val)):
+        return TEST, found[: config.rows]
+    return _divide(found, data, tokenizer, config.rows)
 
 
-def _split_off(config: EvalSettings) -> list[str]:
+def _split_off(config: EvalSettings, tokenizer: Tokenizer) -> tuple[str, list[str]]:
     records = RecordSource(config.data, "documents", config.seed)
-    texts: dict[str, list[str]] = {TRAIN: [], VAL: [], BY_HASH: []}
+    texts: dict[str, list[str]] = {TRAIN: [], VAL: [], TEST: [], BY_HASH: []}
     for split, record in records:
         assert isinstance(record, Document)
         texts[split].append(record.text)
     for line in records.lines():
         say(line)
-    found = texts[VAL] + held_out_documents(texts[BY_HASH], config.data.val_fraction)
+    held_out = held_out_documents(texts[BY_HASH], config.data.val_fraction)
+    found = held_out + texts[VAL] + texts[TEST]
     say(f"{len(found):,} of {sum(map(len, texts.values())):,} documents are held out")
-    return found
+    if texts[TEST]:
+        return TEST, texts[TEST][: config.rows]
+    return _divide(held_out or texts[VAL], config.data, tokenizer, config.rows)
+
+
+def _divide(texts: list[str], data: DataConfig, tokenizer: Tokenizer, limit: int) -> tuple[str, list[str]]:
+    """Return those of the held-out documents that pretraining keeps for test; all, as "val", where it keeps none."""
+    is_test = documents_for_test(texts, tokenizer, share_for_test(data))
+    found = [text for text, chosen in zip(texts, is_test, strict=True) if chosen]
+    if found:
+        say(f"{len(found):,} of {len(texts):,} held-out documents are the test split")
+    return (TEST, found[:limit]) if found else (VAL, texts[:limit])
 
 
 # --- with tasks ------------------------------------------------------------------------------------------------------------------
@@ -128,8 +143,8 @@ def _run_tasks(evaluator: Evaluator, parent: Parent) -> dict[str, Any]:
         "settings": dump(config),
     }
     found["moved"] = {
-        "what": f"{metric if metric == first else f'{first} {metric}'} (before: chance level)",
-        "from": found["baseline"][first],
+        "what": metric if metric == first else f"{first} {metric}",
+        "from": None,
         "to": found["results"][first][f"{metric},none"],
     }
     return found

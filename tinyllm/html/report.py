@@ -11,17 +11,33 @@ from typing import TYPE_CHECKING
 
 from tinyllm.html import figures, tables
 from tinyllm.html.page import document
-from tinyllm.html.text import Scorecard, all_gates, best_of, bound, clean, number, passed, shown, stage_names, verdict
+from tinyllm.html.splits import overlap_line, splits
+from tinyllm.html.text import (
+    Scorecard,
+    all_gates,
+    best_of,
+    bound,
+    clean,
+    complaints,
+    last_line,
+    number,
+    passed,
+    score_rows,
+    shown,
+    stage_names,
+    verdict,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["page", "passed", "terminal", "verdict"]
+__all__ = ["overlap_line", "page", "passed", "terminal", "verdict"]
 
 
 _SECTIONS: tuple[tuple[str, str, Callable[[Scorecard], str]], ...] = (
     ("lineage", "Lineage", tables.lineage),
     ("gates", "Gates", tables.gate_table),
+    ("splits", "Splits", splits),
     ("seeds", "Seeds", tables.seeds),
     ("scorecard", "Scorecard", tables.scores),
     ("tasks", "Tasks", tables.tasks_table),
@@ -67,15 +83,17 @@ def _score_table(card: Scorecard) -> Table:
     for column in columns:
         table.add_column(Text(clean(column["title"]).replace(" ", "\n")), justify="right")
     top = {c["key"]: best_of(c, scores) for c in columns}
-    for name in stages:
+    for label, scored, is_last in score_rows(card):
         cells = []
         for column in columns:
-            score = scores[name].get(column["key"])
-            is_best = score is not None and top[column["key"]] is not None and score["value"] == top[column["key"]]
-            cells.append(
-                Text(_plain(shown(column, score["value"])) if score else "", style="bold green" if is_best else "")
-            )
-        table.add_row(Text(clean(name)), *cells)
+            score = scored.get(column["key"])
+            is_best = score is not None and not is_last and score["value"] == top[column["key"]] is not None
+            style = "bold green" if is_best else "dim" if is_last else ""
+            cells.append(Text(_plain(shown(column, score["value"])) if score else "", style=style))
+        name = (
+            f"  {label}" if is_last else label.replace(" (step 0: nothing improved)", "\n step 0:\n nothing\n improved")
+        )
+        table.add_row(Text(clean(name), style="dim" if is_last else ""), *cells)
     return table
 
 
@@ -89,13 +107,19 @@ def _gate_table(card: Scorecard) -> Table:
     table.add_column("gate")
     table.add_column("value", justify="right", no_wrap=True)
     table.add_column("bound", justify="right", no_wrap=True)
+    table.add_column("n", justify="right", no_wrap=True)
     table.add_column("result", no_wrap=True)
     for stage, gate in all_gates(card):
         text = Text(clean(gate["name"]))
-        if not gate["passed"] and gate.get("look_at"):
-            text.append(f"\ncheck: {clean(gate['look_at'])}", style="dim")
+        for line in [*(() if gate["passed"] else complaints(gate)), *last_line(gate)]:
+            text.append(f"\n{_plain(line)}", style="dim")
         word = Text("passed", style="green") if gate["passed"] else Text("FAILED", style="bold red")
         table.add_row(
-            Text(clean(stage)), text, Text(_plain(number(gate.get("value")))), Text(_plain(bound(gate))), word
+            Text(clean(stage)),
+            text,
+            Text(_plain(number(gate.get("value")))),
+            Text(_plain(bound(gate))),
+            Text(_plain(number(gate.get("n")))),
+            word,
         )
     return table

@@ -15,11 +15,15 @@ from tinyllm.html.text import (
     all_gates,
     best_of,
     bound,
+    complaints,
+    counted,
     duration,
     escape,
     finite,
+    last_line,
     number,
     passed,
+    score_rows,
     shown,
     stage_names,
     verdict,
@@ -148,18 +152,20 @@ def gate_table(card: Scorecard) -> str:
     rows, before = [], None
     for stage, gate in all_gates(card):
         text = f"<b>{escape(gate['name'])}</b> <small>{escape(gate.get('what', ''))}</small>"
-        if not gate["passed"] and gate.get("look_at"):
-            text += f'<p class="bad">check: {escape(gate["look_at"])}</p>'
+        if not gate["passed"]:
+            text += "".join(f'<p class="bad">{escape(line)}</p>' for line in complaints(gate))
+        text += "".join(f"<p><small>{escape(line)}</small></p>" for line in last_line(gate))
         name = f'<span class="{"again" if stage == before else ""}">{escape(stage)}</span>'
-        figures = (cell(number(gate.get("value"))), cell(bound(gate)))
+        figures = (cell(number(gate.get("value"))), cell(bound(gate)), cell(counted(gate)))
         rows.append(
             (name, f'<td class="gate">{text}</td>', *figures, f'<td class="verdict">{outcome(gate["passed"])}</td>')
         )
         before = stage
     if not rows:
         return ""
-    head = ("stage", "gate", right("value"), right("bound"), "result")
-    return intro("The metric on held-out data that each stage must reach.") + table(head, rows, "Gates", "gates")
+    head = ("stage", "gate", right("value"), right("bound"), right("measured on"), "result")
+    text = "The metric on test data that the best checkpoint of each stage must reach, and what it was measured on."
+    return intro(text) + table(head, rows, "Gates", "gates")
 
 
 def seeds(card: Scorecard) -> str:
@@ -199,12 +205,16 @@ def scores(card: Scorecard) -> str:
     if not columns:
         return ""
     top = {c["key"]: best_of(c, found) for c in columns}
-    rows = [(escape(n), *(_score(c, found[n].get(c["key"]), top[c["key"]]) for c in columns)) for n in stages]
+    rows = []
+    for name, figures, is_last in score_rows(card):
+        best = {} if is_last else top
+        label = f"<small>{escape(name)}</small>" if is_last else escape(name)
+        rows.append((label, *(_score(c, figures.get(c["key"]), best.get(c["key"])) for c in columns)))
     head = [right(f"{c['title']} {ARROWS.get(c.get('better', ''), '')[:1]}") for c in columns]
     return (
         intro(
             "↑ higher is better, ↓ lower is better, ★ best of its column. Small type: the 95 % confidence interval. "
-            "If two intervals overlap, the difference may be chance."
+            "If two intervals overlap, the difference may be chance. Rows in small type: the last checkpoint, where it is not the best."
         )
         + table(("stage", *head), rows, "Scorecard", "scores")
         + _intervals(card)

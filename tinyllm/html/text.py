@@ -112,6 +112,39 @@ def bound(gate: Mapping[str, Any]) -> str:
     return f"{_RULES.get(rule, rule)}\u00a0{number(gate.get('bound'))}"
 
 
+def counted(gate: Mapping[str, Any]) -> str:
+    """Return what a gate was measured on: 512 answers."""
+    return f"{number(gate['n'])} {gate.get('counted', '')}" if gate.get("n") is not None else ""
+
+
+def complaints(gate: Mapping[str, Any]) -> list[str]:
+    """Return the lines below a failed gate: why it could not be decided, and what to check."""
+    why = [str(gate["why"])] if gate.get("why") else []
+    return why + ([f"check: {gate['look_at']}"] if gate.get("look_at") else [])
+
+
+def last_line(gate: Mapping[str, Any]) -> list[str]:
+    """Return the line that says how the last checkpoint does, if its outcome is another than that of the best; or no line."""
+    last = gate.get("last")
+    if not last or last["passed"] == gate["passed"]:
+        return []
+    value = last.get("why") or number(last.get("value"))
+    return [f"the last checkpoint {'passes' if last['passed'] else 'fails'}: {value}"]
+
+
+def score_rows(card: Scorecard) -> list[tuple[str, Mapping[str, Any], bool]]:
+    """Return (label, figures, whether of the last checkpoint) for each row of the scorecard: the best checkpoint, then the last."""
+    scores, last = card.get("scores", {}), card.get("last", {})
+    steps = {stage["stage"]: stage.get("best_step") for stage in card.get("stages", ())}
+    rows: list[tuple[str, Mapping[str, Any], bool]] = []
+    for name in stage_names(card, scores):
+        label = f"{name} (step 0: nothing improved)" if steps.get(name) == 0 else name
+        rows.append((label, scores[name], False))
+        if name in last:
+            rows.append((f"last {number(last[name]['step'])}", last[name]["figures"], True))
+    return rows
+
+
 def stage_names(card: Scorecard, found: Mapping[str, Any]) -> list[str]:
     """Return the stages that have an entry in `found`, in the order of the run."""
     order = [stage["stage"] for stage in card.get("stages", ())]

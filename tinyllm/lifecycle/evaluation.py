@@ -1,4 +1,4 @@
-"""Evaluation of every stage of a lifecycle on the same held-out documents and questions, with the same sampling seeds.
+"""Evaluation of every stage of a lifecycle on the same test documents and questions, with the same sampling seeds.
 
 Answers are sampled at temperature 1: alignment changes the distribution, and greedy decoding would hide that.
 Metrics have 95 % confidence intervals (`evals.statistics`): Wilson's for proportions, the normal one for means, none for equal values.
@@ -40,14 +40,16 @@ COLUMNS = [
 
 
 def proportion(hits: float, n: int) -> Metric:
-    """Return hits / n with Wilson's interval; without one where it is unknown what a hit is."""
-    if not math.isfinite(hits):
-        return _metric(hits, None, n)
+    """Return hits / n with Wilson's interval; undefined, without one, if n is 0 or it is unknown what a hit is."""
+    if not n or not math.isfinite(hits):
+        return _metric(math.nan, None, n)
     return _metric(hits / n, wilson_interval(hits / n, n), n)
 
 
 def mean(values: Sequence[float]) -> Metric:
-    """Return a mean with its normal interval, which a single value and equal values do not have."""
+    """Return a mean with its normal interval, which a single value and equal values do not have; undefined without values."""
+    if not len(values):
+        return _metric(math.nan, None, 0)
     found = np.asarray(values, dtype=np.float64)
     stderr = float(found.std(ddof=1)) / math.sqrt(len(found)) if len(found) > 1 else None
     value = float(found.mean())
@@ -55,7 +57,9 @@ def mean(values: Sequence[float]) -> Metric:
 
 
 def ratio(totals: Sequence[float] | np.ndarray, sizes: Sequence[float]) -> Metric:
-    """Return sum(totals) / sum(sizes) with the normal interval of a ratio of sums over independent parts."""
+    """Return sum(totals) / sum(sizes) with the normal interval of a ratio of sums over independent parts; undefined without parts."""
+    if not len(sizes):
+        return _metric(math.nan, None, 0)
     t, s = np.asarray(totals, dtype=np.float64), np.asarray(sizes, dtype=np.float64)
     value, n = float(t.sum() / s.sum()), len(t)
     stderr = math.sqrt(n / (n - 1) * ((t - value * s) ** 2).sum()) / float(s.sum()) if n > 1 else None
@@ -68,7 +72,7 @@ def _metric(value: float, interval: tuple[float, float] | None, n: int) -> Metri
 
 @dataclass(frozen=True)
 class Questions:
-    """Held-out prompts and how answers to them are scored.
+    """Test prompts and how answers to them are scored.
 
     `gold` and `correct` map (columns of the prompt, answer, whether it ended with a stop token) to a reward in [-1, 1] and to 0 or 1.
     """
@@ -108,10 +112,10 @@ class EvaluationResult:
         }
 
     def win_rate(self, other: EvaluationResult) -> Metric:
-        """Return the share of questions with unequal gold reward on which this result has the higher one; 0.5 if there are none."""
+        """Return the share of questions with unequal gold reward on which this result has the higher one; undefined if there are none."""
         gaps = [a - b for a, b in zip(self.gold, other.gold, strict=True)]
         wins, losses = sum(g > 1e-9 for g in gaps), sum(g < -1e-9 for g in gaps)
-        return proportion(wins, wins + losses) if wins + losses else {"value": 0.5, "low": 0.0, "high": 1.0, "n": 0}
+        return proportion(wins, wins + losses)
 
 
 def evaluate(
@@ -149,7 +153,7 @@ def kl_divergence(policy: CausalLM, reference: CausalLM, questions: Questions, r
 def language_modeling(
     policy: CausalLM, tokenizer: Tokenizer, documents: Sequence[Sequence[int]], context: int
 ) -> dict[str, Metric]:
-    """Return perplexity and bits per byte of held-out documents, every token scored once.
+    """Return perplexity and bits per byte of documents, every token scored once.
 
     Args:
         documents: token ids, each with its end-of-text token.

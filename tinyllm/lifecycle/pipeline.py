@@ -1,7 +1,7 @@
-"""A lifecycle run: train, evaluate and gate every stage. It resumes anywhere and repeats no finished work.
+"""A lifecycle run: train, examine and gate every stage. It resumes anywhere and repeats no finished work.
 
 Every stage is an ordinary run, so `chat`, `eval` and `explain` work on it. What was measured is kept in `runs/lifecycle/NAME/STAGE.json`
-and stays valid while the configuration, the checkpoint and the parent are unchanged.
+and stays valid while the configuration, the checkpoints, the parent and the exam are unchanged.
 """
 
 from __future__ import annotations
@@ -10,30 +10,24 @@ import hashlib
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tinyllm.config import Resolved
 from tinyllm.console import say
-from tinyllm.data.loading import token_prompts
-from tinyllm.data.splits import read_split
-from tinyllm.lifecycle import baselines, gates, overoptimization, records, sources
-from tinyllm.lifecycle.evaluation import EvaluationResult, Questions, evaluate, kl_divergence, language_modeling
+from tinyllm.errors import UserError
+from tinyllm.lifecycle import examination, gates, overoptimization, records, sources
+from tinyllm.lifecycle.evaluation import EvaluationResult, Questions
 from tinyllm.lifecycle.stages import PARENTS, STAGES, names_of
-from tinyllm.model import hub
 from tinyllm.model.generate import Completion
-from tinyllm.rollout import checks, rewards
-from tinyllm.stages import data
+from tinyllm.rollout import checks
 from tinyllm.stages.parents import RUNS, find_checkpoint
 from tinyllm.text.tokenizer import Tokenizer
-from tinyllm.train import lock
-from tinyllm.train.engine import choose_device
+from tinyllm.train import checkpoint, lock
 from tinyllm.train.memory import peak_memory_mb, reset_peak_memory
 from tinyllm.train.run import Invocation, read_facts
 
-QUESTIONS, DOCUMENTS, SAMPLES = 512, 200, 10
-_SEED = 0  # of the evaluation: the same for every stage and every lifecycle
+SAMPLES = 10
 
 
 class Pipeline:
@@ -42,21 +36,28 @@ class Pipeline:
     Args:
         name: of `runs/lifecycle/NAME`; usually also of its runs, whose names are in their configurations.
         resolved: the configuration of each stage to run, in order, parents included.
-        questions: held-out questions for each stage.
+        questions: test questions for each stage.
         resume: keep finished stages and continue an interrupted one.
 
     Raises: UserError (RESOURCES) if another process runs this lifecycle, or its folder is not writable.
     """
 
-    def __init__(self, name: str, resolved: Mapping[str, Resolved], *, questions: int = QUESTIONS, resume: bool = True):
-        self.name, self.resolved, self.questions, self.resume = name, resolved, questions, resume
+    def __init__(
+        self,
+        name: str,
+        resolved: Mapping[str, Resolved],
+        *,
+        questions: int = examination.QUESTIONS,
+        resume: bool = True,
+    ):
+        self.name, self.resolved, self.resume = name, resolved, resume
         self.folder = RUNS / "lifecycle" / name
         lock.acquire(self.folder)
         self.gate_inputs = gates.GateInputs(parents=PARENTS, user_data=sources.is_user_data(resolved))
         self.records: dict[str, dict[str, Any]] = {}
+        self.questions = questions
         self._results: dict[str, EvaluationResult] = {}
-        self._questions: Questions | None = None
-        self._documents: list[Any] | None = None
+        self._prepared = False
 
     def close(self) -> None:
         """Release the folder of this lifecycle."""
@@ -66,33 +67,57 @@ class Pipeline:
         return STAGES[stage].run_dir(self.resolved[stage].config.name)
 
     def run(self) -> list[dict[str, Any]]:
-        """Train, evaluate and gate every stage. Return their records, in order.
+        """Train, examine and gate every stage. Return their records, in order.
 
-        Raises: UserError, before anything is trained, if a reward cannot score the prompts.
+        Raises: UserError, before anything is trained, if a reward cannot score the prompts, or the exam is not disjoint from what a
+            stage trains on and is selected by; for documents, which pretraining prepares, before it is examined.
         """
+        return [self.run_stage(stage) for stage in self.resolved]
+
+    def prepare(self) -> None:
+        """Read the data of all stages, draw the exam, and check both. `run` does so first."""
+        if self._prepared:
+            return
         if self.gate_inputs.user_data:
             for figures, source in sources.measured_on(self.resolved).items():
                 say(f"{figures}: measured on {source}")
+        parts = sources.parts(self.resolved)
         for stage in names_of("online"):
             if stage in self.resolved:
                 config = self.resolved[stage].config
-                train, val, _ = read_split(config.data, "prompts", config.seed, task=config.task or None)
-                checks.check(config.rewards, train, val, on_bad_line=config.data.on_bad_line)
-        for stage in self.resolved:
-            record = self._run_stage(stage)
-            self.gate_inputs.results[stage] = record["result"]
-            self.gate_inputs.metrics[stage] = record["figures"]
-            self.gate_inputs.baselines[stage] = record["measured"]
-            record["gates"] = gates.check(self.gate_inputs, stage)
-            for gate in record["gates"]:
-                outcome = "passed" if gate["passed"] else "FAILED"
-                value, bound = (f"{v:.4g}" if math.isfinite(v) else "undefined" for v in (gate["value"], gate["bound"]))
-                say(f"  gate {outcome}: {stage} {gate['name']}: {value} {gate['rule']} {bound}")
-            self.records[stage] = record
-        return list(self.records.values())
+                checks.check(config.rewards, parts[stage].records(), on_bad_line=config.data.on_bad_line)
+        asked = sources.questions(self.resolved, parts, self.questions)
+        self.exam = examination.Exam(self.resolved, asked)
+        self.splits = sources.uses(self.resolved, parts, asked)
+        self.parts_facts = {stage: split.facts for stage, split in parts.items()}
+        for stage in self.splits.uses:
+            self.splits.check(stage)
+        self._prepared = True
 
-    def _run_stage(self, stage: str) -> dict[str, Any]:
-        """Train and evaluate a stage, unless its record is valid. Return the record, which is written to STAGE.json."""
+    def run_stage(self, stage: str) -> dict[str, Any]:
+        """Train, examine and gate a stage, after those before it. Return its record."""
+        self.prepare()
+        record = self._finished_stage(stage)
+        self.gate_inputs.results[stage] = record["result"]
+        self.gate_inputs.metrics[stage] = record["figures"]
+        self.gate_inputs.baselines[stage] = record["measured"]
+        self.gate_inputs.last[stage] = record["last"]
+        record["gates"] = gates.check(self.gate_inputs, stage)
+        for gate in record["gates"]:
+            say(_gate_line(stage, gate))
+        if record["best_step"] == 0:
+            say(f"  {stage}: nothing improved on its parent: the best checkpoint is the one before the first step")
+        self.records[stage] = record
+        return record
+
+    def is_finished(self, stage: str) -> bool:
+        """Return whether a stage has a valid record, so that `run_stage` would not train or examine it again."""
+        self.prepare()
+        path = self.folder / f"{stage}.json"
+        return self._valid_record(stage, path, self._fingerprint(stage), quiet=True) is not None
+
+    def _finished_stage(self, stage: str) -> dict[str, Any]:
+        """Train and examine a stage, unless its record is valid. Return the record, which is written to STAGE.json."""
         path, fingerprint = self.folder / f"{stage}.json", self._fingerprint(stage)
         kept = self._valid_record(stage, path, fingerprint)
         if kept is not None:
@@ -111,22 +136,44 @@ class Pipeline:
             "seconds": round(max(seconds, float(facts.get("seconds", 0.0))), 2),
             "peak_memory_mb": peak_memory_mb(),
             "result": result,
-            "measured": {},
-            "figures": {},
-            **self._evaluate(stage),
+            "splits": self.check_splits(stage),
+            **self._examine(stage),
         }
         record["examined_seconds"] = round(time.monotonic() - started - seconds, 2)
         records.write(path, record)
         return record
 
-    def _valid_record(self, stage: str, path: Path, fingerprint: Mapping[str, Any]) -> dict[str, Any] | None:
+    def check_splits(self, stage: str) -> dict[str, Any]:
+        """Return the counts, hashes and overlaps of what trained, selected and examines a stage.
+
+        Raises: UserError if they overlap, if the run has read other records than the exam was compared with, or if it began without a
+            test split.
+        """
+        facts = read_facts(self.run_dir(stage))
+        what = ""
+        if stage not in self.splits.uses:  # documents: they are split when they are prepared
+            self.splits.uses[stage] = sources.document_uses(self.resolved[stage].config, self.exam)
+        elif facts.get("splits") not in (None, self.parts_facts.get(stage)):
+            what = f"{stage} was trained on other records than the exam was compared with: its data have changed since"
+        tested = facts.get("test")
+        if isinstance(tested, dict) and tested.get("before") is None:
+            what = f"{stage} began without a test split: what is the exam now has selected its checkpoint"
+        if what:
+            fix = "run the command again with --no-resume, or under another --name"
+            raise UserError(what, where=str(self.run_dir(stage)), fix=fix)
+        return self.splits.check(stage)
+
+    def _valid_record(
+        self, stage: str, path: Path, fingerprint: Mapping[str, Any], *, quiet: bool = False
+    ) -> dict[str, Any] | None:
         record = records.read(path, stage, policy=STAGES[stage].is_policy) if self.resume else None
         if record is None or not (self.run_dir(stage) / "checkpoints" / "ckpt_best").exists():
             return None
-        checkpoint = find_checkpoint("chat", self.run_dir(stage), fast=False)
-        if record["marks"] != fingerprint or record["manifest_sha256"] != checkpoint.sha256:
+        best = find_checkpoint("chat", self.run_dir(stage), fast=False)
+        if record["marks"] != fingerprint or record["manifest_sha256"] != best.sha256:
             return None
-        say(f"--- {stage}: already done ({checkpoint.folder})")
+        if not quiet:
+            say(f"--- {stage}: already done ({best.folder})")
         return record
 
     def _parent_changed(self, stage: str) -> bool:
@@ -140,76 +187,32 @@ class Pipeline:
     def _fingerprint(self, stage: str) -> dict[str, Any]:
         """Return everything the record of a stage depends on, besides its checkpoint."""
         parent = PARENTS[stage]
-        # until 0.1 a reward model of the user's pairs was measured on pairs of the bundled world: such a record is not kept
-        own_pairs = ["own pairs"] if self.gate_inputs.user_data and stage in names_of("reward") else []
         return {
             "config": hashlib.sha256(self.resolved[stage].to_yaml().encode()).hexdigest(),
             "parent": self.records[parent]["manifest_sha256"] if parent else None,
-            "exam": [self.questions, DOCUMENTS, _SEED, *own_pairs],
+            # until 0.1 the exam was drawn from the validation split
+            "exam": [self.questions, examination.DOCUMENTS, examination.SEED, self.exam.sha256],
         }
 
-    # --- evaluation -------------------------------------------------------------------------------------------------------------
-
-    def _evaluate(self, stage: str) -> dict[str, Any]:
-        entry, config = STAGES[stage], self.resolved[stage].config
-        device = choose_device(config.device)
-        folder = self.run_dir(stage) / "checkpoints" / "ckpt_best"
-        tokenizer = Tokenizer.load(folder)
-        questions = self._load_questions(tokenizer)
-        if not entry.is_policy:
-            scorer = hub.load_scorer(folder, device).eval()
-            result = self._result("sft")
-            return {"measured": baselines.reward_model_metrics(scorer, tokenizer, config, questions, result)}
-        policy = hub.load_causal_lm(folder, device).eval()
-        metrics = language_modeling(policy, tokenizer, self._load_documents(), config.data.max_length)
-        measured = {}
+    def _examine(self, stage: str) -> dict[str, Any]:
+        """Examine the best and the last checkpoint of a stage. Return what STAGE.json records of them."""
+        name = PARENTS[stage]
+        parent = None
+        if name is not None and name in self.records:
+            parent = (self.run_dir(name) / "checkpoints" / checkpoint.BEST, self._result(name))
+        found = self.exam.stage(stage, self.run_dir(stage), parent, lambda: self._result("sft"))
         if stage == "pretrain":
-            shards = data.ensure_prepared(config)[1]
-            measured["ngram_bits_per_byte"] = baselines.ngram_bits_per_byte(shards, tokenizer, self._load_documents())
-        result = self._results[stage] = evaluate(policy, tokenizer, questions, seed=_SEED)
-        metrics |= result.metrics()
-        if entry.parent is not None and (entry.parent in self._results or entry.parent in self.records):
-            metrics["win_rate"] = result.win_rate(self._result(entry.parent))
-            parent = hub.load_causal_lm(self.run_dir(entry.parent) / "checkpoints" / "ckpt_best", device)
-            metrics["kl"] = kl_divergence(policy, parent, questions, result)
-        completions = [asdict(c) | {"log_probs": []} for c in result.completions]
-        return {
-            "figures": metrics,
-            "measured": measured,
-            "by_task": result.accuracy_by_task(questions),
-            "paper": {"answers": completions, "texts": result.texts, "gold": result.gold, "right": result.correct},
-        }
+            ngram = self.exam.ngram(self.run_dir(stage) / "checkpoints" / checkpoint.BEST)
+            found["measured"] = {"ngram_bits_per_byte": ngram}
+        return found
 
     def _result(self, stage: str) -> EvaluationResult:
-        """Return the evaluation of an earlier stage, from its record if it was not evaluated in this process."""
+        """Return the answers of an earlier stage's best checkpoint, from its record."""
         if stage not in self._results:
             kept = self.records[stage]["paper"]
             completions = [Completion(**completion) for completion in kept["answers"]]
             self._results[stage] = EvaluationResult(completions, kept["texts"], kept["gold"], kept["right"])
         return self._results[stage]
-
-    def _load_questions(self, tokenizer: Tokenizer) -> Questions:
-        """Return held-out prompts of an online stage; without one, held-out conversations of SFT or prompts of the bundled world."""
-        if self._questions is None:
-            user_data = self.gate_inputs.user_data
-            if user_data:
-                rows = sources.user_questions(self.resolved, self.questions)
-            else:
-                config = sources.online_config(self.resolved) or self.resolved["pretrain"].config
-                source = config.data.model_copy(update={"train": ("world:1",), "val": (f"world:{self.questions}",)})
-                _, rows, _ = read_split(source, "prompts", _SEED)
-            room = self.resolved["pretrain"].config.model.max_position_embeddings - Questions.max_new_tokens
-            gold = _user_gold if user_data else rewards.gold
-            correct = _exact if user_data else _full_gold
-            self._questions = Questions(token_prompts(rows, tokenizer, room, "evaluation prompts"), gold, correct)
-        return self._questions
-
-    def _load_documents(self) -> list[Any]:
-        """Return held-out documents of pretraining as token ids, each with its end-of-text token."""
-        if self._documents is None:
-            shards = data.ensure_prepared(self.resolved["pretrain"].config)[1]
-            self._documents = shards.documents("val", DOCUMENTS)
-        return self._documents
 
     # --- for the scorecard ------------------------------------------------------------------------------------------------------
 
@@ -220,7 +223,7 @@ class Pipeline:
 
     def samples(self) -> list[dict[str, Any]]:
         """Return the answers of every stage to the same questions: one single-turn question per task, at most `SAMPLES`."""
-        questions = self._load_questions(Tokenizer.load(self.run_dir("pretrain") / "checkpoints" / "ckpt_best"))
+        questions = self.exam.questions(Tokenizer.load(self.run_dir("pretrain") / "checkpoints" / checkpoint.BEST))
         chosen: dict[str, int] = {}
         for number, prompt in enumerate(questions.prompts):
             task = str(prompt.columns.get("task", number))
@@ -243,15 +246,14 @@ class Pipeline:
         }
 
 
-def _full_gold(columns: Mapping[str, Any], text: str, finished: bool) -> float:
-    """Correct, in the requested form, not padded, and ended with a stop token."""
-    return float(rewards.gold(columns, text, finished) > 1 - 1e-9)
-
-
-def _exact(columns: Mapping[str, Any], text: str, finished: bool) -> float:
-    return rewards.exact_answer(columns, text, finished) if "answer" in columns else float("nan")
-
-
-def _user_gold(columns: Mapping[str, Any], text: str, finished: bool) -> float:
-    """For the user's questions: 1 if correct, less 0.5 if not ended with a stop token."""
-    return _exact(columns, text, finished) - 0.5 * (not finished)
+def _gate_line(stage: str, gate: Mapping[str, Any]) -> str:
+    """Return the outcome of a gate in one line: value, bound, what was measured, and the last checkpoint if only it fails."""
+    value, bound = (f"{v:.4g}" if math.isfinite(v) else "undefined" for v in (gate["value"], gate["bound"]))
+    text = f"  gate {'passed' if gate['passed'] else 'FAILED'}: {stage} {gate['name']}: {value} {gate['rule']} {bound}"
+    text += f" ({gate['n']:,} {gate['counted']})" + (f": {gate['why']}" if gate["why"] else "")
+    few = 0 < gate["n"] < gates.FEW
+    text += f"; a figure of so few {gate['counted']} says little" if few else ""
+    last = gate.get("last")
+    if last and gate["passed"] and not last["passed"]:
+        text += f"; the last checkpoint fails it ({last['why'] or format(last['value'], '.4g')})"
+    return text

@@ -44,6 +44,12 @@ class _Result(_Part):
     moved: dict[str, Any]
 
 
+class _Last(_Part):
+    step: int
+    figures: dict[str, dict[str, float]]
+    measured: dict[str, Any]
+
+
 class _Record(_Part):
     stage: str
     marks: dict[str, Any]
@@ -54,6 +60,9 @@ class _Record(_Part):
     result: _Result
     measured: dict[str, Any]
     figures: dict[str, dict[str, float]]
+    splits: dict[str, Any] = {}  # what follows is missing from records of 0.1, whose exam is out of date as well
+    best_step: int = 0
+    last: _Last | None = None
 
 
 class _PolicyRecord(_Record):

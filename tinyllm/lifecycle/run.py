@@ -67,8 +67,8 @@ def _smoke_row(name: str, resolved: Resolved) -> dict[str, Any]:
 
 
 def _chat(config: ChatConfig, call: Invocation) -> dict[str, Any]:
-    """Ask the pretrained and the fine-tuned model the same held-out questions. Return the mean gold reward of both."""
-    prompts = [row for row in world.prompts(40, seed=config.seed, split="val") if len(row["prompt"]) == 1]
+    """Ask the pretrained and the fine-tuned model the same test questions. Return the mean gold reward of both."""
+    prompts = [row for row in world.prompts(40, seed=config.seed, split="test") if len(row["prompt"]) == 1]
     prompts = prompts[:_CHAT_QUESTIONS]
     questions = [row["prompt"][0]["content"] for row in prompts]
     means = []
@@ -98,7 +98,7 @@ def run(
         lifecycles: name -> configurations by stage, one lifecycle per seed. The scorecard shows the first in full.
         preset: shown in the scorecard.
         name: folder below runs/lifecycle for the scorecard of several lifecycles.
-        questions: held-out questions for each stage.
+        questions: test questions for each stage.
         resume: keep finished stages.
 
     Returns the scorecard, with the paths of its files under `files`.
@@ -137,7 +137,7 @@ def _write_reports(folder: Path, card: dict[str, Any]) -> dict[str, Path]:
 def _gates_of(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return STAGE/GATE -> value and outcome."""
     return {
-        f"{r['stage']}/{gate['name']}": {"value": gate["value"], "passed": gate["passed"]}
+        f"{r['stage']}/{gate['name']}": {key: gate[key] for key in ("value", "n", "passed")}
         for r in records
         for gate in r["gates"]
     }
@@ -166,6 +166,8 @@ def scorecard(pipeline: Pipeline, records: Sequence[dict[str, Any]], preset: str
         "stages": [_stage_summary(pipeline, r) for r in records],
         "columns": COLUMNS,
         "scores": {r["stage"]: r["figures"] for r in policies},
+        "last": {r["stage"]: r["last"] for r in policies if r["last"]["step"] != r["best_step"]},
+        "splits": {r["stage"]: r["splits"] for r in records},
         "by_task": {r["stage"]: r["by_task"] for r in policies if r["by_task"]},
         "sources": measured_on(pipeline.resolved),
         "measured": {r["stage"]: r["measured"] for r in records if r["measured"]},
@@ -184,6 +186,8 @@ def _stage_summary(pipeline: Pipeline, record: Mapping[str, Any]) -> dict[str, A
         "parent": stage.parent,
         "run": run_dir.as_posix(),
         "checkpoint": (run_dir / "checkpoints" / "ckpt_best").as_posix(),
+        "best_step": record["best_step"],
+        "last_step": record["last"]["step"],
         "manifest_sha256": record["manifest_sha256"],
         "seconds": record["seconds"],
         "peak_memory_mb": record["peak_memory_mb"],

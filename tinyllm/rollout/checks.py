@@ -1,6 +1,6 @@
 """Checks of rewards against the data, before a model is loaded: columns, blank answers, and a trial on a few rows. No torch.
 
-The trial calls every reward with plausible answers to a few training and held-out prompts: the reference answer, an empty text and an
+The trial calls every reward with plausible answers to a few prompts of every split: the reference answer, an empty text and an
 ordinary sentence. Values do not matter, only that they are finite numbers or None.
 """
 
@@ -14,10 +14,10 @@ from typing import Any
 
 from tinyllm.console import say
 from tinyllm.data.config import DataConfig, is_world
+from tinyllm.data.record_source import TEST, TRAIN, VAL, RecordSource
 from tinyllm.data.records.detect import field_option, similar_column
 from tinyllm.data.records.types import Prompt
 from tinyllm.data.sources.paths import expand, is_pipe
-from tinyllm.data.splits import TRAIN, VAL, RecordSource
 from tinyllm.data.validation import Finding, check_columns, report_findings
 from tinyllm.errors import UserError
 from tinyllm.io.shell import set_option
@@ -32,17 +32,17 @@ _SENTENCE = "I think that it is about 7, because there are many of them."
 
 
 def check(
-    weights: Mapping[str, float], train: Sequence[Prompt], val: Sequence[Prompt], *, on_bad_line: str = "error"
-) -> tuple[list[Prompt], list[Prompt]]:
-    """Return the prompts that all rewards can score, after a trial on the first of them.
+    weights: Mapping[str, float], splits: Mapping[str, Sequence[Prompt]], *, on_bad_line: str = "error"
+) -> dict[str, list[Prompt]]:
+    """Return the prompts of each split that all rewards can score, after a trial on the first of them.
 
     Raises:
         UserError: a reward cannot be loaded, no prompt has the columns it reads, an answer is blank, or the trial fails.
     """
     rewards = list(load_rewards(weights).values())
-    kept = [_scorable(rewards, prompts, split, on_bad_line) for prompts, split in ((train, "train"), (val, "val"))]
-    _trial(rewards, [row for prompts in kept for row in prompts[:ROWS]])
-    return kept[0], kept[1]
+    kept = {split: _scorable(rewards, prompts, split, on_bad_line) for split, prompts in splits.items()}
+    _trial(rewards, [row for prompts in kept.values() for row in prompts[:ROWS]])
+    return kept
 
 
 def check_first(weights: Mapping[str, float], data: DataConfig, seed: int, **world_options: Any) -> None:
@@ -51,7 +51,7 @@ def check_first(weights: Mapping[str, float], data: DataConfig, seed: int, **wor
     Data that are not there yet are left out as well: a dry run may precede their download.
     """
     rewards = load_rewards(weights)
-    files = [source for source in (*data.train, *data.val) if not is_world(source)]
+    files = [source for source in data.sources if not is_world(source)]
     try:
         found = expand(files) if files else ()
     except UserError:
@@ -59,24 +59,27 @@ def check_first(weights: Mapping[str, float], data: DataConfig, seed: int, **wor
     if any(source == "-" for source in files) or any(map(is_pipe, found)):
         return
     rows: dict[str, list[Prompt]] = {}
-    for split, sources in ((TRAIN, data.train), (VAL, data.val)):
+    for split, sources in ((TRAIN, data.train), (VAL, data.val), (TEST, data.test)):
         if sources:
-            part = RecordSource(data.model_copy(update={"train": sources, "val": ()}), "prompts", seed, **world_options)
+            part = RecordSource(
+                data.model_copy(update={"train": sources, "val": (), "test": ()}), "prompts", seed, **world_options
+            )
             rows[split] = [record for _, record in islice(part, ROWS) if isinstance(record, Prompt)]
     for split, prompts in rows.items():
         _scorable(list(rewards.values()), prompts, split, data.on_bad_line, quiet=True)
     _trial(list(rewards.values()), [row for prompts in rows.values() for row in prompts])
 
 
-def findings(weights: Mapping[str, float], train: Sequence[Any], val: Sequence[Any]) -> list[Finding]:
+def findings(weights: Mapping[str, float], splits: Mapping[str, Sequence[Any]]) -> list[Finding]:
     """Return what `check` refuses as a finding of `data inspect`.
 
     The default reward, of the bundled world, may not be meant for other data: for these it is a warning with the reward that fits.
     """
+    train = splits[TRAIN]
     if dict(weights) == {"gold": 1.0} and train and not any("task" in prompt.columns for prompt in train):
         return [_not_of_world(train[0])]
     try:
-        check(weights, train, val)
+        check(weights, splits)
     except UserError as error:
         return [Finding("refused", "reward", error.what, error.fix, error.where)]
     return []
@@ -104,7 +107,7 @@ def _scorable(
     """Return the prompts with all columns that the rewards read, and without blank answers where these are compared with."""
     needed = {column: reward.name for reward in rewards for column in reward.required}
     kept = [prompt for prompt in prompts if needed.keys() <= prompt.columns.keys() | {"prompt"}]
-    if prompts and not kept:
+    if prompts and not kept and split != TEST:
         _missing(rewards, prompts[0])
     findings = check_columns(len(prompts) - len(kept), len(prompts), sorted(needed), split)
     if any(reward.name in COMPARING and not reward.own for reward in rewards):

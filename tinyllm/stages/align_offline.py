@@ -23,7 +23,7 @@ from tinyllm.model.transformer import CausalLM
 from tinyllm.stages.checkpoint_files import CheckpointFiles, adapter_base
 from tinyllm.stages.common import load_policy, make_source, run_facts, set_up, stage_result
 from tinyllm.stages.config import AlignOfflineConfig
-from tinyllm.stages.held_out import held_out_loss
+from tinyllm.stages.held_out import examined, held_out_loss, loss_of_test, rows_of_test
 from tinyllm.stages.parents import OFFLINE, RUNS
 from tinyllm.train.engine import autocast, choose_precision
 from tinyllm.train.job import Job
@@ -42,38 +42,45 @@ def run(config: AlignOfflineConfig, invocation: Invocation) -> dict[str, Any]:
     settings = config.settings()
     device = set_up(config)
     model, tokenizer, parent = load_policy("align-offline", config, invocation, device)
-    train, val, sources = read_split(config.data, algorithm.data, config.seed, noise=config.noise)
+    split = read_split(config.data, algorithm.data, config.seed, noise=config.noise)
     limit = length_limit(config.data, model.config.max_position_embeddings)
     make_dataset = _DATASETS[algorithm.data]
-    dataset, held_out = (make_dataset(train, tokenizer, limit, "train"), make_dataset(val, tokenizer, limit, "val"))
+    dataset, held_out = (
+        make_dataset(split.train, tokenizer, limit, "train"),
+        make_dataset(split.val, tokenizer, limit, "val"),
+    )
+    make_test = partial(make_dataset, tokenizer=tokenizer, limit=limit, name="test")
+    test = examined(make_test, split.test, rows_of_test(config.train, fast=invocation.fast))
     validation.report_findings(
         validation.check_batch_size(len(dataset), config.train.batch_size, TITLES[algorithm.data])
     )
+    parts = {"train": dataset, "val": held_out} | ({"test": test} if test else {})
     folder = RUNS / OFFLINE / f"{algorithm.name}-{config.name}"
-    facts = run_facts(model, tokenizer, sources, config.seed, parent) | {"algorithm": algorithm.name}
+    facts = run_facts(model, tokenizer, split, config.seed, parent) | {"algorithm": algorithm.name}
     run = invocation.open(folder, facts)
     base = adapter_base(model, tokenizer, parent, folder) if config.lora else ""
     forward = partial(autocast, choose_precision(config.train.precision, device), device)
     if algorithm.uses_reference(settings):
         # The reference is the model as loaded. Scored once before training, it need not be kept.
         with forward():  # in the precision of training, or the loss would not start at ln 2
-            for part, scored in (("train", dataset), ("val", held_out)):
+            for part, scored in parts.items():
                 title = f"{part}: scoring under the reference"
                 scored.ref_log_probs = reference_log_probs(model, scored, config.train.micro_batch_size, title)
-    source, held_out_source = make_source(dataset, config), make_source(held_out, config)
+    sources = {part: make_source(scored, config) for part, scored in parts.items()}
     if algorithm.prepare is not None:
         prepare = partial(algorithm.prepare, settings, model)
-        source, held_out_source = (PreparedSource(s, prepare, model, forward) for s in (source, held_out_source))
+        sources = {part: PreparedSource(source, prepare, model, forward) for part, source in sources.items()}
     job = Job(
         title=algorithm.name,
         model=model,
         files=CheckpointFiles(model, tokenizer, stage=algorithm.name, adapter=config.lora, base=base),
         loss=partial(algorithm.loss, settings),
-        source=source,
-        evaluate=held_out_loss(held_out_source, config),
+        source=sources["train"],
+        evaluate=held_out_loss(sources["val"], config),
         train=config.train,
         optim=config.optim,
         seed=config.seed,
+        **loss_of_test(sources.get("test"), config),
     )
     trained = Trainer(run, job).train()
     return stage_result(algorithm.name, trained, folder, "rewards/margins", algorithm=algorithm.name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
@@ -29,6 +29,7 @@ from tinyllm.rollout.source import RolloutSource
 from tinyllm.stages.checkpoint_files import CheckpointFiles, adapter_base
 from tinyllm.stages.common import load_policy, load_reward_model, run_facts, set_up, stage_result
 from tinyllm.stages.config import AlignOnlineConfig
+from tinyllm.stages.held_out import examined
 from tinyllm.stages.parents import ONLINE, RUNS
 from tinyllm.text.tokenizer import Tokenizer
 from tinyllm.train.config import TrainConfig
@@ -44,13 +45,13 @@ def run(config: AlignOnlineConfig, invocation: Invocation) -> dict[str, Any]:
     assert algorithm.compute_advantages is not None  # `algorithms.load` checks that online algorithms have it
     device = set_up(config)
     best_by = _best_by(config)
-    train, val, sources = read_split(config.data, "prompts", config.seed, task=config.task or None)
-    records = checks.check(config.rewards, train, val, on_bad_line=config.data.on_bad_line)
+    split = read_split(config.data, "prompts", config.seed, task=config.task or None)
+    records = checks.check(config.rewards, split.records(), on_bad_line=config.data.on_bad_line)
     policy, tokenizer, parent = load_policy("align-online", config, invocation, device)
-    prompts, held_out = _prompts(config, records, policy, tokenizer)
+    prompts, held_out, test = _prompts(config, records, policy, tokenizer)
     judge, scorer, judge_facts = _judge(config, tokenizer, invocation, device)
     folder = RUNS / ONLINE / f"{algorithm.name}-{config.name}"
-    facts = run_facts(policy, tokenizer, sources, config.seed, parent) | judge_facts | {"algorithm": algorithm.name}
+    facts = run_facts(policy, tokenizer, split, config.seed, parent) | judge_facts | {"algorithm": algorithm.name}
     run = invocation.open(folder, facts)
     base = adapter_base(policy, tokenizer, parent, folder) if config.lora else ""
     # the frozen copy is made before a critic or an update exists
@@ -77,9 +78,8 @@ def run(config: AlignOnlineConfig, invocation: Invocation) -> dict[str, Any]:
     evaluate = partial(
         evaluate_policy,
         policy,
-        held_out,
-        judge,
-        tokenizer,
+        judge=judge,
+        tokenizer=tokenizer,
         temperature=config.rollout.temperature,
         max_new_tokens=config.rollout.max_new_tokens,
         probe=source.probe,
@@ -90,32 +90,36 @@ def run(config: AlignOnlineConfig, invocation: Invocation) -> dict[str, Any]:
         files=CheckpointFiles(model, tokenizer, stage=algorithm.name, adapter=config.lora, base=base),
         loss=partial(algorithm.loss, settings, temperature=config.rollout.temperature),
         source=source,
-        evaluate=lambda engine: _at_step(judge, engine, evaluate),
+        evaluate=lambda engine: _at_step(judge, engine, evaluate, held_out),
         train=_uncompiled(config.train),
         optim=config.optim,
         seed=config.seed,
         best=(best_by, "max"),
         boundary=config.rollout.steps,
+        test=(lambda engine: _at_step(judge, engine, evaluate, test)) if test else None,
+        test_records=len(test),
     )
     return stage_result(algorithm.name, Trainer(run, job).train(), folder, "reward", algorithm=algorithm.name)
 
 
-def _at_step(judge: Judge, engine: Engine, evaluate: Callable[[], dict[str, Mean]]) -> dict[str, Mean]:
+def _at_step(
+    judge: Judge, engine: Engine, evaluate: Callable[..., dict[str, Mean]], prompts: Sequence[TokenPrompt]
+) -> dict[str, Mean]:
     judge.state.global_step = engine.updates
-    return evaluate()
+    return evaluate(prompts=prompts)
 
 
 def _prompts(
-    config: AlignOnlineConfig, records: tuple[list[Prompt], list[Prompt]], policy: CausalLM, tokenizer: Tokenizer
-) -> tuple[list[TokenPrompt], list[TokenPrompt]]:
-    """Return prompts to train on and held-out prompts. Each leaves room for an answer."""
+    config: AlignOnlineConfig, records: Mapping[str, Sequence[Prompt]], policy: CausalLM, tokenizer: Tokenizer
+) -> tuple[list[TokenPrompt], ...]:
+    """Return the prompts of train, val and test. Each leaves room for an answer."""
     limit = length_limit(config.data, policy.config.max_position_embeddings, config.rollout.max_new_tokens)
-    prompts, held_out = (
-        token_prompts(part, tokenizer, limit, split) for part, split in zip(records, ("train", "val"), strict=True)
-    )
+    prompts, held_out = (token_prompts(records[split], tokenizer, limit, split) for split in ("train", "val"))
+    make_test = partial(token_prompts, tokenizer=tokenizer, limit=limit, name="test")
+    test = examined(make_test, records["test"], len(records["test"])) or []
     needed = config.train.batch_size * config.rollout.minibatches // config.rollout.group_size
     validation.report_findings(validation.check_rollout_size(len(prompts), needed))
-    return prompts, held_out[: config.train.eval_rows]
+    return prompts, held_out[: config.train.eval_rows], test[: config.train.eval_rows]
 
 
 def _judge(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from tinyllm import __version__
 from tinyllm import distributed as dist
 from tinyllm.console import say
 from tinyllm.data.datasets.batches import Dataset, Source
+from tinyllm.data.splits import Split
 from tinyllm.errors import UserError
 from tinyllm.model import hub, lora
 from tinyllm.model.transformer import CausalLM, SequenceScorer
@@ -122,14 +122,13 @@ def load_reward_model(
 # --- records of a run ------------------------------------------------------------------------------------------------------------
 
 
-def run_facts(
-    model: nn.Module, tokenizer: Tokenizer, sources: Iterable[Mapping[str, Any]], seed: int, parent: Parent | None
-) -> dict[str, Any]:
-    """Return what run.json records about a run's origin: parent, data, tokenizer, seed and parameter counts."""
+def run_facts(model: nn.Module, tokenizer: Tokenizer, data: Split, seed: int, parent: Parent | None) -> dict[str, Any]:
+    """Return what run.json records about a run's origin: parent, data, their splits, tokenizer, seed and parameter counts."""
     parameters = {id(p): p for p in model.parameters()}.values()
     return {
         "parent": parent.facts() if parent else None,
-        "data": list(sources),
+        "data": data.sources,
+        "splits": data.facts,
         "tokenizer_sha256": tokenizer.sha256,
         "seed": seed,
         "parameters": sum(p.numel() for p in parameters),
@@ -141,7 +140,7 @@ def stage_result(stage: str, trained: TrainResult, folder: Path, moved: str, **m
     """Return what a training stage reports.
 
     Args:
-        moved: the held-out figure that changes only if the model learned; reported before training and at the best checkpoint.
+        moved: the figure that changes only if the model learned; see `moved_figure`.
         more: further keys.
     """
     return {
@@ -152,9 +151,24 @@ def stage_result(stage: str, trained: TrainResult, folder: Path, moved: str, **m
         "steps": trained.steps,
         "tokens": trained.tokens,
         "seconds": round(trained.seconds, 2),
-        "moved": {"what": moved, "from": trained.before.get(moved), "to": trained.best.get(moved)},
+        "moved": moved_figure(trained, moved),
+        "test": trained.test,
         "before": trained.before,
         "best": trained.best,
         "last": trained.last,
         **more,
     }
+
+
+def moved_figure(trained: TrainResult, what: str) -> dict[str, Any]:
+    """Return a figure before the first step and after training, in which nothing was chosen by it, so it can fall as well as rise.
+
+    These are the test figures of the best checkpoint. Without test records they are val's of the last checkpoint: val has chosen the best.
+    """
+    if (test := trained.test) and test["best"]:
+        before, best = test["before"] or {"figures": {}}, test["best"]
+        count = best["counts"].get(what)
+        found = {"from": before["figures"].get(what), "to": best["figures"].get(what)}
+        return {"what": what, **found, "split": "test", "step": best["step"], "count": count}
+    found = {"from": trained.before.get(what), "to": trained.last.get(what)}
+    return {"what": what, **found, "split": "val", "step": trained.steps, "count": None}

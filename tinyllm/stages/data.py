@@ -38,7 +38,7 @@ def prepare(config: PretrainConfig, invocation: Invocation) -> dict[str, Any]:
     folder = RUNS / "data" / config.name
     if invocation.fast and dist.is_main():
         remove_prepared(folder)
-    if any(map(prepared.is_read_once, (*config.data.train, *config.data.val))):
+    if any(map(prepared.is_read_once, config.data.sources)):
         prepared.invalidate(folder)  # another text may be piped in now
     try:
         tokenizer, opened = ensure_prepared(config)
@@ -65,8 +65,7 @@ def prepare(config: PretrainConfig, invocation: Invocation) -> dict[str, Any]:
         },
         "sources": {source.source: source.tokens for source in train.sources},
         "vocab_size": tokenizer.vocab_size,
-        # before: one token per byte; after: what the merges learned from this text
-        "moved": {"what": "bytes per token", "from": 1.0, "to": train.bytes_per_token},
+        "moved": {"what": "bytes per token", "from": None, "to": train.bytes_per_token},
     }
 
 
@@ -139,7 +138,9 @@ def _make(config: PretrainConfig, folder: Path) -> None:
         tokenizer = import_tokenizer(config.tokenizer)
     else:
         say(f"training a tokenizer of at most {config.model.vocab_size} tokens")
-        tokenizer = Tokenizer.train(train.sample(TOKENIZER_CHARACTERS), config.model.vocab_size)
+        tokenizer = Tokenizer.train(
+            train.sample(TOKENIZER_CHARACTERS, train.trained_on(train)), config.model.vocab_size
+        )
     tokenizer.save(folder / "tokenizer", model_max_length=config.model.max_position_embeddings)
     with ProgressBar("prepare", train.size + val.size) as bar:
         manifest = shards.prepare(

@@ -3,34 +3,62 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
+
+import numpy as np
 
 from tinyllm.console import say
 from tinyllm.data import world
 from tinyllm.data.config import is_world
+from tinyllm.data.record_source import WORLD_HELD_OUT_DOCUMENTS, share_for_test
 from tinyllm.data.records.reader import Reader, configured_reader
 from tinyllm.data.records.report import MAX_FILES, Report
 from tinyllm.data.records.types import Document
 from tinyllm.data.sources.paths import expand
-from tinyllm.data.tokens.preparation import split_long_text
+from tinyllm.data.tokens.documents import split_threshold
+from tinyllm.data.tokens.preparation import SPLIT_HASHES, split_hash, split_long_text
+from tinyllm.data.tokens.shards import Shards
 from tinyllm.stages.config import PretrainConfig
 from tinyllm.stages.prepared import FileStamp, SourceFile, is_read_once
+from tinyllm.text.tokenizer import Tokenizer
+
+_FEW = 400  # documents
+
+
+def held_out_documents(
+    config: PretrainConfig, shards: Shards, tokenizer: Tokenizer, split: str, limit: int
+) -> list[np.ndarray]:
+    """Return at most `limit` documents of "val" or "test" as tokens, each with its end token.
+
+    Those of data.test, and of the bundled world for test, are read here: they are not in the shards.
+    """
+    own = Documents(config, "test")
+    if not own.sources:
+        return shards.documents(split, limit, for_test=share_for_test(config.data))
+    if split == "val":
+        return shards.documents("val", limit)
+    texts = list(itertools.islice(filter(None, own), limit))
+    return [np.array([*ids, tokenizer.endoftext]) for ids in tokenizer.encode_batch(texts)]
 
 
 class Documents:
     """The documents of one split. `facts` (for run.json) and `files` (for `prepared.json`) are those of the latest pass.
 
     Args:
-        split: "train" or "val".
+        split: "train", "val" or "test".
     """
 
     def __init__(self, config: PretrainConfig, split: str):
         data = config.data
         self.config, self.split = config, split
-        self.sources = data.train if split == "train" else data.val
-        if split == "val" and not data.val and all(map(is_world, data.train)):
-            self.sources = ("world:500",)  # the bundled world has validation documents of its own
+        of_world = (f"world:{WORLD_HELD_OUT_DOCUMENTS}",) if all(map(is_world, data.train)) else ()
+        held_out = data.val or of_world  # the bundled world has held-out documents of its own
+        if split == "test":
+            has_own = all(map(is_world, held_out)) and data.test_fraction != 0
+            self.sources = data.test or (held_out if has_own else ())
+        else:
+            self.sources = data.train if split == "train" else held_out
         self._reported: set[str] = set()
         self._read_so_far = Report("documents")
         self._start_pass()
@@ -60,9 +88,32 @@ class Documents:
     def __iter__(self) -> Iterator[str]:
         return itertools.chain.from_iterable(self.by_source().values())
 
-    def sample(self, characters: int) -> Iterator[str]:
-        """Yield the first documents, about `characters` in all. Long ones are split, which saves a tokenizer's trainer much memory."""
-        for text in itertools.chain.from_iterable(map(split_long_text, self)):
+    def trained_on(self, texts: Iterable[str]) -> Iterator[str]:
+        """Yield those of all documents that preparation does not split off for val and test: what a tokenizer may learn from.
+
+        One is split off and one is not, as in preparation. Documents are held until both have been read, and `_FEW` at most.
+        """
+        documents, fraction = filter(None, texts), self.config.data.val_fraction
+        if self.split != "train" or Documents(self.config, "val").sources:
+            yield from documents
+            return
+        first: list[str] = []
+        hashes: list[int] = []
+        for text in itertools.islice(documents, _FEW):
+            first.append(text)
+            hashes.append(split_hash(text))
+            if min(hashes) < fraction * SPLIT_HASHES <= max(hashes):
+                break
+        threshold = split_threshold(min(hashes), max(hashes), fraction) if hashes else 0
+        yield from (text for text in itertools.chain(first, documents) if split_hash(text) >= threshold)
+
+    def sample(self, characters: int, texts: Iterable[str] | None = None) -> Iterator[str]:
+        """Yield the first documents, about `characters` in all. Long ones are split, which saves a tokenizer's trainer much memory.
+
+        Args:
+            texts: the documents to take them from, if not all.
+        """
+        for text in itertools.chain.from_iterable(map(split_long_text, self if texts is None else texts)):
             yield text
             characters -= len(text)
             if characters <= 0:

@@ -4,19 +4,48 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from tinyllm import distributed as dist
+from tinyllm.console import say
 from tinyllm.data.datasets.batches import Source
 from tinyllm.data.datasets.datasets import SFTDataset, scored_documents
+from tinyllm.errors import UserError
 from tinyllm.mean import Mean
 from tinyllm.stages.config import TunedConfig
 from tinyllm.text.tokenizer import Tokenizer
+from tinyllm.train.config import TrainConfig
 from tinyllm.train.engine import Engine, detached, pool_over_ranks
 
+Made = TypeVar("Made")
+FAST_ROWS = 64
+NO_TEST = "no test split: figures are those of the last checkpoint, on the records that select the best one"
 _LARGEST_LOSS = 700.0  # whose perplexity is a float64
+
+
+def rows_of_test(train: TrainConfig, *, fast: bool) -> int:
+    """Return the largest number of test records: as many as are evaluated, but few in a fast-dev-run, which is to be fast."""
+    return min(train.eval_rows, FAST_ROWS) if fast else train.eval_rows
+
+
+def examined(make: Callable[[Sequence[Any]], Made], records: Sequence[Any], rows: int) -> Made | None:
+    """Return `make` of the first `rows` test records; None, which is said, where there are none or they cannot be used."""
+    if not records:
+        say(f"note: {NO_TEST}")
+        return None
+    try:
+        return make(records[:rows])
+    except UserError as error:
+        say(f"note: {NO_TEST} ({error.what})")
+        return None
+
+
+def loss_of_test(source: Source | None, config: TunedConfig) -> dict[str, Any]:
+    """Return the entries of a `Job` for its test records: loss and metrics over all of them."""
+    return {} if source is None else {"test": held_out_loss(source, config), "test_records": len(source.dataset)}
 
 
 def held_out_loss(source: Source, config: TunedConfig) -> Callable[[Engine], dict[str, Mean]]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from tinyllm import distributed as dist
@@ -16,6 +17,8 @@ from tinyllm.console import say
 from tinyllm.data import validation
 from tinyllm.data.datasets.datasets import PretrainDataset
 from tinyllm.data.datasets.packing import PackedPretrainDataset
+from tinyllm.data.splits import Split, check_disjoint
+from tinyllm.data.tokens.documents import document_hash
 from tinyllm.data.tokens.shards import Shards
 from tinyllm.mean import Mean
 from tinyllm.model.transformer import CausalLM, initialise
@@ -24,7 +27,8 @@ from tinyllm.stages.checkpoint_files import CheckpointFiles
 from tinyllm.stages.common import load_language_model, make_source, run_facts, set_up, stage_result
 from tinyllm.stages.config import PretrainConfig
 from tinyllm.stages.continued import with_checkpoint
-from tinyllm.stages.held_out import score_documents
+from tinyllm.stages.documents import held_out_documents
+from tinyllm.stages.held_out import NO_TEST, rows_of_test, score_documents
 from tinyllm.stages.origin import read_origin
 from tinyllm.stages.parents import PRETRAIN, RUNS, Parent, find_checkpoint
 from tinyllm.text.tokenizer import Tokenizer
@@ -48,18 +52,26 @@ def run(config: PretrainConfig, invocation: Invocation) -> dict[str, Any]:
         _continued_model(config, tokenizer, device) if config.parent else _fresh_model(config, tokenizer, device)
     )
     say(f"{model.config.parameters():,} parameters, {shards.manifest.train.tokens:,} tokens, on {device}")
+    limits = {"val": config.train.eval_rows, "test": rows_of_test(config.train, fast=invocation.fast)}
+    documents = {part: held_out_documents(config, shards, tokenizer, part, limit) for part, limit in limits.items()}
+    if not documents["test"]:
+        say(f"note: {NO_TEST}")
     job = Job(
         title="pretrain",
         model=model,
         files=CheckpointFiles(model, tokenizer, stage="pretrain"),
         loss=partial(next_token.loss, next_token.Settings()),
         source=make_source(rows, config),
-        evaluate=_evaluate(shards, tokenizer, config),
+        evaluate=_score(documents["val"], tokenizer, config),
         train=config.train,
         optim=config.optim,
         seed=config.seed,
+        test=_score(documents["test"], tokenizer, config) if documents["test"] else None,
+        test_records=len(documents["test"]),
     )
-    run = invocation.open(folder, run_facts(model, tokenizer, [facts | _made_from(config, kept)], config.seed, parent))
+    split_facts = _split_facts(shards, documents, named=bool(config.data.test))
+    found = Split([], [], [], [facts | _made_from(config, kept)], split_facts)
+    run = invocation.open(folder, run_facts(model, tokenizer, found, config.seed, parent))
     trained = Trainer(run, job).train()
     return stage_result("pretrain", trained, folder, "bits_per_byte", parameters=model.config.parameters())
 
@@ -180,9 +192,33 @@ def freeze_unseen_tokens(model: CausalLM, ids: Sequence[int], *, new: bool = Tru
         weight.register_hook(lambda gradient: gradient.index_fill(0, rows, 0.0))
 
 
-def _evaluate(
-    shards: Shards, tokenizer: Tokenizer, config: PretrainConfig
+def _split_facts(
+    shards: Shards, documents: Mapping[str, Sequence[np.ndarray]], *, named: bool
+) -> dict[str, dict[str, Any]]:
+    """Return the entries of run.json: counts, and hashes of the held-out documents in use.
+
+    Args:
+        named: the user chose the documents of test, so one that is also in val is counted, and no fault of this program.
+
+    Raises: RuntimeError if this program put a document into val and test.
+    """
+    hashes = {part: list(map(document_hash, some)) for part, some in documents.items()}
+    if named:
+        selecting = set(hashes["val"])
+        shared = sum(one in selecting for one in hashes["test"])
+        validation.report_findings(validation.check_same_documents(shared, len(hashes["test"])))
+        found = {part: check_disjoint({part: some})[part] for part, some in hashes.items()}
+    else:
+        found = check_disjoint(hashes)
+    facts = {part: {"documents": len(some), **found[part]} for part, some in documents.items()}
+    return {
+        "train": {"documents": shards.manifest.train.documents, "fingerprint": shards.manifest.fingerprint},
+        **facts,
+    }
+
+
+def _score(
+    documents: Sequence[np.ndarray], tokenizer: Tokenizer, config: PretrainConfig
 ) -> Callable[[Engine], dict[str, Mean | float]]:
-    documents = shards.documents("val", config.train.eval_rows)
     rows = config.train.micro_batch_size
     return lambda engine: score_documents(engine, documents, tokenizer, config.data.max_length, rows)

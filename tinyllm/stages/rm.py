@@ -14,7 +14,7 @@ from tinyllm.model import hub
 from tinyllm.stages.checkpoint_files import CheckpointFiles
 from tinyllm.stages.common import load_policy, make_source, run_facts, set_up, stage_result
 from tinyllm.stages.config import RmConfig
-from tinyllm.stages.held_out import held_out_loss
+from tinyllm.stages.held_out import examined, held_out_loss, loss_of_test, rows_of_test
 from tinyllm.stages.parents import REWARD, RUNS
 from tinyllm.train.job import Job
 from tinyllm.train.run import Invocation
@@ -27,14 +27,16 @@ def run(config: RmConfig, invocation: Invocation) -> dict[str, Any]:
         raise UserError("a reward model cannot be trained with LoRA", where="lora", fix="remove the section lora")
     device = set_up(config)
     policy, tokenizer, parent = load_policy("rm", config, invocation, device)
-    train, val, sources = read_split(config.data, "pairs", config.seed, noise=config.noise)
+    split = read_split(config.data, "pairs", config.seed, noise=config.noise)
     limit = length_limit(config.data, policy.config.max_position_embeddings)
-    dataset = preference_dataset(train, tokenizer, limit, "train")
-    held_out = preference_dataset(val, tokenizer, limit, "val")
+    dataset = preference_dataset(split.train, tokenizer, limit, "train")
+    held_out = preference_dataset(split.val, tokenizer, limit, "val")
+    make_test = partial(preference_dataset, tokenizer=tokenizer, limit=limit, name="test")
+    test = examined(make_test, split.test, rows_of_test(config.train, fast=invocation.fast))
     validation.report_findings(validation.check_batch_size(len(dataset), config.train.batch_size, "pairs"))
     model = hub.scorer_from(policy, config.seed)
     folder = RUNS / REWARD / config.name
-    run = invocation.open(folder, run_facts(model, tokenizer, sources, config.seed, parent))
+    run = invocation.open(folder, run_facts(model, tokenizer, split, config.seed, parent))
     job = Job(
         title="rm",
         model=model,
@@ -45,5 +47,6 @@ def run(config: RmConfig, invocation: Invocation) -> dict[str, Any]:
         train=config.train,
         optim=config.optim,
         seed=config.seed,
+        **loss_of_test(make_source(test, config) if test else None, config),
     )
     return stage_result("rm", Trainer(run, job).train(), folder, "accuracy")

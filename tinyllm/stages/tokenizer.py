@@ -93,10 +93,10 @@ def _file_facts(path: Path) -> dict[str, Any]:
 
 
 def _train(config: PretrainConfig, documents: Documents, sample: list[str]) -> Tokenizer:
-    """Train on the first documents. Those that will be measured are put into `sample`, because standard input can be read only once."""
+    """Train on the first training documents. Those that will be measured go to `sample`: standard input can be read only once."""
     say(f"training a tokenizer of at most {config.model.vocab_size:,} tokens")
-    texts = _collecting(documents.sample(data.TOKENIZER_CHARACTERS), sample)
-    return Tokenizer.train(texts, config.model.vocab_size)
+    texts = documents.trained_on(_collecting(documents, sample))
+    return Tokenizer.train(documents.sample(data.TOKENIZER_CHARACTERS, texts), config.model.vocab_size)
 
 
 def _collecting(texts: Iterable[str], sample: list[str]) -> Iterator[str]:

@@ -48,9 +48,10 @@ class Change:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
-    """Return the settings that differ between two nested configurations, by dotted key."""
+    """Return the settings that differ between two nested configurations, by dotted key. One that an earlier version lacks is not set."""
     old, new = dict(_flat(before)), dict(_flat(now))
-    return [Change(key, old.get(key), new.get(key)) for key in {**old, **new} if old.get(key) != new.get(key)]
+    pairs = [(key, old.get(key), new.get(key)) for key in {**old, **new}]
+    return [Change(key, a, b) for key, a, b in pairs if a != b and not all(value in (None, []) for value in (a, b))]
 
 
 def refuse_other_run(

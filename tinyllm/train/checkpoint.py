@@ -37,7 +37,7 @@ def save(folder: Path, step: int, write: Callable[[Path], None]) -> Path:
 
     Raises: UserError (RESOURCES) where the disk is full or not writable; the draft is removed and the earlier checkpoints are untouched.
     """
-    target = folder / f"{_PREFIX}{step:08d}"
+    target = folder / name_of(step)
     draft = folder / dist.broadcast_text(f"{_UNFINISHED}{step:08d}-{uuid.uuid4().hex[:8]}")
     try:
         if dist.is_main():
@@ -156,6 +156,11 @@ def verify(folder: Path) -> None:
     """Check every file of a checkpoint. Raises: UserError (INTEGRITY) naming the first that is missing, extra, truncated or altered."""
     for path, what in faults(folder):
         raise UserError(what, where=str(path), code=INTEGRITY)
+
+
+def name_of(step: int) -> str:
+    """Return the name of the checkpoint of a step."""
+    return f"{_PREFIX}{step:08d}"
 
 
 def step_of(folder: Path) -> int:

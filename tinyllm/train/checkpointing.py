@@ -55,7 +55,7 @@ class CheckpointManager:
         Raises: UserError for weights that are not finite (FAILED) and for a disk that is full (RESOURCES).
         """
         step = self.engine.updates
-        path = self.folder / f"step-{step:08d}"
+        path = self.folder / checkpoint.name_of(step)
         if again or not self.is_saved():
             if dist.is_main():
                 lock.check(self.run.folder)
@@ -152,11 +152,12 @@ class CheckpointManager:
         self._saved_step = step
         if dist.is_main():
             checkpoint.link(self.folder, checkpoint.LATEST, folder)
+            best = self.folder / checkpoint.name_of(state.get("best_step", -1))
+            if best.is_dir():  # a kill between saving it and letting the link point to it
+                checkpoint.link(self.folder, checkpoint.BEST, best)
         if dist.broadcast_text(str((self.folder / checkpoint.BEST).exists())) == "False":
-            if (
-                self.run.plan.rewound
-            ):  # it pointed to one that was set aside, and not to a damaged one that will be found again
-                state["history"]["best"] = state["history"]["last"]
+            if self.run.plan.rewound:  # it pointed to one set aside, and not to a damaged one that will be found again
+                state["history"]["best"], state["best_step"] = state["history"]["last"], step
             if dist.is_main():
                 checkpoint.link(self.folder, checkpoint.BEST, folder)
         self.run.drop_metrics_after(step)
@@ -210,7 +211,7 @@ def read_state(folder: Path) -> dict[str, Any]:
     if newer := untrusted_files.newer_format(version, FORMAT):
         raise UserError(newer, where=str(path), fix="update tinyllm", code=INTEGRITY)
     segments = [number for pair in state.get("segments", []) for number in pair]
-    numbers = (updates, tokens, state.get("position", 0), *segments)
+    numbers = (updates, tokens, state.get("position", 0), state.get("best_step", 0), *segments)
     counts = all(type(number) is int and 0 <= number < _MAX_COUNT for number in numbers)
     if version != FORMAT or not counts or not _is_history(state.get("history")):
         raise UserError("not a valid trainer state", where=str(path), code=INTEGRITY)

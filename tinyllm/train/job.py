@@ -65,7 +65,11 @@ class Job:
 
     Args:
         title: shown beside the progress bar.
-        evaluate: returns held-out figures, pooled over ranks; called before the first step, every `eval_every` steps and at the end.
+        evaluate: returns held-out figures of val, pooled over ranks; called before the first step, every `eval_every` steps and at the
+            end. They select `ckpt_best`.
+        test: returns the same figures of the test records, by which nothing is chosen; called before the first step, and at the end for
+            the best and the last checkpoint. None without test records.
+        test_records: their number.
         best: the held-out figure that decides `ckpt_best`, and its direction.
         boundary: optimizer steps in one rollout. Evaluations and planned checkpoints come only after a multiple of it, and
             `eval_every` and `save_every` count such multiples.
@@ -82,3 +86,5 @@ class Job:
     seed: int
     best: tuple[str, Literal["min", "max"]] = ("loss", "min")
     boundary: int = 1
+    test: Callable[[Engine], Mapping[str, Mean | float]] | None = None
+    test_records: int = 0

@@ -13,6 +13,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -89,6 +90,7 @@ class Run:
         self.started = time.time()
         self.facts: dict[str, Any] = {}
         self.seconds_before = 0.0  # in earlier sessions
+        self.tested: Any = None  # the test figures that an earlier session recorded
         self.plan = Continuation()
         self._began = False
         if dist.is_main():
@@ -98,7 +100,7 @@ class Run:
     def _open(self, facts: dict[str, Any]) -> None:
         self._make_room()
         earlier = read_facts(self.folder)
-        self.seconds_before = _seconds(earlier)
+        self.seconds_before, self.tested = _seconds(earlier), earlier.get("test")
         if checkpoint.steps(self.checkpoints):  # before the first checkpoint there is nothing to protect
             facts = self._continue(facts, earlier)
         with writing(self.folder):
@@ -157,11 +159,11 @@ class Run:
         lock.acquire(self.folder)
 
     def _share(self) -> None:
-        """Let every rank know how the run goes on."""
+        """Let every rank know how the run goes on, and what was recorded of it."""
         known = dist.broadcast_text(
-            strict_json.dumps([self.plan.segments, self.plan.batch_size_before, self.plan.rewound])
+            strict_json.dumps([self.plan.segments, self.plan.batch_size_before, self.plan.rewound, self.tested])
         )
-        segments, before, rewound = json.loads(known)
+        segments, before, rewound, self.tested = json.loads(known)
         self.plan.segments = segments and tuple((start, end) for start, end in segments)
         self.plan.batch_size_before, self.plan.rewound = before, rewound
 
@@ -199,10 +201,18 @@ class Run:
 
     def drop_metrics_after(self, step: int) -> None:
         """Remove the metrics of steps that will be repeated."""
+        self._keep_metrics(lambda line: _step_of(line) <= step)
+
+    def drop_test_figures(self) -> None:
+        """Remove the test figures from after the first step, which will be computed again."""
+        self._keep_metrics(lambda line: '"split": "test"' not in line or not _step_of(line))
+
+    def _keep_metrics(self, keep: Callable[[str], bool]) -> None:
         if dist.is_main() and self.metrics.is_file():
             lines = self.metrics.read_text(encoding="utf-8", errors="replace").splitlines()
-            kept = [line for line in lines if _step_of(line) <= step]
-            write_text_atomically(self.metrics, "".join(line + "\n" for line in kept))
+            kept = [line for line in lines if keep(line)]
+            if kept != lines:
+                write_text_atomically(self.metrics, "".join(line + "\n" for line in kept))
 
     def note(self, **facts: Any) -> None:
         """Add entries to run.json."""

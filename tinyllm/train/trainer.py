@@ -30,6 +30,7 @@ from tinyllm.train import checkpoint, nonfinite
 from tinyllm.train.checkpointing import CheckpointManager
 from tinyllm.train.compiling import interruptible_compilation, is_worth_compiling
 from tinyllm.train.engine import Engine, choose_precision
+from tinyllm.train.examination import Examination
 from tinyllm.train.job import Job
 from tinyllm.train.memory import explain_out_of_memory
 from tinyllm.train.run import COMPLETED, FAILED_STATUS, STOPPED, Run
@@ -43,7 +44,7 @@ _NOT_SHOWN = ("lr", "grad_norm", "tokens", "tokens_per_second", "loss")  # among
 
 @dataclass
 class TrainResult:
-    """Held-out figures before the first step, at the best checkpoint and at the end; totals over the whole run."""
+    """Held-out figures before the first step, at the best checkpoint and at the end; totals over the whole run; the test figures."""
 
     before: dict[str, float]
     best: dict[str, float]
@@ -52,6 +53,8 @@ class TrainResult:
     tokens: int
     seconds: float
     checkpoint: Path
+    test: dict[str, Any] | None = None
+    """records; before, best and last: see `Examination`"""
 
 
 class Trainer:
@@ -66,11 +69,13 @@ class Trainer:
         self.manager = CheckpointManager(run, job, self.engine)
         self.tokens = 0
         self.history: dict[str, dict[str, float]] = {}  # "before", "best", "last"
+        self.best_step: int | None = None  # of the figures "best"; None: a checkpoint of an earlier version
         self.compiled: bool | None = None  # None: not decided yet
         self.largest = (0, 0)  # rows and tokens per row of the largest micro-batch
         self._evaluation_due = False
         self._norms: deque[float] = deque(maxlen=_NORMS_KEPT)
         self._told = nonfinite.Told()
+        self._examination = Examination(run, job, self.engine, self._told)
 
     def train(self) -> TrainResult:
         """Train to the last step.
@@ -107,6 +112,8 @@ class Trainer:
                 self.engine.probe_memory(batch)
         if state is None:
             self.run.drop_metrics_after(-1)  # of a session that was killed before its first checkpoint
+            with self._evaluating():
+                self._examination.begin()
         if state is None or state.get(_DUE):
             self._evaluate()
         if state is not None and state.get(_DUE):
@@ -119,6 +126,8 @@ class Trainer:
         if state is not None:
             self.engine.segments = self.run.plan.segments or state.get("segments") or self.engine.segments
             self.tokens, self.history, self.compiled = state["tokens"], state["history"], state.get("compiled")
+            self.best_step = state.get("best_step")
+            self._examination.resume(state.get("test"))
             if self.compiled:
                 self._compile()
         return state
@@ -208,7 +217,7 @@ class Trainer:
         self.history["last"] = figures
         self.history.setdefault("before", figures)
         if self._is_best(figures):
-            self.history["best"] = figures
+            self.history["best"], self.best_step = figures, step
             self.manager.save(self._state(), best=True)
 
     def _evaluating(self) -> AbstractContextManager[None]:
@@ -237,16 +246,25 @@ class Trainer:
 
     def _finish(self, seconds: float) -> TrainResult:
         newest = checkpoint.steps(self.run.checkpoints)[-1]
+        with self._evaluating():
+            test = self._examination.end()
         result = TrainResult(
-            **self.history, steps=self.engine.updates, tokens=self.tokens, seconds=seconds, checkpoint=newest
+            **self.history,
+            steps=self.engine.updates,
+            tokens=self.tokens,
+            seconds=seconds,
+            checkpoint=newest,
+            test=test,
         )
-        figures = {"before": result.before, "best": result.best, "last": result.last}
+        figures = {"before": result.before, "best": result.best, "last": result.last, "test": test}
         self.run.finish(COMPLETED, self.engine.updates, **figures, tokens=self.tokens)
         return result
 
     def _state(self) -> dict[str, Any]:
         """Return what the loop itself needs to resume."""
         found = {"tokens": self.tokens, "history": self.history, "compiled": self.compiled}
+        found |= {} if self.best_step is None else {"best_step": self.best_step}
+        found |= self._examination.state()
         return found | ({"segments": self.engine.segments} if len(self.engine.segments) > 1 else {})
 
     def _stopped(self) -> UserError:

@@ -26,7 +26,7 @@ def table(found: dict[str, Any]) -> None:
             rows.append((labels[key], samples, *(_figure(found, key, name) for name in names)))
         _columns(rows)
     moved = found["moved"]
-    line(f"eval: {moved['what']} {_number(moved['from'])} -> {_number(moved['to'])} in {found['seconds']:.1f} s")
+    line(f"eval: {moved['what']} {_number(moved['to'])} in {found['seconds']:.1f} s")
     line(f"  {found['checkpoint']}")
 
 

@@ -90,7 +90,12 @@ def _summary(found: dict[str, Any]) -> Iterator[str]:
     how = {"val": "data.val", "world": "held out by the bundled world"}.get(
         found["split"], f"split by {found['split']}"
     )
-    yield f"  {counts['train']:,} training records, {counts['val']:,} validation records ({how})"
+    held = f"{counts['val']:,} validation records"
+    if counts["test"] is None:  # documents that were not tokenized
+        held = f"{counts['val']:,} held-out records, which are divided into validation and test by their tokens"
+    elif counts["test"]:
+        held += f", {counts['test']:,} test records"
+    yield f"  {counts['train']:,} training records, {held} ({how})"
     for name, what in found["rewards"].items():
         yield f"  {name}: {escape_unprintable(what)}"
     if found["tokenizer"] is None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinyllm.cli.printing import eval
-from tinyllm.cli.printing.text import json_object, line, number
+from tinyllm.cli.printing.text import change, json_object, line, number
 from tinyllm.errors import USAGE, UserError, escape_unprintable
 from tinyllm.io.shell import quote
 
@@ -61,15 +61,19 @@ def result(found: dict[str, Any], *, as_json: bool) -> None:
 
 def _lines(found: dict[str, Any]) -> None:
     moved = found["moved"]
-    line(
-        f"{found['stage']}: {moved['what']} {number(moved['from'])} -> {number(moved['to'])} in {found['seconds']:.1f} s"
-    )
-    figures = found.get("best") or {k: v for k, v in found.items() if isinstance(v, float) and k != "seconds"}
+    of = f" ({moved['split']}, step {moved['step']:,})" if "split" in moved else ""
+    line(f"{found['stage']}: {moved['what']} {change(moved['from'], moved['to'])}{of} in {found['seconds']:.1f} s")
+    figures = _examined(found) or {k: v for k, v in found.items() if isinstance(v, float) and k != "seconds"}
     if figures:
         line("  " + "  ".join(f"{name} {number(value)}" for name, value in figures.items()))
     line(f"  {found.get('checkpoint') or found.get('run')}")
     for command in _next(found):
         line(f"  next: {command}{_same_options(found)}")
+
+
+def _examined(found: dict[str, Any]) -> dict[str, Any]:
+    """Return the test figures of the best checkpoint, or without any those of the last one on the records that selected the best."""
+    return ((found.get("test") or {}).get("best") or {}).get("figures") or found.get("last") or {}
 
 
 def _next(found: dict[str, Any]) -> tuple[str, ...]:
@@ -104,7 +108,8 @@ def _table(found: dict[str, Any]) -> None:
         table.add_column(column, justify="left" if column in ("stage", "metric") else "right")
     for row in found["stages"]:
         moved = row["moved"]
-        table.add_row(row["stage"], f"{row['seconds']:.1f}", moved["what"], number(moved["from"]), number(moved["to"]))
+        before = "" if moved["from"] is None else number(moved["from"])
+        table.add_row(row["stage"], f"{row['seconds']:.1f}", moved["what"], before, number(moved["to"]))
     Console().print(table)
     line(
         f"{len(found['stages'])} stages in {found['seconds']:.1f} s, peak memory {found['peak_memory_mb']:,} MB; runs/*/fast-dev-run"
@@ -123,6 +128,8 @@ def scorecard(card: dict[str, Any], *, as_json: bool) -> None:
     console = Console()
     for table in report.terminal(card):
         console.print(table)
+    if overlap := report.overlap_line(card):
+        line(f"  {overlap}")
     for path in card["files"].values():
         line(f"  {path}")
     line(report.verdict(card))
@@ -143,10 +150,13 @@ def _explained(found: dict[str, Any]) -> None:
     moved, ran = found["moved"], f"{found['of']}, {found['status']}, step {found['step']:,} of {found['steps']:,}"
     shown(f"{found['run']}: {ran}")
     if moved:
-        change = f"{number(moved['from'])} -> {number(moved['to'])}"
-        shown(f"  {moved['what']} {change} (held out; ckpt_best, step {moved['step']:,})")
-    if found["healthy"]:
-        shown(f"  healthy: no problem found by {found['checks']} checks", style="green")
+        figures = change(moved["from"], moved["to"])
+        which = "test; ckpt_best" if moved["split"] == "test" else "val"
+        shown(f"  {moved['what']} {figures} ({which}, step {moved['step']:,})")
+    shown(f"  {_verdict(found)}", style="green" if found["healthy"] else "")
+    for label, entries in (("no figures", _missing_figures(found)), ("not applicable", _excluded(found))):
+        for position, text in enumerate(entries):
+            shown(f"  {label if position == 0 else '':<16}{text}")
     for finding in found["findings"]:
         console.print()
         console.print(
@@ -163,6 +173,32 @@ def _explained(found: dict[str, Any]) -> None:
                 shown(f"  {label if position == 0 else '':<10}{text}")
     if found["other_name"]:
         shown("\nChanged settings need another --name; --change KEY=VALUE continues this run with some of them.")
+
+
+def _verdict(found: dict[str, Any]) -> str:
+    """Return how many checks had figures, and whether those found a problem. `healthy` is said only if none was left out."""
+    share = f"{found['examined']} of {found['checks']} checks"
+    if not found["measured"]:
+        return f"nothing was measured: {share} had something to read, none of them figures of training"
+    if not found["healthy"]:
+        return f"{share} had figures"
+    return ("healthy: " if found["examined"] == found["checks"] else "") + f"no problem found by {share}"
+
+
+def _missing_figures(found: dict[str, Any]) -> list[str]:
+    """Return one line for each missing figure: why, and the checks that could not examine anything without it."""
+    checks: dict[str, list[str]] = {}
+    for entry in found["not_examined"]:
+        figure = "" if entry["why"].startswith("no ") else f"{entry['figure']}: "  # no lines at all
+        checks.setdefault(figure + entry["why"], []).append(entry["check"])
+    return [f"{figure} ({', '.join(names)})" for figure, names in checks.items()]
+
+
+def _excluded(found: dict[str, Any]) -> list[str]:
+    checks: dict[str, list[str]] = {}
+    for entry in found["not_applicable"]:
+        checks.setdefault(entry["why"], []).append(entry["check"])
+    return [f"{', '.join(names)}: {why}" for why, names in checks.items()]
 
 
 def _evidence(facts: list[dict[str, Any]]) -> str:

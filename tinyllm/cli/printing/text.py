@@ -74,6 +74,11 @@ def number(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else "?" if value is None else str(value)
 
 
+def change(before: Any, after: Any) -> str:
+    """Format a figure before and after: `3.2 -> 1.5`, or `1.5` where there is nothing to compare it with."""
+    return number(after) if before is None else f"{number(before)} -> {number(after)}"
+
+
 def size(count: float) -> str:
     """Format a number of bytes: 999 B, 1.2 MB."""
     for unit in ("B", "KB", "MB", "GB"):

@@ -48,19 +48,33 @@ def show(found: dict[str, Any], *, as_json: bool) -> None:
 
 
 def _lines(check: dict[str, Any]) -> list[str]:
-    """Format one line per comparison: `ok      lora          2.1e-05 <= 0.0001 nats   base with adapter, and merged weights`."""
+    """Format one line per comparison: `ok  lora  2.1e-05 <= 0.0001 nats  adapter vs merged weights [of 9,216; adapter 3.1 >= 0.001]`."""
     start = f"{check['status']:<8}{check['name']:<14}"
     if not check["compared"]:
         return [start + check["reason"]]
-    return [f"{start}{_against(row):<26}{row['what']}" for row in check["compared"]]
+    return [f"{start}{_against(row):<26}{_what(row)}" for row in check["compared"]]
 
 
 def _against(row: dict[str, Any]) -> str:
-    return f"{_number(row['difference'])} {'<=' if row['passed'] else '> '} {_number(row['allowed'])} {row['unit']}"
+    return f"{_number(row['difference'])} {'<=' if _is_small(row) else '> '} {_number(row['allowed'])} {row['unit']}"
+
+
+def _is_small(row: dict[str, Any]) -> bool:
+    return row["difference"] is not None and row["difference"] <= row["allowed"]
+
+
+def _what(row: dict[str, Any]) -> str:
+    """Format what was compared, how many values, and how large the effects are without which there is nothing to compare."""
+    seen = "; ".join([f"of {row['n']:,}", *map(_effect, row["effects"])])
+    return f"{row['what']} [{seen}]"
+
+
+def _effect(row: dict[str, Any]) -> str:
+    return f"{row['what']} {_number(row['value'])} {'>=' if row['passed'] else '< '} {_number(row['least'])}"
 
 
 def _number(value: float | None) -> str:
-    return "not finite" if value is None else f"{value:.2g}"
+    return "not finite" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.2g}"
 
 
 def _why(check: dict[str, Any]) -> str:
@@ -68,6 +82,9 @@ def _why(check: dict[str, Any]) -> str:
     if not worst:
         return f"{check['name']} ({check['reason']})"
     row = worst[0]
+    if _is_small(row):
+        missing = [f"effect of {effect}" for effect in (_effect(e) for e in row["effects"] if not e["passed"])]
+        return f"{check['name']} (nothing under test: {'; '.join(missing) or 'no values compared'}: {row['what']})"
     return f"{check['name']} ({_number(row['difference'])} {row['unit']}, allowed {_number(row['allowed'])}: {row['what']})"
 
 
@@ -100,5 +117,5 @@ def _table(found: dict[str, Any]) -> None:
         for number, row in enumerate(check["compared"]):
             first = (check["name"], seconds, status) if number == 0 else ("", "", "")
             allowed = f"{_number(row['allowed'])} {row['unit']}".strip()
-            table.add_row(first[0], Text(row["what"]), _number(row["difference"]), allowed, *first[1:])
+            table.add_row(first[0], Text(_what(row)), _number(row["difference"]), allowed, *first[1:])
     Console().print(table)

@@ -5,8 +5,9 @@ Duplicates and validation documents are chosen here, once the table is complete.
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 
 from tinyllm.data.tokens import dedup
 from tinyllm.data.tokens.manifest import Removed, writing
-from tinyllm.data.tokens.preparation import FIELDS, SPLIT_HASHES, Chunk, split_hash
+from tinyllm.data.tokens.preparation import FIELDS, SPLIT_HASHES, Chunk, Encoder, split_hash
 
 KEPT, EXACT, NEAR = range(3)  # the status of a document
 
@@ -101,6 +102,30 @@ class DocumentTable:
 def split_threshold(lowest: int, highest: int, val_fraction: float) -> int:
     """Return the hash below which documents are for validation, given the lowest and highest hash of all documents."""
     return min(max(math.ceil(val_fraction * SPLIT_HASHES), lowest + 1), highest)
+
+
+def document_hash(document: np.ndarray | Sequence[int]) -> int:
+    """Return a number below SPLIT_HASHES that is the same for equal tokens, whatever their type."""
+    tokens = np.asarray(document, dtype="<u4").tobytes()
+    return int.from_bytes(hashlib.blake2b(tokens, digest_size=6).digest(), "big")
+
+
+def threshold_of_test(hashes: Iterable[int], share: float) -> int:
+    """Return the `document_hash` below which held-out documents are for test.
+
+    Args: hashes: those of few documents, of which two different ones are enough to have one in val and one in test; a single one is val.
+    """
+    known = set(hashes) if share else ()
+    return split_threshold(min(known), max(known), share) if known else math.ceil(share * SPLIT_HASHES)
+
+
+def documents_for_test(texts: Sequence[str], tokenizer: Encoder, share: float) -> list[bool]:
+    """Return which of all held-out documents are for test, as `Shards.documents` divides them."""
+    if not share:
+        return [False] * len(texts)
+    hashes = [document_hash([*ids, tokenizer.endoftext]) for ids in tokenizer.encode_batch(texts)]
+    threshold = threshold_of_test(hashes, share)
+    return [number < threshold for number in hashes]
 
 
 def held_out_documents(texts: Iterable[str], val_fraction: float) -> list[str]:

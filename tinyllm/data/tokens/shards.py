@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from tinyllm.data.tokens import memmap
-from tinyllm.data.tokens.documents import KEPT, DocumentTable
+from tinyllm.data.tokens.documents import KEPT, DocumentTable, document_hash, threshold_of_test
 from tinyllm.data.tokens.manifest import MANIFEST, PREPARE, VERSION, File, Manifest, Split, read_manifest, writing
 from tinyllm.data.tokens.memmap import SHARD_TOKENS, SplitWriter, Tokens
 from tinyllm.data.tokens.preparation import CHUNK_BYTES, ChunkEncoder, Encoder, token_type
@@ -31,6 +31,7 @@ from tinyllm.io import strict_json
 from tinyllm.io.files import sha256
 
 DEDUP = ("none", "exact", "near")
+_FEW = 1000  # held-out documents, of which one must be in val and one in test
 Documents = Iterable[str] | Mapping[str, Iterable[str]]
 
 
@@ -43,22 +44,34 @@ class Shards:
     train: Tokens
     val: Tokens
 
-    def documents(self, split: str, limit: int | None = None) -> list[np.ndarray]:
-        """Return the documents of `train` or `val`, each with its end token.
+    def documents(self, split: str, limit: int | None = None, *, for_test: float = 0.0) -> list[np.ndarray]:
+        """Return the documents of `train`, `val` or `test`, each with its end token.
+
+        `val` and `test` divide the held-out documents, which are in one file, by a hash of their tokens.
 
         Args:
             limit: the maximum number; the first documents of each source are returned, in proportion to its size.
+            for_test: the share of the held-out documents that is `test`; with 0 all are `val`.
         """
         tokens, info = (self.train, self.manifest.train) if split == "train" else (self.val, self.manifest.val)
         limit = info.documents if limit is None else min(limit, info.documents)
+        threshold = self._test_threshold(for_test) if split != "train" else 0
         found: list[np.ndarray] = []
         start, before = 1, 0
         for source in info.sources:
             before += source.documents
             share = before * limit // max(1, info.documents) - len(found)  # the shares add up to the limit
-            found += islice(memmap.documents(tokens, self.manifest.endoftext, start, start + source.tokens), share)
+            documents = memmap.documents(tokens, self.manifest.endoftext, start, start + source.tokens)
+            if split != "train":
+                documents = (one for one in documents if (document_hash(one) < threshold) == (split == "test"))
+            found += islice(documents, share)
             start += source.tokens
         return found
+
+    def _test_threshold(self, share: float) -> int:
+        """Return the hash below which held-out documents are for test. Of many, not all are hashed to find that none is."""
+        every = memmap.documents(self.val, self.manifest.endoftext, 1, len(self.val))
+        return threshold_of_test(map(document_hash, every if self.manifest.val.documents <= _FEW else ()), share)
 
 
 def prepare(

@@ -1,9 +1,9 @@
 """The bundled world: documents, conversations, preference pairs and prompts about a closed world with known facts.
 
 The world has 24 people and 8 towns with 224 facts, and 13 kinds of questions. Everything is generated from a seed: nothing is
-downloaded or shipped, and record i is a pure function of (seed, split, i). Train and val are disjoint by content for every seed
-(docs/world.md). Records are plain dicts in the public formats, so they are read like a user's own files. Left out: other languages,
-facts of the real world, questions about people who do not exist.
+downloaded or shipped, and record i is a pure function of (seed, split, i). For every seed, what is held out (val, test) is disjoint from
+train by content, and val from test by text (docs/world.md). Records are plain dicts in the public formats, so they are read like a
+user's own files. Left out: other languages, facts of the real world, questions about people who do not exist.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from functools import partial
 
 from tinyllm.data.world.documents import document
 from tinyllm.data.world.draw import Record, check_choice, check_stream, stream
-from tinyllm.data.world.exchanges import demonstrated, exchange
+from tinyllm.data.world.exchanges import demonstrated, exchange, questions
 from tinyllm.data.world.gold import TASKS, gold
 from tinyllm.data.world.preferences import bad_answer, pair, preference
 from tinyllm.errors import UserError
 
-__all__ = ["TASKS", "conversations", "documents", "gold", "pairs", "preference", "prompts"]
+__all__ = ["TASKS", "conversations", "documents", "gold", "pairs", "preference", "prompts", "questions"]
 
 Choice = str | tuple[str, ...] | None
 
@@ -80,7 +80,7 @@ def pairs(
 
 
 def prompts(count: int, *, seed: int = 0, split: str = "train", task: Choice = None) -> Iterator[Record]:
-    """Yield questions without an answer turn: `{"prompt", "answer", "task"}`; `split="val"` has the evaluation questions.
+    """Yield questions without an answer turn: `{"prompt", "answer", "task"}`.
 
     Args:
         task: as in `conversations`.

@@ -1,6 +1,6 @@
 """The documents of the world: portraits, stories, towns, comparisons, talks, riddles, lessons and word lists.
 
-No text is in both splits. Every fact is stated in documents of both splits, in all its paraphrases, but held-out facts are never
+No text is in two splits. Every fact is stated in documents of every split, in all its paraphrases, but held-out facts are never
 *asked* about here, and worked tasks in train documents are train instances. `KINDS` has the share of each kind of document.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import cache
 from itertools import accumulate
 
-from tinyllm.data.world.draw import Item, Record, belongs
+from tinyllm.data.world.draw import Item, Record, belongs, content_of, in_half
 from tinyllm.data.world.facts import Fact, canonical, fact, lower_first, pronoun_statements, statements
 from tinyllm.data.world.lexicon import (
     CATEGORIES,
@@ -141,7 +141,7 @@ def _spoken(rng: random.Random, item: Item, asker: str, teller: str) -> str:
 
 
 def talk(rng: random.Random, split: str) -> str:
-    """Two people ask each other about facts; in both splits these are train facts in train wordings."""
+    """Two people ask each other about facts; in every split these are train facts in train wordings."""
     asker, teller = rng.sample(NAMES, 2)
     lines = [f"{rng.choice(DAYS)} {asker} met {teller} in {rng.choice(TOWNS)}."]
     for _ in range(rng.randint(3, 6)):
@@ -219,7 +219,9 @@ _WEIGHTS = tuple(accumulate(KINDS.values()))
 
 
 def document(rng: random.Random, split: str) -> Record:
-    """Draw documents, of a kind drawn by its share, until one is in the split; a hash of the text decides."""
-    while not belongs(text := rng.choices(_MAKERS, cum_weights=_WEIGHTS)[0](rng, split), split):
-        pass
-    return {"text": text}
+    """Draw documents, of a kind drawn by its share, until one is in the split; hashes of the text decide."""
+    content = content_of(split)
+    while True:
+        text = rng.choices(_MAKERS, cum_weights=_WEIGHTS)[0](rng, content)
+        if belongs(text, content) and in_half(text, split):
+            return {"text": text}

@@ -7,10 +7,11 @@ streams. A system message may request one-word answers; then all questions of th
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from tinyllm.data.world.draw import Item, Record
+from tinyllm.data.world.draw import Item, Record, content_of, in_half
 from tinyllm.data.world.facts import Fact
 from tinyllm.data.world.lexicon import PERSON
 from tinyllm.data.world.questions import Form, askable, follow_up, hops, single_fact, whose, yesno
@@ -62,6 +63,7 @@ GREETINGS = (
     ("Can I ask you something?", "Yes, please ask."),
     ("Good evening!", "Good evening! How can I help you?"),
 )
+_HELLOS = frozenset(hello for hello, _ in GREETINGS)
 LEAD_INS = ("",) * 12 + ("Please help me. ", "I have a question. ", "A question for you. ")
 
 SHORT_RATE = 0.25  # share of the fact questions that request one word
@@ -100,6 +102,14 @@ def exchange(rng: random.Random, split: str, tasks: tuple[str, ...], wrong: floa
     return Exchange(messages, item)
 
 
+def questions(messages: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the questions of an exchange as their splits are decided: without greetings and lead-ins."""
+    for message in messages:
+        if message["role"] == "user" and message["content"] not in _HELLOS:
+            text = message["content"]
+            yield text.removeprefix(next((lead_in for lead_in in LEAD_INS if lead_in and text.startswith(lead_in)), ""))
+
+
 def demonstrated(rng: random.Random, item: Item, wrong: float) -> str:
     """Return the answer of a demonstrator: the right one, or with probability `wrong` a wrong one in the right form."""
     return rng.choice(item.wrong) if wrong and rng.random() < wrong else item.answer
@@ -120,27 +130,36 @@ def _system(rng: random.Random, may_be_short: bool) -> tuple[str, bool]:
 def _turn(
     rng: random.Random, split: str, tasks: tuple[str, ...], short: bool, last: Fact | None
 ) -> tuple[Item, Fact | None]:
-    """Return one question, and its fact if it is about one, so that the next question can refer to its subject."""
+    """Return one question, and its fact if it is about one, so that the next question can refer to its subject.
+
+    Questions of the task are drawn until one is in the split. Every task has many in val and in test (tests/data/test_world_split.py).
+    """
     task = rng.choices(tasks, [WEIGHTS[task] for task in tasks])[0]
+    while True:
+        item, about, lead_in = _question(rng, content_of(split), task, short, last)
+        if in_half(item.question, split):
+            return (replace(item, question=rng.choice(LEAD_INS) + item.question) if lead_in else item), about
+
+
+def _question(
+    rng: random.Random, content: str, task: str, short: bool, last: Fact | None
+) -> tuple[Item, Fact | None, bool]:
+    """Return a question, its fact if it is about one, and whether a lead-in may precede it: not a follow-up."""
     if task not in _FACT_TASKS:
-        return _add_lead_in(rng, rule_task(rng, task, split)), None
+        return rule_task(rng, task, content), None, True
     form: Form = "word by system" if short else "word" if rng.random() < SHORT_RATE else "sentence"
     if task != "facts":
-        return _add_lead_in(rng, _FACT_TASKS[task](rng, split, form)), None
-    others = _same_person(split, last) if last else ()
+        return _FACT_TASKS[task](rng, content, form), None, True
+    others = _same_person(content, last) if last else ()
     if others and rng.random() < FOLLOW_RATE:
         one = rng.choice(others)
-        return follow_up(rng, split, form, one, PERSON[one.subject].he), one
-    one = rng.choice(askable(split))
-    return _add_lead_in(rng, single_fact(rng, split, form, one)), one
+        return follow_up(rng, content, form, one, PERSON[one.subject].he), one, False
+    one = rng.choice(askable(content))
+    return single_fact(rng, content, form, one), one, True
 
 
-def _same_person(split: str, last: Fact) -> tuple[Fact, ...]:
-    """Return the other facts of the split about the person of the last question."""
+def _same_person(content: str, last: Fact) -> tuple[Fact, ...]:
+    """Return the other facts of this content about the person of the last question."""
     if last.subject not in PERSON:
         return ()
-    return tuple(one for one in askable(split) if one.subject == last.subject and one.attribute != last.attribute)
-
-
-def _add_lead_in(rng: random.Random, item: Item) -> Item:
-    return replace(item, question=rng.choice(LEAD_INS) + item.question)
+    return tuple(one for one in askable(content) if one.subject == last.subject and one.attribute != last.attribute)

@@ -1,6 +1,7 @@
 """Rule-based tasks: sequences (sort, copy, reverse, spell), numbers (count, sums, addition, compare), odd.
 
-Each task draws an instance, and a hash of it decides between train and val: the same digits, in any order, are never sorted in both.
+Each task draws an instance, and a hash of it decides whether it is held out: the same digits, in any order, are never sorted in
+train and in val.
 A model of 1.4M parameters learns `sort`, `copy` and `compare` in minutes; `addition` (three digits) and long `reverse` are meant to
 stay out of its reach. For a model that has whole words as tokens, `spell` is knowledge and not a rule: the documents spell every word,
 and val asks for words that train does not ask for.
@@ -155,7 +156,7 @@ NUMBERS = ("count", "sums", "addition", "compare")
 
 
 def draw_instance(rng: random.Random, task: str, split: str) -> Instance:
-    """Draw instances until one is in the split (one in `HOLD_OUT` is in val)."""
+    """Draw instances until one is in the split (one in `HOLD_OUT` is held out)."""
     draw = DRAW[task]
     while not belongs(f"{task}|{(instance := draw(rng)).key}", split):
         pass

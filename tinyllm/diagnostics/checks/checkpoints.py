@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from tinyllm.diagnostics.checks.result import CheckError, CheckSkipped, Comparison
+from tinyllm.diagnostics.checks.result import CheckError, CheckSkipped, Comparison, Effect
 from tinyllm.diagnostics.checks.target import Target, is_adapter, load_model
 from tinyllm.errors import INTEGRITY, UserError
 from tinyllm.model import hub, lora
@@ -23,6 +23,7 @@ from tinyllm.train.checkpointing import read_state
 from tinyllm.train.config import OptimConfig
 from tinyllm.train.engine import Engine
 
+_OPTIMIZER, _CRITIC = "trainer/optimizer.safetensors", "trainer/critic.safetensors"
 _MAX_STATE_BYTES = 4 << 30  # larger tensors would take minutes to load and save
 
 # --- damage ----------------------------------------------------------------------------------------------------------------------
@@ -32,28 +33,45 @@ def damage(target: Target) -> list[Comparison]:
     """Flip one bit in every file of a checkpoint, and remove every file, one at a time: each must be detected."""
     folder = target.new_folder("damage")
     older, newer = (checkpoint.save(folder, step, target.files().write) for step in (1, 2))
-    checkpoint.verify(newer)
-    files = [path for path in sorted(newer.rglob("*")) if path.is_file() and path.name != checkpoint.MANIFEST]
+    intact = checkpoint.newest(folder, lambda *_: None)
+    files, accepted = _damage_each_file(newer)
+    for path in files[:1]:
+        path.unlink()
+    found = checkpoint.newest(folder, lambda *_: None)
+    return [
+        Comparison(
+            "damage",
+            f"damaged checkpoints accepted as valid: each of {len(files)} files with one flipped bit, and each removed",
+            accepted,
+            0,
+            "checkpoints",
+            n=2 * len(files),
+        ),
+        Comparison(
+            "fallback",
+            "resume skips a damaged checkpoint and uses the one before it",
+            int(found != older),
+            0,
+            n=len(checkpoint.steps(folder)),
+            effects=(Effect("intact one used", int(intact == newer), 1),),
+        ),
+    ]
+
+
+def _damage_each_file(folder: Path) -> tuple[list[Path], int]:
+    """Damage every file of a checkpoint in two ways, one at a time. Returns the files, and how often the checkpoint still verified."""
+    checkpoint.verify(folder)
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != checkpoint.MANIFEST]
     accepted = 0
     for path in files:
         content = path.read_bytes()
         middle = len(content) // 2
         for damaged in (content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :], None):
             path.unlink() if damaged is None else path.write_bytes(damaged)
-            accepted += not _is_rejected(newer)
+            accepted += not _is_rejected(folder)
         path.write_bytes(content)
-    checkpoint.verify(newer)
-    files[0].unlink()
-    found = checkpoint.newest(folder, lambda *_: None)
-    return [
-        Comparison(
-            f"damaged checkpoints accepted as valid: each of {len(files)} files with one flipped bit, and each removed",
-            accepted,
-            0,
-            "checkpoints",
-        ),
-        Comparison("resume skips a damaged checkpoint and uses the one before it", int(found != older), 0),
-    ]
+    checkpoint.verify(folder)
+    return files, accepted
 
 
 def _is_rejected(folder: Path) -> bool:
@@ -81,7 +99,11 @@ def manifest(target: Target) -> list[Comparison]:
             checkpoint.verify(folder)
         sizes += [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
     what = f"files that differ from their manifest, of {len(sizes)} in {len(folders)} checkpoints ({sum(sizes) / 1e6:,.1f} MB)"
-    return [Comparison(what, 0, 0, "files")]
+    # that nothing was found means something only if damage is found: in a checkpoint with a copy of the tokenizer
+    copy = checkpoint.save(target.new_folder("control"), 1, target.save_tokenizer)
+    files, accepted = _damage_each_file(copy)
+    effect = Effect("damaged copies detected", 2 * len(files) - accepted, max(1, 2 * len(files)))
+    return [Comparison("files", what, 0, 0, "files", n=len(sizes), effects=(effect,))]
 
 
 @contextmanager
@@ -104,9 +126,9 @@ def _checkpoints(target: Target) -> list[Path]:
 
 
 def state(target: Target) -> list[Comparison]:
-    """Load the newest checkpoint into a new model and optimizer, save these, and compare the tensors byte for byte."""
+    """Restore the newest checkpoint into other weights and a new optimizer, save these, and compare the tensors byte for byte."""
     folder = next(reversed(_checkpoints(target)), target.checkpoint_folder)
-    if not (folder / "trainer" / "optimizer.safetensors").is_file():
+    if not (folder / _OPTIMIZER).is_file():
         raise CheckSkipped("this checkpoint has no optimizer state")
     names = _tensor_files(folder)
     size = sum((folder / name).stat().st_size for name in names)
@@ -115,12 +137,19 @@ def state(target: Target) -> list[Comparison]:
             f"the tensors take {size / 1e9:,.1f} GB, more than the {_MAX_STATE_BYTES / 1e9:.1f} GB checked"
         )
     copy = target.new_folder("state")
-    _load_and_save(folder, copy, target)
+    replaced = _restore_and_save(folder, copy, target)
     if (written := _tensor_files(copy)) != names:
         raise CheckError(f"{folder} contains {', '.join(names)}; saved again, {', '.join(written)}")
-    changed = [_count_changed(load_file(folder / name), load_file(copy / name)) for name in names]
-    what = f"tensors of {folder.name} changed by loading and saving: {', '.join(names)} ({size / 1e6:,.1f} MB)"
-    return [Comparison(what, sum(changed), 0, "tensors")]
+    found = []
+    for name in names:
+        before, after = load_file(folder / name), load_file(copy / name)
+        if name == _OPTIMIZER and not before and not read_state(folder)["updates"]:
+            continue  # no step was taken yet
+        what = f"tensors of {folder.name} changed by restoring and saving {name} ({(folder / name).stat().st_size / 1e6:,.1f} MB)"
+        changed, n = _count_changed(before, after), len(before)
+        effect = Effect("other tensors before", min(n, replaced[name]), max(1, n))
+        found.append(Comparison(name, what, changed, 0, "tensors", n=n, effects=(effect,)))
+    return found
 
 
 def _tensor_files(folder: Path) -> list[str]:
@@ -139,22 +168,38 @@ def _count_changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> int:
     return sum(not (name in before and name in after and same(before[name], after[name])) for name in before | after)
 
 
-def _load_and_save(folder: Path, copy: Path, target: Target) -> None:
-    """Load what a resumed run loads, and save it at once."""
+def _restore_and_save(folder: Path, copy: Path, target: Target) -> dict[str, int]:
+    """Restore what a resumed run restores, and save it at once. Returns by file how many tensors had other values before.
+
+    All weights are NaN before, and the optimizer has no state, so what is not restored is not equal.
+    """
     model: Any = load_model(folder, target.device, merged=False)
     config, base = lora.read_config(folder) if is_adapter(folder) else (None, "")
-    if (folder / "trainer" / "critic.safetensors").is_file():
+    if (folder / _CRITIC).is_file():
         model = ActorCritic(model, hub.scorer_from(model, 0))
     files = CheckpointFiles(model, Tokenizer.load(folder), adapter=config, base=base)
-    files.restore(folder)
-    tensors = load_file(folder / "trainer" / "optimizer.safetensors")
+    tensors = load_file(folder / _OPTIMIZER)
     optimizer: Literal["muon", "adamw"] = "muon" if any(key.startswith("momentum.") for key in tensors) else "adamw"
     updates = read_state(folder)["updates"]
     engine = Engine(model, _no_loss, OptimConfig(optimizer=optimizer), max(1, updates), precision="fp32", seed=0)
+    with torch.no_grad():
+        for weight in engine.trainable.values():
+            weight.fill_(float("nan"))
+    weights = lora.WEIGHTS if config else "model.safetensors"
+    other = {weights: _count_nan(files.model), _OPTIMIZER: _count_changed(tensors, engine.state())}
+    if files.critic is not None:
+        other[_CRITIC] = _count_nan(files.critic)
+    files.restore(folder)
     engine.restore(tensors, updates)
     files.write(copy)
     (copy / "trainer").mkdir(exist_ok=True)
-    save_file({k: v.contiguous() for k, v in engine.state().items()}, copy / "trainer" / "optimizer.safetensors")
+    save_file({k: v.contiguous() for k, v in engine.state().items()}, copy / _OPTIMIZER)
+    return other
+
+
+def _count_nan(model: nn.Module) -> int:
+    """Count the weights that are NaN in every place."""
+    return sum(bool(weight.isnan().all()) for weight in model.parameters())
 
 
 def _no_loss(model: Any, batch: Any) -> Any:

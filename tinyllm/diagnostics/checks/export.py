@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tinyllm.diagnostics.checks.forward import reward_scores, token_log_probs
-from tinyllm.diagnostics.checks.result import CheckSkipped, Comparison, largest, max_difference
+from tinyllm.diagnostics.checks.result import CheckSkipped, Comparison, Effect, largest, max_difference
 from tinyllm.diagnostics.checks.target import Target, load_model, small_model
 from tinyllm.model.architectures import ARCHITECTURES
 from tinyllm.model.transformer import CausalLM, SequenceScorer
@@ -21,25 +21,41 @@ from tinyllm.stages.checkpoint_files import CheckpointFiles
 
 def reload(target: Target) -> list[Comparison]:
     """Compare a model with itself after saving it in the Hugging Face layout and loading it again."""
-    found = [
-        max_difference(_outputs(model, target), _outputs(load_model(folder, target.device), target))
-        for model, folder in _exported(target)
-    ]
-    return [
-        Comparison(f"{_quantity(target)} before saving vs after loading ({_model_types(target)})", largest(found), 0.0)
-    ]
+    found, effects, n = [], [], 0
+    for model, folder in _exported(target):
+        ours = _outputs(model, target)
+        found.append(max_difference(ours, _outputs(load_model(folder, target.device), target)))
+        effects.append(_spread(ours))
+        n += ours.numel()
+    what = f"{_quantity(target)} before saving vs after loading ({_model_types(target)})"
+    return [Comparison("outputs", what, largest(found), 0.0, _unit(target), n=n, effects=(_varies(effects),))]
 
 
 def transformers(target: Target) -> list[Comparison]:
     """Compare a model with the same exported folder loaded by transformers."""
     library = _import_transformers()
-    found = [
-        max_difference(_outputs(model, target), _transformers_outputs(library, folder, target))
-        for model, folder in _exported(target)
-    ]
+    found, effects, n = [], [], 0
+    for model, folder in _exported(target):
+        ours = _outputs(model, target)
+        found.append(max_difference(ours, _transformers_outputs(library, folder, target)))
+        effects.append(_spread(ours))
+        n += ours.numel()
     what = f"{_quantity(target)} in tinyllm vs transformers {library.__version__} ({_model_types(target)})"
-    unit = "" if isinstance(target.model, SequenceScorer) else "nats"
-    return [Comparison(what, largest(found), target.tolerance, unit)]
+    effect = _varies(effects)
+    return [Comparison("outputs", what, largest(found), target.tolerance, _unit(target), n=n, effects=(effect,))]
+
+
+def _spread(outputs: Tensor) -> float:
+    """Return by how much an output differs between texts or positions. Of constant outputs, any two models agree."""
+    return float((outputs.amax(0) - outputs.amin(0)).max())
+
+
+def _varies(spreads: list[float]) -> Effect:
+    return Effect("range of outputs", min(spreads), 1e-3)
+
+
+def _unit(target: Target) -> str:
+    return "" if isinstance(target.model, SequenceScorer) else "nats"
 
 
 def _import_transformers() -> Any:

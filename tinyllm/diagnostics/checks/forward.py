@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tinyllm.data.datasets.batches import right_padded
 from tinyllm.data.datasets.packing import PackedSFTDataset
-from tinyllm.diagnostics.checks.result import CheckSkipped, Comparison, largest, max_difference
+from tinyllm.diagnostics.checks.result import CheckSkipped, Comparison, Effect, largest, max_difference
 from tinyllm.diagnostics.checks.target import Target, is_adapter
 from tinyllm.model import hub, lora
 from tinyllm.model.config import LoRAConfig
@@ -18,6 +18,9 @@ from tinyllm.model.generate import Completion, Sampling, generate
 from tinyllm.model.transformer import CausalLM, SequenceScorer
 
 _NEW_TOKENS = 24
+_DISTINCT_TOKENS = 16  # in the completions of the tiny model; one that repeats a token would need no cache
+_VISIBLE = 10  # an effect is this many times the allowed difference, or an error of its size would be allowed
+_ANY = 1e-6  # nats; an adapter that was trained for some steps may change little, one with scaling 0 changes nothing
 _STOP_ID_STRIDE = 7  # every seventh id is a stop token, so that rows leave the batch at different times
 
 # --- generation ------------------------------------------------------------------------------------------------------------------
@@ -33,18 +36,35 @@ def generation(target: Target) -> list[Comparison]:
     best, chosen = log_probs.max(-1), ids[mask]
     gap = best.values - log_probs.gather(1, chosen[:, None]).squeeze(1)  # 0 where the best token was chosen
     equal = int((best.indices == chosen).sum())
+    effects = (
+        Effect("prompt lengths", len(set(map(len, prompts))), 2),
+        Effect("distinct tokens", len(set(chosen.tolist())), _DISTINCT_TOKENS if target.folder is None else 2),
+    )
     lengths = f"{len(prompts)} prompts of {min(map(len, prompts))} to {max(map(len, prompts))} tokens"
     stopping = Sampling(_NEW_TOKENS, temperature=0.7, stop=tuple(range(0, model.config.vocab_size, _STOP_ID_STRIDE)))
     sampled = generate(model, prompts, stopping)
+    stopped = len({len(completion.ids) for completion in sampled})
     return [
         Comparison(
+            "tokens",
             f"greedy tokens with the KV cache vs a full forward pass, {lengths} ({equal} of {len(chosen)} equal)",
             float(gap.max()),
             target.tolerance,
             "nats",
+            n=len(chosen),
+            effects=effects,
         ),
         _compare_log_probs("greedy", model, prompts, greedy, 1.0, target),
-        _compare_log_probs("sampled with stop tokens", model, prompts, sampled, stopping.temperature, target),
+        _compare_log_probs(
+            "sampled",
+            model,
+            prompts,
+            sampled,
+            stopping.temperature,
+            target,
+            # a trained model may meet none of the stop tokens
+            (Effect("completion lengths", stopped, 3),) if target.folder is None else (),
+        ),
     ]
 
 
@@ -59,18 +79,23 @@ def _completed_texts(
 
 
 def _compare_log_probs(
-    what: str,
+    name: str,
     model: CausalLM,
     prompts: Sequence[list[int]],
     completions: Sequence[Completion],
     temperature: float,
     target: Target,
+    effects: Sequence[Effect] = (),
 ) -> Comparison:
     ids, mask = _completed_texts(prompts, completions, target.device)
     trained_on = model.log_probs(ids, mask, temperature=temperature)[mask].cpu()
     reported = torch.tensor([value for c in completions for value in c.log_probs])
-    what = f"log-probabilities from the sampler vs the training forward pass ({what}, {len(reported)} tokens)"
-    return Comparison(what, max_difference(reported, trained_on), target.tolerance, "nats")
+    how = f"{name}, {len(reported)} tokens"
+    what = f"log-probabilities from the sampler vs the training forward pass ({how})"
+    difference = max_difference(reported, trained_on)
+    return Comparison(
+        f"{name} log-probabilities", what, difference, target.tolerance, "nats", n=len(reported), effects=effects
+    )
 
 
 # --- packing ---------------------------------------------------------------------------------------------------------------------
@@ -84,12 +109,15 @@ def packing(target: Target) -> list[Comparison]:
     packed = PackedSFTDataset(rows, pad=0, length=2 * max(map(len, target.rows)))
     together = packed.collate(range(len(packed)), 0, []).to(target.device)
     ours = model.log_probs(together.ids, together.mask, attend=together.documents)[together.mask]
+    unmasked = model.log_probs(together.ids, together.mask)[together.mask]
+    effect = Effect("document mask", max_difference(ours, unmasked), _VISIBLE * target.tolerance)
     alone = []
     for number in (number for contents in packed.bins for number in contents):
         single = packed.conversations.collate([number], 0, []).to(target.device)
         alone.append(model.log_probs(single.ids, single.mask)[single.mask])
     what = f"log-probabilities of {len(rows)} texts in {len(packed)} packed rows vs one text per row"
-    return [Comparison(what, max_difference(ours, torch.cat(alone)), target.tolerance, "nats")]
+    difference = max_difference(ours, torch.cat(alone))
+    return [Comparison("log-probabilities", what, difference, target.tolerance, "nats", n=len(ours), effects=(effect,))]
 
 
 # --- LoRA ------------------------------------------------------------------------------------------------------------------------
@@ -101,7 +129,7 @@ def adapter(target: Target) -> list[Comparison]:
     if target.folder is not None:
         return _checkpoint_adapter(target)
     base = token_log_probs(target.causal_lm, target)
-    merged, disabled, untrained = [], [], []
+    merged, disabled, untrained, effects = [], [], [], []
     kinds = {"LoRA": LoRAConfig(r=4), "rsLoRA": LoRAConfig(r=4, rslora=True), "DoRA": LoRAConfig(r=4, dora=True)}
     for config in kinds.values():
         model = copy.deepcopy(target.causal_lm)
@@ -111,13 +139,23 @@ def adapter(target: Target) -> list[Comparison]:
         with lora.disabled(model):
             disabled.append(max_difference(base, token_log_probs(model, target)))
         adapted = token_log_probs(model, target)
+        effects.append(max_difference(base, adapted))
         lora.merge(model)
         merged.append(max_difference(adapted, token_log_probs(model, target)))
-    what = f"log-probabilities with {', '.join(kinds)}"
+    what, n = f"log-probabilities with {', '.join(kinds)}", len(kinds) * base.numel()
+    effect = Effect("adapter", min(effects), _VISIBLE * target.tolerance)
     return [
-        Comparison(f"{what}: adapter on its base vs merged weights", largest(merged), target.tolerance, "nats"),
-        Comparison(f"{what}: disabled adapter vs base", largest(disabled), 0.0, "nats"),
-        Comparison(f"{what}: untrained adapter vs base", largest(untrained), 0.0, "nats"),
+        Comparison(
+            "merged",
+            f"{what}: adapter on its base vs merged weights",
+            largest(merged),
+            target.tolerance,
+            "nats",
+            n=n,
+            effects=(effect,),
+        ),
+        Comparison("disabled", f"{what}: disabled adapter vs base", largest(disabled), 0.0, "nats", n=n),
+        Comparison("untrained", f"{what}: untrained adapter vs base", largest(untrained), 0.0, "nats", n=n),
     ]
 
 
@@ -125,12 +163,15 @@ def _checkpoint_adapter(target: Target) -> list[Comparison]:
     if not is_adapter(target.checkpoint_folder):
         raise CheckSkipped("this checkpoint is not an adapter")
     model = hub.load_causal_lm(target.checkpoint_folder, target.device, merged=False).eval()
+    if not any(layer.lora_B.weight.any() for layer in lora.layers(model).values()):
+        raise CheckSkipped("the adapter is untrained: lora_B is zero in every layer")
     adapted = token_log_probs(model, target)
     with lora.disabled(model):
-        effect = max_difference(adapted, token_log_probs(model, target))
-    what = f"log-probabilities: adapter on its base vs merged weights (the adapter changes them by up to {effect:.3g})"
-    merged = token_log_probs(target.causal_lm, target)
-    return [Comparison(what, max_difference(adapted, merged), target.tolerance, "nats")]
+        effect = Effect("adapter", max_difference(adapted, token_log_probs(model, target)), _ANY)
+    difference = max_difference(adapted, token_log_probs(target.causal_lm, target))
+    what = "log-probabilities: adapter on its base vs merged weights"
+    n = adapted.numel()
+    return [Comparison("merged", what, difference, target.tolerance, "nats", n=n, effects=(effect,))]
 
 
 def _randomize_adapter(model: nn.Module) -> None:

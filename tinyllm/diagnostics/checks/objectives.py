@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from tinyllm.train.engine import Engine
 
 FAMILIES: tuple[Family, ...] = ("supervised", "reward", "offline", "online")
 ROWS = 8  # records per step; online, half as many prompts with two completions each
-_VOCABULARY = 64
+_VOCABULARY, _PAD = 64, 0
 _SHAPE = ModelConfig(
     vocab_size=_VOCABULARY,
     hidden_size=32,
@@ -75,18 +75,33 @@ def make_engine(name: str, micro: int, device: torch.device) -> tuple[Engine, Ca
     return Engine(trained, loss, optim, total_steps=2, precision="fp32", seed=0), source
 
 
-def engine_after_step(name: str, micro: int, device: torch.device, dropout: float = 0.0) -> Engine:
-    """Return the engine after one optimizer step."""
+class Step(NamedTuple):
+    """One optimizer step.
+
+    before: the weights before it.
+    rows: token ids of every row that was trained on, without padding.
+    """
+
+    engine: Engine
+    before: dict[str, Tensor]
+    rows: list[tuple[int, ...]]
+
+    def gradients(self) -> dict[str, Tensor]:
+        """Return the gradient by parameter name, normalized by the engine."""
+        state = self.engine.state()
+        return {key.removeprefix("exp_avg."): value for key, value in state.items() if key.startswith("exp_avg.")}
+
+
+def take_step(name: str, micro: int, device: torch.device, *, dropout: float = 0.0, seed: int = 0) -> Step:
+    """Do one optimizer step of a new model, with `micro` rows per micro-batch. `seed` is that of dropout."""
     engine, source = make_engine(name, micro, device)
+    engine.seed = seed
     set_dropout(engine.model, dropout)
-    engine.step([batch.to(device) for batch in source(0)])
-    return engine
-
-
-def gradients(name: str, micro: int, device: torch.device) -> dict[str, Tensor]:
-    """Return the gradient of one optimizer step by parameter name, normalized by the engine."""
-    state = engine_after_step(name, micro, device).state()
-    return {key.removeprefix("exp_avg."): value for key, value in state.items() if key.startswith("exp_avg.")}
+    before = {key: p.detach().clone() for key, p in engine.trainable.items()}
+    batches = source(0)
+    engine.step([batch.to(device) for batch in batches])
+    rows = [tuple(i for i in row if i != _PAD) for batch in batches for row in batch.ids.tolist()]
+    return Step(engine, before, rows)
 
 
 # --- records ---------------------------------------------------------------------------------------------------------------------
@@ -101,7 +116,7 @@ def sft_dataset(count: int = ROWS) -> SFTDataset:
     for i in range(count):
         length = 4 + (i * 7) % 23
         rows.append((_random_ids(i, length), [t > length * (0.1 + 0.8 * (i % 3) / 2) for t in range(length)]))
-    return SFTDataset(rows, pad=0)
+    return SFTDataset(rows, pad=_PAD)
 
 
 def _dataset(kind: DataKind) -> SFTDataset | PreferenceDataset | UnpairedDataset:
@@ -111,10 +126,10 @@ def _dataset(kind: DataKind) -> SFTDataset | PreferenceDataset | UnpairedDataset
         TokenPair(_random_ids(i, 3 + i % 5), _random_ids(90 + i, 2 + i % 7), _random_ids(180 + i, 1 + i % 4))
         for i in range(ROWS)
     ]
-    data: PreferenceDataset | UnpairedDataset = PreferenceDataset(pairs, pad=0)
+    data: PreferenceDataset | UnpairedDataset = PreferenceDataset(pairs, pad=_PAD)
     if kind == "unpaired":
         answers = [(p, p.chosen if i % 3 else p.rejected, i % 3 > 0) for i, p in enumerate(pairs)]
-        data = UnpairedDataset([TokenUnpaired(p.prompt, answer, good) for p, answer, good in answers], pad=0)
+        data = UnpairedDataset([TokenUnpaired(p.prompt, answer, good) for p, answer, good in answers], pad=_PAD)
     data.ref_log_probs = torch.linspace(-40, -10, 2 * ROWS).view(ROWS, 2)
     return data
 

@@ -75,6 +75,10 @@ class Target:
     def files(self) -> CheckpointFiles:
         return CheckpointFiles(self.model, self.tokenizer)
 
+    def save_tokenizer(self, folder: Path) -> None:
+        """Write the tokenizer as a checkpoint holds it."""
+        self.tokenizer.save(folder, model_max_length=self.model.config.max_position_embeddings)
+
     def new_folder(self, name: str) -> Path:
         """Create a folder in `scratch`."""
         folder = self.scratch / name

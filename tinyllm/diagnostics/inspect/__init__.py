@@ -12,11 +12,12 @@ from typing import Any
 
 from tinyllm.console import ProgressBar, show_reading
 from tinyllm.data import tokenization, validation
+from tinyllm.data.record_source import SPLITS, TEST, TRAIN, VAL, RecordSource, share_for_test
 from tinyllm.data.records.formats import TITLES
 from tinyllm.data.records.report import Report
 from tinyllm.data.records.types import Record
-from tinyllm.data.splits import TRAIN, VAL, RecordSource
 from tinyllm.data.tokenization import LengthLimit, TokenizationReport
+from tinyllm.data.tokens.documents import documents_for_test
 from tinyllm.data.validation import Finding
 from tinyllm.diagnostics.inspect.figures import fit, lengths
 from tinyllm.diagnostics.inspect.rendered import shown
@@ -49,7 +50,7 @@ def survey(config: Any, kind: str) -> tuple[Survey, list[Report], list[Finding]]
     try:
         return *_pass(config, kind, config.data.on_bad_line), []
     except UserError as error:
-        if config.data.on_bad_line != "error" or "-" in (*config.data.train, *config.data.val):
+        if config.data.on_bad_line != "error" or "-" in config.data.sources:
             raise
         try:
             found, reports = _pass(config, kind, "skip")
@@ -85,25 +86,12 @@ def run(config: Any, kind: str, verb: str, vocabulary: Vocabulary, *, shown: int
     Raises: UserError if the data cannot be read.
     """
     found, reports, findings = survey(config, kind)
-    by_record, split = False, (0, 0)
-    if kind == "documents":
-        found.settle_documents(config.data.val_fraction, exact=config.data.dedup != "none")
-    else:
-        by_record, split = found.settle(config.data.val_fraction)
+    by_record = _settle(found, config, kind, findings)
     repeated = found.repeated()
     total = int(found.kept.sum())
-    held = int((found.val & found.kept).sum())
-    if kind == "documents":
-        findings += validation.check_splits(total - held, held, 0, data=config.data, what="documents")
-    else:
-        shared = repeated["prompts_in_both"]
-        findings += validation.check_splits(
-            total - held, held, shared, data=config.data, split=split, by_record=by_record
-        )
-    findings += found.label_findings
     limit = length_limit(config, kind, vocabulary.context)
     findings += _context_findings(config, vocabulary.context)
-    tokenizer, picked = vocabulary.tokenizer, {name: found.records(name == VAL) for name in (TRAIN, VAL)}
+    tokenizer, picked = vocabulary.tokenizer, {name: found.records(name) for name in SPLITS}
     tokenized = (
         {} if tokenizer is None else {n: _tokenize(kind, r, tokenizer, limit, n) for n, r in picked.items() if r}
     )
@@ -111,15 +99,15 @@ def run(config: Any, kind: str, verb: str, vocabulary: Vocabulary, *, shown: int
     findings += _row_findings(
         config, kind, picked, tokenized, "" if sampled == total else f" (of {sampled:,} sampled records)"
     )
-    findings += checks.findings(config.rewards, picked[TRAIN], picked[VAL]) if kind == "prompts" else []
-    everything = [*picked[TRAIN], *picked[VAL]]
+    findings += checks.findings(config.rewards, picked) if kind == "prompts" else []
+    everything = [record for records in picked.values() for record in records]
     return {
         "schema_version": 1,
         "stage": "inspect",
         "verb": verb,
         "kind": kind,
         "sources": _sources(config, reports),
-        "records": {"train": total - held, "val": held},
+        "records": _counts(found, config, kind, picked, tokenizer),
         "dropped": _tallies(reports, "dropped"),
         "mended": _tallies(reports, "repaired"),
         "removed": _removed(config, len(found.side) - total) if kind == "documents" else None,
@@ -134,6 +122,40 @@ def run(config: Any, kind: str, verb: str, vocabulary: Vocabulary, *, shown: int
         "refused": any(f.level == "refused" for f in findings),
         "examples": _examples(picked[TRAIN] or picked[VAL], tokenized.get(TRAIN), tokenizer, limit, shown),
     }
+
+
+def _settle(found: Survey, config: Any, kind: str, findings: list[Finding]) -> bool:
+    """Assign the records to their splits, and add what is to be said of these. Return whether they were split by record."""
+    data = config.data
+    if kind == "documents":
+        found.settle_documents(data.val_fraction, exact=data.dedup != "none")
+        findings += validation.check_splits(found.count(TRAIN), found.count(VAL), 0, data=data, what="documents")
+        return False
+    by_record, split = found.settle(data.val_fraction, share_for_test(data))
+    repeated, counts = found.repeated(), (found.count(TRAIN), found.count(VAL))
+    shared = repeated["prompts_in_both"]
+    findings += validation.check_splits(*counts, shared, data=data, split=split, by_record=by_record)
+    findings += found.label_findings
+    if data.test:
+        shared_test = (repeated["test_prompts_in_train"], repeated["test_prompts_in_val"])
+        findings += validation.check_test(found.count(TEST), *shared_test, data=data)
+    return by_record
+
+
+def _counts(
+    found: Survey, config: Any, kind: str, picked: Mapping[str, Sequence[Any]], tokenizer: Tokenizer | None
+) -> dict[str, int | None]:
+    """Return the number of records in each split. Documents are divided into val and test by their tokens: without a tokenizer, and of
+    a sample, test is None and val counts both.
+    """
+    counts: dict[str, int | None] = {split: found.count(split) for split in SPLITS}
+    share, held = share_for_test(config.data), picked[VAL]
+    if kind != "documents" or not share or counts[TEST]:
+        return counts
+    if tokenizer is None or len(held) < found.count(VAL):
+        return counts | {TEST: None}
+    test = sum(documents_for_test([record.text for record in held], tokenizer, share))
+    return counts | {VAL: len(held) - test, TEST: test}
 
 
 def _removed(config: Any, exact: int) -> dict[str, Any]:
@@ -172,7 +194,7 @@ def _row_findings(
     """Return the findings of `validation` for the rows of both splits. Counts of a sample are marked as such."""
     found = [finding for report in tokenized.values() for finding in validation.check_tokenization(report)]
     if kind == "unpaired":
-        found += [one for side in (TRAIN, VAL) for one in validation.check_labels([r.good for r in picked[side]], side)]
+        found += [one for side in SPLITS for one in validation.check_labels([r.good for r in picked[side]], side)]
     kept = int(tokenized[TRAIN].kept.sum()) if TRAIN in tokenized else len(picked[TRAIN])
     if of_sample or not kept:
         return [Finding(f.level, f.rule, f.what + of_sample, f.fix, f.where) for f in found]
@@ -201,7 +223,7 @@ def _split(config: Any, kind: str, reports: Sequence[Report], by_record: bool) -
 
 
 def _sources(config: Any, reports: Sequence[Report]) -> list[dict[str, Any]]:
-    world = [source for source in (*config.data.train, *config.data.val) if source.startswith("world")]
+    world = [source for source in config.data.sources if source.startswith("world")]
     found: list[dict[str, Any]] = [{"source": source, "format": "world", "notes": []} for source in world]
     for report in reports:
         for file in report.files:

@@ -64,7 +64,7 @@ def visible(text: str) -> str:
 
 
 def _title(found: Found) -> str:
-    return f"{sum(found['records'].values()):,} {TITLES[found['kind']]}"
+    return f"{sum(filter(None, found['records'].values())):,} {TITLES[found['kind']]}"
 
 
 def _header(found: Found) -> str:
@@ -76,6 +76,7 @@ def _header(found: Found) -> str:
     else:
         badge = '<span class="badge ok">no problems found</span>'
     tiles = [("training records", f"{counts['train']:,}"), ("validation records", f"{counts['val']:,}")]
+    tiles.append(("test records", "a part of these" if counts["test"] is None else f"{counts['test']:,}"))
     known = found["lengths"].get("tokens")
     if known:
         tiles += [("tokens, median", f"{known['p50']:,}"), ("tokens, max", f"{known['max']:,}")]
@@ -108,10 +109,13 @@ def _counts(found: Found) -> Iterator[tuple[str, str]]:
         if found["kind"] != "documents":
             yield "dropped at this length", f"{fit['dropped']:,}"
         yield "99 % of records have at most", f"{fit['fits_99']:,} tokens"
-    yield "exact duplicates", f"{repeated['train']:,} in train, {repeated['val']:,} in val"
+    yield "exact duplicates", ", ".join(f"{repeated[split]:,} in {split}" for split in ("train", "val", "test"))
     yield "val records also in train", f"{repeated['val_in_train']:,} records"
+    yield "test records also in train, val", f"{repeated['test_in_train']:,}, {repeated['test_in_val']:,} records"
     if found["kind"] != "documents":
         yield "prompts in both train and val", f"{repeated['prompts_in_both']:,} records of val"
+        shared = f"{repeated['test_prompts_in_train']:,}, {repeated['test_prompts_in_val']:,} records of test"
+        yield "prompts of test also in train, val", shared
     yield from found["rewards"].items()
 
 

@@ -45,8 +45,8 @@ def escaping_links(folder: Path) -> Iterator[Fault]:
             yield path, f"{error.what}; not followed"
 
 
-def faults_without_manifest(folder: Path) -> Iterator[Fault]:
-    """Yield missing and truncated weight files of a model without a manifest."""
+def weight_faults(folder: Path) -> Iterator[Fault]:
+    """Yield missing, truncated and empty weight files of a model, by their headers. A manifest does not say what must be there."""
     if not any((folder / name).is_file() for name in _WEIGHTS):
         yield folder, "it has no weights (safetensors files)"
     for path in sorted(folder.glob("*.safetensors")):
@@ -73,7 +73,9 @@ def _size_fault(path: Path) -> str:
         return f"it cannot be read: {error.strerror}"
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
         return "not a safetensors file"
-    return "" if expected == size else f"{size} bytes, its header describes {expected}"
+    if expected != size:
+        return f"{size} bytes, its header describes {expected}"
+    return "" if ends else "it has no tensors"
 
 
 def _header(path: Path) -> tuple[int, Any]:
@@ -101,11 +103,12 @@ def weights_sha256(folder: Path) -> str | None:
     return joint_sha256(digests)
 
 
-def metrics_faults(path: Path, *, finished: bool) -> Iterator[Fault]:
+def metrics_faults(path: Path, *, until: int | None) -> Iterator[Fault]:
     """Yield damaged lines of metrics.jsonl, and steps that do not increase within a split; several changes of settings may share one.
 
-    finished: the run completed. The last line of an unfinished run may be incomplete.
+    until: the last step of a completed run, which must have been logged; None: it did not complete, and its last line may be incomplete.
     """
+    finished = until is not None
     try:
         lines = path.read_bytes().splitlines() if path.is_file() else []
     except OSError as error:
@@ -113,6 +116,7 @@ def metrics_faults(path: Path, *, finished: bool) -> Iterator[Fault]:
         return
     if finished and not lines:
         yield path, "missing or empty, although the run is completed"
+        return
     last: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
         row = parse_row(line)
@@ -124,3 +128,5 @@ def metrics_faults(path: Path, *, finished: bool) -> Iterator[Fault]:
         if step <= last.get(split, -1) and not (split == CHANGE and step == last[split]):
             yield path, f"line {number}: step {step} of {split} follows step {last[split]}"
         last[split] = step
+    if until is not None and last.get("train", -1) < until:
+        yield path, f"ends at step {last.get('train', 0)} of train, the run completed after step {until}"

@@ -76,7 +76,7 @@ def config_hash(config: dict[str, Any], *, of_shards: bool) -> str:
 
     Left out: the name; where and how fast it is computed (device, train.compile); what is logged and kept (train.log_every,
     train.save_every, train.keep, train.keep_every, rollout.keep); what is hashed separately (seed, parent, reward_model, tokenizer,
-    model.vocab_size); sections of other algorithms. A file in data.train and data.val counts as "a file": its content is in
+    model.vocab_size); data.test; sections of other algorithms. A file in data.train and data.val counts as "a file": its content is in
     `data_hash`.
 
     of_shards: the run was trained on token shards (pretraining). Settings that only affect their preparation are left out too.
@@ -89,7 +89,10 @@ def config_hash(config: dict[str, Any], *, of_shards: bool) -> str:
         kept["algorithm"] = algorithms.name_of(str(kept["algorithm"]))
         others = {*algorithms.names("offline"), *algorithms.names("online")} - {kept["algorithm"]}
         kept = {key: value for key, value in kept.items() if key not in others}
-    data = of_type(kept.get("data"), dict, {})
+    data = dict(of_type(kept.get("data"), dict, {}))
+    data.pop("test", None)  # nothing is trained on it or chosen by it
+    if data.get("test_fraction") is None:  # as in versions without it
+        data.pop("test_fraction", None)
     if of_shards:
         kept["data"] = {key: value for key, value in data.items() if key not in _SHARD_SETTINGS}
     elif data:

@@ -56,15 +56,20 @@ def _row(record: RunRecord) -> dict[str, Any]:
 
 
 def main_metric_change(record: RunRecord) -> dict[str, Any] | None:
-    """Return the main metric before the first step and at the best checkpoint; None before the first evaluation."""
+    """Return the main metric before the first step and at the best checkpoint, of test; without test figures, of val at the last step.
+
+    None before the first evaluation.
+    """
     if not record.config:
         return None
-    before, best = record.metrics("before"), record.metrics("best")
+    before, after = record.metrics("before"), record.metrics("last")
     margin = before.get("rewards/margins")
     name = main_metric(record.log.family, margin if is_number(margin) else None)
-    if not is_number(before.get(name)) or not is_number(best.get(name)):
+    if is_number(record.test("best").get(name)):
+        before, after = record.test("before"), record.test("best")
+    elif not is_number(before.get(name)) or not is_number(after.get(name)):
         return None
-    return {"what": name, "from": before[name], "to": best[name]}
+    return {"what": name, "from": before.get(name), "to": after[name]}
 
 
 def show_run(name: str) -> dict[str, Any]:
@@ -95,6 +100,8 @@ def show_run(name: str) -> dict[str, Any]:
         "sessions": [entry for entry in record.fact("sessions", list, []) if isinstance(entry, dict)],
         "checkpoints": _checkpoints(record),
         "figures": {when: record.metrics(when) for when in ("before", "best", "last")},
+        "test": {when: record.test(when) for when in ("before", "best", "last")},
+        "splits": record.fact("splits", dict, {}),
     }
 
 

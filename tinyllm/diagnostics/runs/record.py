@@ -24,7 +24,7 @@ from tinyllm.io import untrusted_files
 from tinyllm.train import checkpoint, lock
 from tinyllm.train.fast_dev_runs import is_fast_dev_run
 from tinyllm.train.names import RUNS
-from tinyllm.train.run import RUNNING
+from tinyllm.train.run import COMPLETED, RUNNING
 
 INTERRUPTED = "interrupted"  # run.json says running, but no process holds the lock
 DAMAGED = "damaged"
@@ -82,6 +82,14 @@ class RunRecord:
         """The number of steps in the configuration."""
         return of_type(self.log.setting("train.steps"), int)
 
+    @property
+    def last_step(self) -> int | None:
+        """The step after which the run completed: as its last session recorded, else that of the configuration; None if it did not."""
+        if self.status != COMPLETED:
+            return None
+        session = next(reversed(self.fact("sessions", list, [])), None)
+        return of_type(of_type(session, dict, {}).get("to_step"), int, self.steps or 0)
+
     @cached_property
     def _held(self) -> bool | None:
         """Return whether a process holds the lock; None where that cannot be determined."""
@@ -136,6 +144,11 @@ class RunRecord:
     def metrics(self, when: str) -> dict[str, Any]:
         """Return held-out metrics `before` training, at the `best` checkpoint, or `last`; if unfinished, from its newest checkpoint."""
         return self.fact(when, dict) or of_type(self._history.get(when), dict, {})
+
+    def test(self, when: str) -> dict[str, Any]:
+        """Return the test figures `before` training, of the `best` or of the `last` checkpoint; empty until the run has ended."""
+        found = of_type(self.fact("test", dict, {}).get(when), dict, {})
+        return of_type(found.get("figures"), dict, {})
 
     @cached_property
     def _history(self) -> dict[str, Any]:

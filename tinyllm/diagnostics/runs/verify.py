@@ -17,11 +17,11 @@ from tinyllm.diagnostics.run_log import CONFIG, FACTS, METRICS
 from tinyllm.diagnostics.runs.files import (
     Fault,
     escaping_links,
-    faults_without_manifest,
     is_model,
     metrics_faults,
     safetensors_metadata,
     text_sha256,
+    weight_faults,
     weights_sha256,
 )
 from tinyllm.diagnostics.runs.find import find_run, recorded_paths, relative_to_cwd
@@ -32,7 +32,6 @@ from tinyllm.io.files import sha256
 from tinyllm.model.hf_config import ADAPTER, base_folder
 from tinyllm.train import checkpoint
 from tinyllm.train.names import RUNS, folders, is_run, matching, runs_below
-from tinyllm.train.run import COMPLETED
 
 _DIFFERENT = "not the checkpoint that {} was trained from (sha256 differs)"
 
@@ -45,6 +44,7 @@ class RunVerifier:
     notes: dict[Fault, None] = field(default_factory=dict)
     runs: int = 0
     checkpoints: int = 0
+    files: int = 0  # of checkpoints and shards
     bytes: int = 0
     _intact: dict[Path, bool] = field(default_factory=dict)
     _fingerprints: dict[Path, str | None] = field(default_factory=dict)
@@ -63,7 +63,8 @@ class RunVerifier:
         recorded = record.fact("config_sha256", str)
         if recorded and record.config and text_sha256(folder / CONFIG) != recorded:
             self._problem(folder / CONFIG, "not the configuration that the run started with (sha256 differs)")
-        self.problems |= dict.fromkeys(metrics_faults(folder / METRICS, finished=record.status == COMPLETED))
+        self.problems |= dict.fromkeys(metrics_faults(folder / METRICS, until=record.last_step))
+        self._completeness(record)
         for path in (*checkpoints_in(record.checkpoints), *checkpoint.decayed(record.checkpoints)):
             self.checkpoint(path, record)
         self._links(record)
@@ -73,6 +74,20 @@ class RunVerifier:
         for source in record.fact("data", list, []):
             if isinstance(source, dict) and isinstance(source.get("shards"), str):
                 self._shards_of(record, source)
+
+    def _completeness(self, record: RunRecord) -> None:
+        """Require the last checkpoint of a completed run, and any of one that trained: step 0 is saved before the first step."""
+        saved, folder = checkpoints_in(record.checkpoints), record.checkpoints
+        newest = checkpoint.step_of(saved[-1]) if saved else None
+        if record.last_step is not None and (newest is None or newest < record.last_step):
+            has = f"the newest checkpoint is of step {newest}" if saved else "has no checkpoint"
+            self._problem(folder, f"{has}, although the run completed after step {record.last_step}")
+        elif newest is None and (record.step or 0) > 0 and record.owner is None:
+            self._problem(folder, f"has no checkpoint, although the run trained to step {record.step}")
+        elif newest is None:
+            self._note(folder, "has no checkpoint yet")
+        if record.last_step is not None and not (record.folder / "logs").is_dir():
+            self._note(record.folder / "logs", "missing")
 
     def _links(self, record: RunRecord) -> None:
         folder = record.checkpoints
@@ -139,10 +154,11 @@ class RunVerifier:
             if listed:
                 found = list(checkpoint.faults(folder))
             else:
-                found = list(escaping_links(folder)) or list(faults_without_manifest(folder))
+                found = list(escaping_links(folder))
+            found = found or list(weight_faults(folder))
             self._intact[key] = not found
             self.problems |= dict.fromkeys(found)
-            self.bytes += disk_usage(folder)
+            self._count(folder)
             if not listed and is_model(folder):
                 self._note(folder, "has no manifest, so only the sizes of its weight files were checked")
         return self._intact[key]
@@ -210,7 +226,7 @@ class RunVerifier:
             except UserError as error:
                 self._fingerprints[key] = None
                 self._problem(Path(error.where or folder), error.what)
-            self.bytes += disk_usage(folder)
+            self._count(folder)
         return self._fingerprints[key]
 
     # --- results ---
@@ -218,6 +234,11 @@ class RunVerifier:
     def _index(self, record: RunRecord) -> CheckpointIndex:
         found = CheckpointIndex(record.folder)
         return self._indexes.setdefault(found.root, found)
+
+    def _count(self, folder: Path) -> None:
+        """Count a folder that was read."""
+        self.files += sum(path.is_file() for path in folder.rglob("*"))
+        self.bytes += disk_usage(folder)
 
     def _problem(self, path: Path, what: str) -> None:
         self.problems[path, what] = None
@@ -239,11 +260,14 @@ def verify_runs(names: Sequence[str]) -> dict[str, Any]:
             same = matching(name)
             for run in same if len(same) > 1 else [find_run(name)[0].folder]:
                 verifier.run(read_record(run))
+    if not (names or verifier.runs):
+        verifier.problems[RUNS, "there are no runs to verify"] = None
     return {
         "schema_version": 1,
         "stage": "runs verify",
         "runs": verifier.runs,
         "checkpoints": verifier.checkpoints,
+        "files": verifier.files,
         "bytes": verifier.bytes,
         "seconds": round(time.monotonic() - started, 3),
         "problems": [{"path": relative_to_cwd(path).as_posix(), "what": what} for path, what in verifier.problems],

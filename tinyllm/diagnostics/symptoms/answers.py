@@ -14,13 +14,17 @@ from tinyllm.diagnostics.symptoms.advice import (
     stronger_kl_penalty,
     train_longer,
 )
+from tinyllm.diagnostics.symptoms.check import Need, check, evaluations, rollouts
 from tinyllm.diagnostics.symptoms.finding import Causes, Finding
 from tinyllm.diagnostics.symptoms.learning import GAIN, is_unchanged
 
-MOST_UNFINISHED, MANY_UNFINISHED = 0.5, 0.8  # fraction of answers with an end token; near 1 for a trained model
-LOOPS, MORE_LOOPS = 0.5, 0.1  # of the token pairs, and more than at the start; prose is near 0, a loop near 1
+MOST_UNFINISHED = 0.5  # fraction of answers with an end token; near 1 for a trained model
+MANY_UNFINISHED = 0.8
+LOOPS = 0.5  # of the token pairs; prose is near 0, a loop near 1
+MORE_LOOPS = 0.1  # than at the start
 AT_LIMIT = 0.9  # of rollout.max_new_tokens, on average
-LONGER, MORE_TOKENS = 2.0, 8.0  # times the length at the start, and this many tokens more
+LONGER = 2.0  # times the length at the start
+MORE_TOKENS = 8.0  # and this many tokens more
 FELL = 0.1  # of a perfect reward, below the best; five times the noise of a hundred answers
 STILL_HIGH = 0.1  # of its own rise: this close to its maximum, a reward model's score is still rising
 ERRORS = 2.0  # standard errors that a difference of two means must exceed
@@ -30,9 +34,17 @@ MIN_POINTS = 3  # evaluations, or rollouts
 _TRAINED_TOO_LITTLE = "too little training: a model that does not know the answer repeats itself"
 
 
+def _no_answers(log: RunLog) -> str:
+    """Return why no answers are generated: supervised fine-tuning does so for the questions of the bundled world only."""
+    sources = log.setting("data.train", [])
+    own = log.family == "sft" and not all(str(source).startswith("world:") for source in sources)
+    return "answers are generated for the bundled world only" if own and not len(log.held_out("length")) else ""
+
+
+@check(evaluations("finished"), evaluations("length"), excluded=_no_answers)
 def endless(log: RunLog) -> Finding | None:
     finished, length = log.held_out("finished"), log.held_out("length")
-    if not len(finished) or not len(length) or finished.last.value >= MANY_UNFINISHED:
+    if finished.last.value >= MANY_UNFINISHED:
         return None
     limit = int(log.setting("rollout.max_new_tokens", 0))
     evidence = (*finished.first_and_last(), *length.first_and_last())
@@ -54,10 +66,11 @@ def endless(log: RunLog) -> Finding | None:
     return Finding("note", "many answers have no end token", evidence, causes, advice)
 
 
+@check(evaluations("repetition"), excluded=_no_answers)
 def repeats(log: RunLog) -> Finding | None:
     """Answers loop. `repetition` is the fraction of token pairs that occurred earlier in the answer."""
     repetition = log.held_out("repetition")
-    if not len(repetition) or repetition.last.value < LOOPS:
+    if repetition.last.value < LOOPS:
         return None
     if log.family == "online":
         causes: Causes = ("entropy is low: only the most likely token is sampled", "the reward does not penalize loops")
@@ -70,10 +83,9 @@ def repeats(log: RunLog) -> Finding | None:
     return Finding("warning" if worse else "note", "answers repeat themselves", evidence, causes, advice)
 
 
+@check(evaluations("length", 2), evaluations("reward", 2))
 def length_runs_away(log: RunLog) -> Finding | None:
     length, reward = log.held_out("length"), log.held_out("reward")
-    if len(length) < 2 or len(reward) < 2:
-        return None
     first, last = length.first.value, length.last.value
     if last < LONGER * first or last - first < MORE_TOKENS:
         return None
@@ -93,11 +105,10 @@ def length_runs_away(log: RunLog) -> Finding | None:
     return Finding("note" if rose else "warning", symptom, evidence, causes, advice)
 
 
+@check(evaluations("reward", 2), rollouts("reward", MIN_POINTS))
 def reward_stays(log: RunLog) -> Finding | None:
     """Neither the held-out reward nor that of the rollouts changes."""
     held, sampled = log.held_out("reward"), log.rollouts("reward")
-    if len(held) < 2 or len(sampled) < MIN_POINTS:
-        return None
     gain, early, late = GAIN * log.max_reward, sampled.head(1 / 3), sampled.tail(1 / 3)
     if abs(held.last.value - held.first.value) > gain:
         return None
@@ -123,10 +134,11 @@ def _noise(series: Series) -> float:
     return median(abs(change) for change in changes) / MEDIAN_CHANGE
 
 
+@check(evaluations("reward", MIN_POINTS))
 def reward_fell(log: RunLog) -> Finding | None:
     """The reward reached a peak and then fell."""
     held = log.held_out("reward")
-    if len(held) < MIN_POINTS or held.highest.step == held.first.step:
+    if held.highest.step == held.first.step:
         return None
     if held.highest.value - held.last.value < FELL * log.max_reward:
         return None
@@ -141,11 +153,18 @@ def reward_fell(log: RunLog) -> Finding | None:
     return Finding("warning", symptom, evidence, causes, lower_learning_rate(log))
 
 
+def _no_reward_model(log: RunLog) -> str:
+    return "no reward model among the rewards" if "reward_model" not in log.setting("rewards", {}) else ""
+
+
+@check(
+    evaluations("rewards/reward_model", MIN_POINTS),
+    Need(lambda log: true_reward(log), MIN_POINTS, "evaluations"),
+    excluded=_no_reward_model,
+)
 def over_optimised(log: RunLog) -> Finding | None:
     """The reward model's score rises while the true reward falls (arXiv 2210.10760)."""
     proxy, true = log.held_out("rewards/reward_model"), true_reward(log)
-    if true is None or len(proxy) < MIN_POINTS or len(true) < MIN_POINTS:
-        return None
     rise = proxy.last.value - proxy.first.value
     if rise <= 0 or proxy.highest.value - proxy.last.value > STILL_HIGH * rise:
         return None
@@ -166,16 +185,21 @@ def over_optimised(log: RunLog) -> Finding | None:
     return Finding("warning", symptom, tuple(evidence), causes, stronger_kl_penalty(log))
 
 
-def true_reward(log: RunLog) -> Series | None:
-    """Return a reward that does not come from a model, if one was measured: that of the bundled world, else exact answers."""
-    found = (log.held_out(f"rewards/{name}") for name in ("gold", "exact_answer"))
-    return next((series for series in found if len(series)), None)
+def true_reward(log: RunLog) -> Series:
+    """Return a reward that does not come from a model: that of the bundled world, else exact answers. Empty if neither was measured."""
+    gold = log.held_out("rewards/gold")
+    return gold or log.held_out("rewards/exact_answer") or gold
 
 
+@check(
+    Need(lambda log: true_reward(log), 2, "evaluations"),
+    evaluations("loss"),
+    excluded=_no_answers,
+)
 def worse_answers(log: RunLog) -> Finding | None:
     """The loss changes, but answers earn less reward than before training, or still less than 0."""
     true = true_reward(log)
-    if true is None or len(true) < 2 or is_unchanged(log.held_out("loss")):
+    if is_unchanged(log.held_out("loss")):
         return None  # an unchanged model gives the same answers
     best = log.best_point()
     still_learning = best is not None and best.step == log.held_out("loss").last.step

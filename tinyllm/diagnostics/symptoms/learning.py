@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-from tinyllm.diagnostics.run_log import Evidence, RunLog, Series, is_number
+from tinyllm.diagnostics.run_log import FACTS, Evidence, RunLog, Series, is_number
 from tinyllm.diagnostics.symptoms.advice import (
     longer_rows,
     lower_learning_rate,
@@ -12,6 +13,7 @@ from tinyllm.diagnostics.symptoms.advice import (
     raise_learning_rate,
     set_option,
 )
+from tinyllm.diagnostics.symptoms.check import Need, check, evaluations, steps
 from tinyllm.diagnostics.symptoms.finding import Causes, Finding
 from tinyllm.io.strict_json import NONFINITE
 
@@ -19,6 +21,7 @@ UNCHANGED = 0.005  # of the first loss; the smallest fast-dev-run changes it by 
 NO_GRADIENT = 1e-6  # gradient norms in training are above 0.01 in every stage; rounding leaves about 1e-7
 BATCH_NOISE = 0.1  # relative difference between the means of a few batches under the same model
 ROSE = 0.03  # of the best held-out loss; measured on the same records, it varies by about one percent
+ROSE_AT_LEAST = 0.01  # nats: near a loss of 0 a fraction is no measure
 SPIKE = 10.0  # times the median; batches differ by a factor of two to four
 VANISHED = 0.05  # of clip_norm; near the end the gradient can be so small that every step is many times the median
 FREQUENT = 0.02  # of the steps; a rare outlier is clipped and does no harm
@@ -26,13 +29,20 @@ MIN_ROWS = 10  # fewer give no useful median
 GAIN = 0.02  # of a perfect reward; less is within the noise of a hundred answers
 
 _MOST_SHOWN = 4  # figures in one finding
+_STOPPED_STEP = re.compile(r"step (\d+): loss (\S+), gradient norm (\S+) ")  # in the error of a step that was not taken
 
 _OVERFITTING = "overfitting: too many epochs over too few records"
 _OTHER_RECORDS = "the held-out records differ in kind from the training records"
 
 
+@check(Need(lambda log: log.lines("train") or log.lines("eval"), 1, "lines"))
 def not_finite(log: RunLog) -> Finding | None:
-    """A figure is NaN or infinite, both logged as null. With the loss or the figure that selects `ckpt_best` the run is broken."""
+    """A figure is NaN or infinite. With the loss, its gradient, or the figure that selects `ckpt_best` the run is broken.
+
+    Such figures are logged as null, with a note. Those of a training step that was refused are in the error in run.json only.
+    """
+    if (stopped := _refused_step(log)) is not None:
+        return stopped
     judged = ("loss", log.best_by[0])
     bad: dict[str, Evidence] = {}  # by figure, where it first was
     for row in log.rows:
@@ -47,12 +57,31 @@ def not_finite(log: RunLog) -> Finding | None:
     norms = log.train("grad_norm").where(lambda step: step <= (bad[name].step or 0))
     evidence += [norms.evidence(norms.last)] if len(norms) else []
     causes: Causes = ("the learning rate is too high", "overflow in bf16", "a batch in which every token is masked")
-    advice = lower_learning_rate(log)
+    advice = lower_learning_rate(log, 10)
     if name.startswith("reward") and "loss" not in bad:
         causes = ("a reward is not finite for some prompts, for example 0/0 of a column", *causes[:1])
         advice = "call the functions under `rewards` with the rows of data.train and data.val"
     symptom = f"{'the loss' if name == 'loss' else name} is not finite"
     return Finding("broken" if decisive else "warning", symptom, tuple(evidence), causes, advice)
+
+
+def _refused_step(log: RunLog) -> Finding | None:
+    """Return the finding for a training step that was not taken because its loss or gradient was not finite."""
+    found = _STOPPED_STEP.search(str(log.facts.get("error", "")))
+    if found is None:
+        return None
+    step = int(found[1])
+    evidence = [
+        Evidence(f"train {name}", "infinite" if "inf" in value else "not a number", step, FACTS)
+        for name, value in (("loss", found[2]), ("grad_norm", found[3]))
+        if "nan" in value or "inf" in value
+    ]
+    if not evidence:
+        return None
+    evidence += [series.evidence(series.last) for name in ("loss", "grad_norm") if len(series := log.train(name))]
+    name = "the loss" if evidence[0].figure == "train loss" else "the gradient"
+    causes = ("the learning rate is too high", "overflow in bf16", "the warm-up is too short")
+    return Finding("broken", f"{name} is not finite", tuple(evidence), causes, lower_learning_rate(log, 10))
 
 
 def _nonfinite(row: dict[str, Any], judged: tuple[str, ...]) -> dict[str, str]:
@@ -69,9 +98,10 @@ def _nonfinite(row: dict[str, Any], judged: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
+@check(steps("lr"))
 def still_warming(log: RunLog) -> Finding | None:
     warmup, rates = int(log.setting("optim.warmup_steps", 0)), log.train("lr")
-    if not log.steps or warmup < log.steps or not len(rates):
+    if not log.steps or warmup < log.steps:
         return None
     settings = (log.setting_evidence("optim.warmup_steps"), log.setting_evidence("train.steps"))
     return Finding(
@@ -99,10 +129,11 @@ def has_no_gradient(log: RunLog) -> bool:
     return bool(len(norms)) and norms.highest.value < NO_GRADIENT
 
 
+@check(evaluations("loss", 2))
 def never_moved(log: RunLog) -> Finding | None:
     """The held-out loss does not change. Not for alignment, where the policy can change at the same loss; it has its own checks."""
     held, loss = log.held_out("loss"), log.train("loss")
-    if log.family in ("online", "offline") or len(held) < 2 or not is_unchanged(held):
+    if not is_unchanged(held):
         return None
     if training_loss_fell(log):
         return Finding(
@@ -131,13 +162,12 @@ def learning_rate_and_gradient(log: RunLog) -> list[Evidence]:
     return [series.evidence(series.highest) for name in ("lr", "grad_norm") if len(series := log.train(name))]
 
 
+@check(evaluations("loss", 3))
 def eval_turned(log: RunLog) -> Finding | None:
     """The held-out loss rises after its best value: overfitting if the training loss still falls, else divergence."""
     held = log.held_out("loss")
-    if log.family == "online" or len(held) < 3:
-        return None
     best, last = held.lowest, held.last
-    if best.step == held.first.step or last.value - best.value < max(ROSE * abs(best.value), 0.01):
+    if best.step == held.first.step or last.value - best.value < max(ROSE * abs(best.value), ROSE_AT_LEAST):
         return None
     before = log.train("loss").where(lambda step: step <= best.step)
     after = log.train("loss").where(lambda step: step > best.step)
@@ -153,11 +183,13 @@ def eval_turned(log: RunLog) -> Finding | None:
     return Finding("warning", symptom, tuple(evidence), (_OVERFITTING, _OTHER_RECORDS), more_records(log))
 
 
+def _norms_after_warmup(log: RunLog) -> Series:
+    return log.train("grad_norm").where(lambda step: step > int(log.setting("optim.warmup_steps", 0)))
+
+
+@check(Need(_norms_after_warmup, MIN_ROWS, "logged steps after the warm-up"))
 def gradient_spikes(log: RunLog) -> Finding | None:
-    clip = float(log.setting("optim.clip_norm", 1.0))
-    norms = log.train("grad_norm").where(lambda step: step > int(log.setting("optim.warmup_steps", 0)))
-    if len(norms) < MIN_ROWS:
-        return None
+    clip, norms = float(log.setting("optim.clip_norm", 1.0)), _norms_after_warmup(log)
     median = norms.median
     if median < VANISHED * clip:
         return None
@@ -179,11 +211,12 @@ def gradient_spikes(log: RunLog) -> Finding | None:
     return Finding("warning" if often else "note", "the gradient norm has spikes", evidence, causes, advice)
 
 
+@check(Need(lambda log: log.held_out(log.best_by[0]), 2, "evaluations"))
 def never_improved(log: RunLog) -> Finding | None:
     """`ckpt_best` is the model before training, and the later ones are worse."""
     name, direction = log.best_by
     series, best = log.held_out(name), log.best_point()
-    if len(series) < 2 or best is None or best.step != 0:
+    if best is None or best.step != 0:
         return None
     worse = abs(series.last.value - best.value)
     if worse < (GAIN * log.max_reward if direction == "max" else UNCHANGED * abs(best.value)):
@@ -197,4 +230,6 @@ def never_improved(log: RunLog) -> Finding | None:
     return Finding("warning", symptom, series.first_and_last(), causes, lower_learning_rate(log))
 
 
-CHECKS = (not_finite, still_warming, never_moved, eval_turned, gradient_spikes, never_improved)
+CHECKS = (not_finite, still_warming, gradient_spikes, never_improved)
+LOSS = (eval_turned,)  # not for online alignment, whose loss is no measure of learning
+SUPERVISED = (never_moved,)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
-from tinyllm.diagnostics.run_log import Evidence, RunLog
+from tinyllm.diagnostics.run_log import Evidence, RunLog, Series
 from tinyllm.diagnostics.symptoms.advice import (
     longer_rows,
     lower_learning_rate,
@@ -13,6 +12,7 @@ from tinyllm.diagnostics.symptoms.advice import (
     raise_learning_rate,
     set_option,
 )
+from tinyllm.diagnostics.symptoms.check import Check, Need, check, evaluations, steps
 from tinyllm.diagnostics.symptoms.finding import Causes, Finding
 from tinyllm.diagnostics.symptoms.learning import (
     UNCHANGED,
@@ -24,9 +24,7 @@ from tinyllm.diagnostics.symptoms.learning import (
 LN_2 = math.log(2)  # -log sigmoid(0): the loss of a pair while policy and reference agree
 SAME_MARGIN = 0.01  # a hundredth of what a fast-dev-run reaches in 20 steps
 FELL_SOME = 0.1  # of the first log-probability; less is not worth a note
-FELL_FAR = (
-    0.5  # of it, and more than the margin gained: a confident parent starts near 0, so half alone is not too much
-)
+FELL_FAR = 0.5  # of it, and more than the margin gained: a confident parent starts near 0
 CHANCE = 0.55  # guessing gives 0.5, with a standard error of 0.04 for 128 pairs
 BELOW = 0.45  # equally far below
 HUGE_MARGIN = 8.0  # sigmoid(-8) = 0.0003: such pairs contribute almost no gradient
@@ -38,10 +36,11 @@ FAR_LEVEL = 5.0  # the mean of both rewards; the loss depends on their differenc
 MIN_ROWS = 5
 
 
+@check(evaluations("loss", 2), evaluations("rewards/margins", 2))
 def stuck(log: RunLog) -> Finding | None:
     """The loss does not change. DPO's then stays at ln 2 = 0.6931."""
     held, margin = log.held_out("loss"), log.held_out("rewards/margins")
-    if len(held) < 2 or len(margin) < 2 or not is_unchanged(held):
+    if not is_unchanged(held):
         return None
     if abs(margin.last.value - margin.first.value) > SAME_MARGIN:
         return None
@@ -60,6 +59,7 @@ def stuck(log: RunLog) -> Finding | None:
     return Finding("broken", f"the loss is stuck at {where}: no preference was learned", evidence, causes, advice)
 
 
+@check(*(evaluations(name, 2) for name in ("logps/chosen", "logps/rejected", "rewards/margins")))
 def chosen_falls(log: RunLog) -> Finding | None:
     """Chosen answers become less likely. The loss trains only the difference to the rejected ones (arXiv 2410.08847).
 
@@ -67,7 +67,7 @@ def chosen_falls(log: RunLog) -> Finding | None:
     learning rate or too few pairs 1 to 1.5 times as much.
     """
     chosen, rejected, margin = (log.held_out(name) for name in ("logps/chosen", "logps/rejected", "rewards/margins"))
-    if len(chosen) < 2 or len(rejected) < 2 or len(margin) < 2 or margin.last.value <= margin.first.value:
+    if margin.last.value <= margin.first.value:
         return None
     fell = (chosen.first.value - chosen.last.value) / max(abs(chosen.first.value), 1e-9)
     if fell < FELL_SOME:
@@ -95,14 +95,16 @@ def _stay_closer(log: RunLog) -> str:
     """Return the option for a larger beta, or for a lower learning rate where there is no reference (margins do not start at 0)."""
     key = f"{log.stage}.beta"
     beta = log.setting(key)
-    if beta is None or abs(log.train("rewards/margins").first.value) > SAME_MARGIN:
+    margins = log.held_out("rewards/margins") or log.train("rewards/margins")
+    if beta is None or abs(margins.first.value) > SAME_MARGIN:
         return lower_learning_rate(log)
     return f"keep the policy closer to its parent: {set_option(key, 3.0 * float(beta))}"
 
 
+@check(evaluations("rewards/accuracies", 2), evaluations("loss"), steps("rewards/accuracies"))
 def below_chance(log: RunLog) -> Finding | None:
     held, train = log.held_out("rewards/accuracies"), log.train("rewards/accuracies")
-    if len(held) < 2 or held.last.value >= BELOW or not len(train) or is_unchanged(log.held_out("loss")):
+    if held.last.value >= BELOW or is_unchanged(log.held_out("loss")):
         return None  # the preferences of an unchanged policy are those of its parent
     learned = train.tail(0.2)
     evidence = (held.evidence(held.last), learned.average())
@@ -123,9 +125,16 @@ def below_chance(log: RunLog) -> Finding | None:
     return Finding("warning", "the policy prefers rejected answers to chosen ones", evidence, causes, advice)
 
 
+def _margins(log: RunLog) -> Series:
+    """Return the argument of the sigmoid: the margin, or ORPO's log odds, since its margin has a small weight."""
+    return log.train("log_odds_chosen") or log.train("rewards/margins")
+
+
+@check(Need(_margins, MIN_ROWS, "logged steps"))
 def margin_explodes(log: RunLog) -> Finding | None:
-    margin, held = log.train("rewards/margins"), log.held_out("rewards/margins")
-    if len(margin) < MIN_ROWS or margin.tail(0.2).mean < HUGE_MARGIN:
+    margin = _margins(log)
+    held = log.held_out(margin.name)
+    if margin.tail(0.2).mean < HUGE_MARGIN:
         return None
     evidence = [margin.evidence(margin.first), margin.tail(0.2).average()]
     evidence += [held.evidence(held.last)] if len(held) else []
@@ -133,13 +142,14 @@ def margin_explodes(log: RunLog) -> Finding | None:
     return Finding("warning", "the reward margin keeps growing", tuple(evidence), causes, _stay_closer(log))
 
 
-def memorised(accuracy: str) -> Callable[[RunLog], Finding | None]:
+def memorised(accuracy: str) -> Check:
     """Return the check for overfitting to pairs, with the stage's name of the accuracy: accuracy or rewards/accuracies."""
 
+    @check(steps(accuracy, MIN_ROWS), evaluations(accuracy, 2))
     def memorised(log: RunLog) -> Finding | None:
         """Training accuracy is perfect, but held-out accuracy does not improve."""
         train, held, loss = log.train(accuracy), log.held_out(accuracy), log.train("loss")
-        if len(train) < MIN_ROWS or len(held) < 2 or train.tail(0.2).mean < PERFECT:
+        if train.tail(0.2).mean < PERFECT:
             return None
         if train.tail(0.2).mean - held.last.value < GAP or held.last.value - held.tail(0.5).first.value > FLAT:
             return None
@@ -152,9 +162,10 @@ def memorised(accuracy: str) -> Callable[[RunLog], Finding | None]:
     return memorised
 
 
+@check(evaluations("accuracy", 2), evaluations("loss"), steps("accuracy"))
 def at_chance(log: RunLog) -> Finding | None:
     held, train = log.held_out("accuracy"), log.train("accuracy")
-    if len(held) < 2 or held.last.value > CHANCE or not len(train) or is_unchanged(log.held_out("loss")):
+    if held.last.value > CHANCE or is_unchanged(log.held_out("loss")):
         return None
     learned = train.tail(0.2)
     evidence = (*held.first_and_last(), learned.average())
@@ -174,11 +185,10 @@ def at_chance(log: RunLog) -> Finding | None:
     return Finding("warning", "the reward model is no better than chance", evidence, causes, advice)
 
 
+@check(evaluations("rewards/chosen", 2), evaluations("rewards/rejected", 2))
 def rewards_drift(log: RunLog) -> Finding | None:
     """The mean reward drifts. The Bradley-Terry loss depends on differences only, so nothing keeps the mean near zero."""
     chosen, rejected = log.held_out("rewards/chosen"), log.held_out("rewards/rejected")
-    if len(chosen) < 2 or len(rejected) < 2:
-        return None
     first, last = (
         abs(c.value + r.value) / 2 for c, r in ((chosen.first, rejected.first), (chosen.last, rejected.last))
     )

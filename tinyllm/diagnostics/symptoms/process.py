@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from tinyllm.diagnostics.run_log import FACTS, METRICS, Evidence, RunLog
+from tinyllm.diagnostics.run_log import FACTS, METRICS, Evidence, RunLog, Series
 from tinyllm.diagnostics.symptoms.advice import full_precision, longer_rows, lower_learning_rate
+from tinyllm.diagnostics.symptoms.check import Need, check
 from tinyllm.diagnostics.symptoms.finding import Causes, Finding
 from tinyllm.errors import one_line
 from tinyllm.io.shell import join
@@ -48,6 +49,7 @@ _OTHER_ERRORS: _Advice = (
 )
 
 
+@check()
 def failed(log: RunLog) -> Finding | None:
     if log.facts.get("status") != FAILED_STATUS:
         return None
@@ -58,6 +60,7 @@ def failed(log: RunLog) -> Finding | None:
     return Finding("broken", "the run failed", tuple(evidence), causes, advice(log))
 
 
+@check()
 def unfinished(log: RunLog) -> Finding | None:
     """The run was stopped or killed, or is still running."""
     status = log.facts.get("status")
@@ -116,6 +119,7 @@ def _command(log: RunLog) -> str:
     return join(words + (["--nproc", str(ranks)] if ranks > 1 and "--nproc" not in words else []))
 
 
+@check(Need(lambda log: log.lines("train"), 1, "lines"))
 def rows_missing(log: RunLog) -> Finding | None:
     """Steps are missing from the log, or were logged twice."""
     every = max(1, int(log.setting("train.log_every", 1)))
@@ -145,6 +149,7 @@ def rows_missing(log: RunLog) -> Finding | None:
     )
 
 
+@check()
 def nothing_logged(log: RunLog) -> Finding | None:
     if log.rows or log.facts.get("status") == RUNNING or _failed_before_the_first_step(log):
         return None
@@ -160,6 +165,7 @@ def _failed_before_the_first_step(log: RunLog) -> bool:
     return log.facts.get("status") == FAILED_STATUS and not any(entry.get("to_step") for entry in entries)
 
 
+@check()
 def damaged_lines(log: RunLog) -> Finding | None:
     if not log.damaged_lines:
         return None
@@ -172,12 +178,16 @@ def damaged_lines(log: RunLog) -> Finding | None:
     )
 
 
-def slowed(log: RunLog) -> Finding | None:
-    """Tokens per second fell. Compares steps of one kind: steps that sample a rollout are slower, and the first step warms up."""
+def _speed(log: RunLog) -> Series:
+    """Return the tokens per second of steps of one kind: steps that sample a rollout are slower, and the first step warms up."""
     series = log.train if log.steps_per_rollout == 1 else log.after_first_minibatch
-    speed = series("tokens_per_second").where(lambda step: step > 1)
-    if len(speed) < MIN_ROWS:
-        return None
+    return series("tokens_per_second").where(lambda step: step > 1)
+
+
+@check(Need(_speed, MIN_ROWS, "comparable steps"))
+def slowed(log: RunLog) -> Finding | None:
+    """Tokens per second fell."""
+    speed = _speed(log)
     early, late = speed.head(0.5), speed.tail(0.25)
     if late.median >= SLOWED * early.median:
         return None
