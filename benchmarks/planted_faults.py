@@ -2,242 +2,298 @@
 
     tinyllm lifecycle && python benchmarks/planted_faults.py
 
-Run it in the folder of `tinyllm lifecycle`: parents come from that lifecycle, and only the faulty stage is trained. Prints a table.
-Exits with 1 if a fault passes every gate of its stage. About a minute per fault on two cores; `--only STAGE` selects faults.
+Run it in the folder of `tinyllm lifecycle`, with the same --preset, --seed and --set: parents come from that lifecycle, and only the faulty
+stage is trained. The faults of the gates for own data are planted in a second lifecycle, of files that the bundled world writes; it is
+trained first. Every stage is also trained in the same way without a fault and must then pass all its gates.
+
+Prints a table. Exit code 1 if a fault is not caught by the gates it names, a gate was never seen to fail, or a stage without a fault fails.
+An error that no fault expects ends the script. The faults are in `faults.py`; `--only` selects some.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
-import torch
+from faults import FAULTS, Fault
 
-from tinyllm.algorithms import bradley_terry, dpo, grpo, gspo, orpo, ppo
 from tinyllm.cli.lifecycle import pipeline_configs
 from tinyllm.cli.options import Common
-from tinyllm.data import loading
-from tinyllm.data.datasets.batches import PreferenceBatch, Samples
+from tinyllm.config import Resolved
+from tinyllm.data import world
 from tinyllm.errors import UserError
+from tinyllm.io import strict_json
+from tinyllm.lifecycle.gates import GATES
 from tinyllm.lifecycle.pipeline import Pipeline
-from tinyllm.model import lora
-from tinyllm.rollout.judge import Judge
-from tinyllm.stages import align_offline
-from tinyllm.text import chat
-from tinyllm.train.engine import Engine
+from tinyllm.lifecycle.stages import PARENTS, STAGES
+
+SMALL = (  # the mechanism in a minute; a model of this size passes no gate
+    "pretrain:model={vocab_size: 400, hidden_size: 32, intermediate_size: 48, num_hidden_layers: 1, head_dim: 16}",
+    "data.max_length=96",
+    "train.steps=4",
+    "train.batch_size=8",
+    "train.micro_batch_size=8",
+    "train.eval_every=2",
+    "train.save_every=2",
+    "train.eval_rows=8",
+    "train.compile=off",
+    *(f"{stage}:rollout.max_new_tokens=8" for stage in ("ppo", "gspo", "grpo")),
+    *(f"{stage}:rollout.group_size=4" for stage in ("gspo", "grpo")),
+)
+OWN_STAGES = tuple(dict.fromkeys(fault.stage for fault in FAULTS if fault.data == "user"))
+OWN_SETS = ("data.val_fraction=0.2",)  # half of it for the test split
+_RECORDS = {"documents": 8000, "conversations": 8000, "pairs": 6000, "prompts": 2000}
 
 
 @dataclass(frozen=True)
-class Fault:
+class Setting:
+    """One lifecycle: its preset, name and settings, and the user's files if it has some."""
+
     name: str
-    stage: str
-    what: str
-    plant: Callable[[], Any]  # a context manager that applies the fault
+    preset: str
+    common: Common
+    questions: int
+    files: tuple[str, ...] = ()
+
+    def configs(self, name: str, sets: Sequence[str] = ()) -> dict[str, Resolved]:
+        """Return the configurations of this lifecycle under a name, with further settings."""
+        common = replace(self.common, name=name, set=[*(self.common.set or []), *sets])
+        found = pipeline_configs(self.preset, common, list(self.files), 1, os.environ)[name]
+        return {stage: one for stage, one in found.items() if not self.files or stage in _with_ancestors(OWN_STAGES)}
 
 
-def frozen() -> Any:
-    """Compute gradients and never apply them."""
-
-    def update(engine: Engine, rate: float) -> None:
-        engine.zero_grad()
-        engine.updates += 1
-
-    return mock.patch.object(Engine, "_update", update)
-
-
-def no_end_token() -> Any:
-    """Leave the assistant's <|im_end|> out of the loss."""
-    original = chat.render_many
-
-    def render_many(tokenizer: Any, conversations: Any, **options: Any) -> list[chat.Rendered]:
-        found = original(tokenizer, conversations, **options)
-        return [
-            replace(r, mask=[m and token != tokenizer.im_end for m, token in zip(r.mask, r.ids, strict=True)])
-            for r in found
-        ]
-
-    return mock.patch.object(loading.chat, "render_many", render_many)
+def _with_ancestors(stages: Sequence[str]) -> list[str]:
+    """Return the stages, and those that they start from or are compared with, in order."""
+    found = set(stages)
+    for stage in reversed(STAGES):
+        if stage in found:
+            needed = {PARENTS[stage], STAGES[stage].reward_model, "sft" if stage == "sft-lora" else None}
+            found |= {name for name in needed if name}
+    return [stage for stage in STAGES if stage in found]
 
 
-def empty_mask() -> Any:
-    original = chat.render_many
-
-    def render_many(tokenizer: Any, conversations: Any, **options: Any) -> list[chat.Rendered]:
-        return [replace(r, mask=[False] * len(r.mask)) for r in original(tokenizer, conversations, **options)]
-
-    return mock.patch.object(loading.chat, "render_many", render_many)
-
-
-def dead_adapter() -> Any:
-    """Scale the low-rank branch by almost zero."""
-    original = lora.LoRALinear.__init__
-
-    def start(layer: lora.LoRALinear, *arguments: Any) -> None:
-        original(layer, *arguments)
-        layer.scaling = 1e-6
-
-    return mock.patch.object(lora.LoRALinear, "__init__", start)
-
-
-def swapped(module: Any) -> Callable[[], Any]:
-    """Swap chosen and rejected in the training loss."""
-
-    def plant() -> Any:
-        original = module.loss
-
-        def loss(settings: Any, model: Any, batch: PreferenceBatch) -> Any:
-            if not torch.is_grad_enabled():
-                return original(settings, model, batch)
-            turn = torch.arange(len(batch.ids)).roll(batch.count)
-            reference = None if batch.ref_log_probs is None else batch.ref_log_probs[turn]
-            moved = replace(
-                batch, ids=batch.ids[turn], mask=batch.mask[turn], real=batch.real[turn], ref_log_probs=reference
-            )
-            return original(settings, model, moved)
-
-        return mock.patch.object(module, "loss", loss)
-
-    return plant
+def own_files(folder: Path, counts: Mapping[str, int], seed: int) -> tuple[str, ...]:
+    """Write records of the bundled world as files of a user's, one for each kind, and return their paths."""
+    half_flawed = world.conversations(counts["conversations"], seed=seed, flawed=0.4)
+    rows = {
+        "stories": list(world.documents(counts["documents"], seed=seed)),
+        "talks": [{"messages": row["messages"]} for row in half_flawed],
+        "choices": [
+            {key: row[key] for key in ("prompt", "chosen", "rejected")}
+            for row in world.pairs(counts["pairs"], seed=seed)
+        ],
+        "exercises": [
+            {"question": row["prompt"][0]["content"], "answer": row["answer"]}
+            for row in world.prompts(counts["prompts"], seed=seed)
+            if len(row["prompt"]) == 1
+        ],
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, found in rows.items():
+        if (folder / f"{name}.jsonl").exists():
+            continue
+        text = "".join(json.dumps(row) + "\n" for row in found)
+        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    return tuple((folder / f"{name}.jsonl").as_posix() for name in rows)
 
 
-def shuffled_labels() -> Any:
-    """Choose at random which of two answers is the chosen one."""
-    original = loading.preference_dataset
-
-    def preference_dataset(pairs: Any, tokenizer: Any, length: int, what: str) -> Any:
-        found = original(pairs, tokenizer, length, what)
-        if what == "train":
-            coin = torch.rand(len(found.pairs), generator=torch.Generator().manual_seed(0)) < 0.5
-            found.pairs = [
-                replace(p, chosen=p.rejected, rejected=p.chosen) if swap else p
-                for p, swap in zip(found.pairs, coin.tolist(), strict=True)
-            ]
-        return found
-
-    from tinyllm.stages import rm
-
-    return mock.patch.object(rm, "preference_dataset", preference_dataset)
-
-
-def random_reference() -> Any:
-    """Replace reference log-probabilities by noise of a similar scale."""
-    original = align_offline.reference_log_probs
-
-    def reference_log_probs(*arguments: Any) -> torch.Tensor:
-        real = original(*arguments)
-        noise = torch.randn(real.shape, generator=torch.Generator().manual_seed(0))
-        return real.mean() + 20 * real.std() * noise
-
-    return mock.patch.object(align_offline, "reference_log_probs", reference_log_probs)
-
-
-def shuffled_advantages(module: Any) -> Callable[[], Any]:
-    def plant() -> Any:
-        original = module.compute_advantages
-
-        def compute_advantages(settings: Any, samples: Samples) -> Any:
-            generator = torch.Generator().manual_seed(int(samples.ids.sum()))
-            order = torch.randperm(len(samples.reward), generator=generator)
-            return original(settings, replace(samples, reward=samples.reward[order]))
-
-        return mock.patch.object(module, "compute_advantages", compute_advantages)
-
-    return plant
-
-
-def negated_reward() -> Any:
-    original = Judge.__call__
-
-    def judge(self: Judge, *arguments: Any) -> Any:
-        reward, parts = original(self, *arguments)
-        return -reward, parts
-
-    return mock.patch.object(Judge, "__call__", judge)
-
-
-FAULTS = (
-    Fault("frozen model", "pretrain", "gradients are never applied", frozen),
-    Fault("no end token", "sft", "the end token is not in the loss", no_end_token),
-    Fault("empty mask", "sft", "no token is in the loss", empty_mask),
-    Fault("dead adapter", "sft-lora", "the low-rank branch has no weight", dead_adapter),
-    Fault("shuffled labels", "rm", "chosen and rejected are random", shuffled_labels),
-    Fault("swapped reward model", "rm", "the rejected answer is to score higher", swapped(bradley_terry)),
-    Fault("swapped pairs", "dpo", "the rejected answer is preferred", swapped(dpo)),
-    Fault("random reference", "dpo", "the reference is noise", random_reference),
-    Fault("swapped pairs", "orpo", "the rejected answer is preferred", swapped(orpo)),
-    Fault("wrong sign", "ppo", "the reward is negated", negated_reward),
-    Fault("shuffled advantages", "ppo", "rewards go to other answers", shuffled_advantages(ppo)),
-    Fault("shuffled advantages", "gspo", "rewards go to other answers", shuffled_advantages(gspo)),
-    Fault("frozen policy", "grpo", "gradients are never applied", frozen),
-    Fault("shuffled advantages", "grpo", "rewards go to other answers", shuffled_advantages(grpo)),
-)
+# --- one fault -------------------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def faulty_pipeline(fault: Fault, good: str, sets: list[str]) -> Iterator[Pipeline]:
-    """Yield a lifecycle with the good one's earlier stages and one stage still to train. Delete its files afterwards."""
-    common = Common(set=sets)
-    name = f"{good}-fault"
-    resolved = pipeline_configs("laptop", replace(common, name=good), [], 1, os.environ)[good]
-    own = pipeline_configs("laptop", replace(common, name=name), [], 1, os.environ)[name][fault.stage]
-    config = resolved[fault.stage].config
+def faulty_pipeline(setting: Setting, stage: str, sets: Sequence[str] = ()) -> Iterator[Pipeline]:
+    """Yield a lifecycle with the good one's other stages and one stage still to train. Delete its files afterwards.
+
+    Raises: UserError if a stage that it needs is not finished in the good lifecycle: nothing is trained in its place.
+    """
+    name = f"{setting.name}-fault"
+    resolved = setting.configs(setting.name)
+    config = resolved[stage].config
+    own = setting.configs(name, [f"{stage}:{text}" for text in sets])[stage]
     update = {key: getattr(config, key) for key in ("parent", "reward_model") if key in type(config).model_fields}
     own = replace(own, config=own.config.model_copy(update=update))
-    order = list(resolved)
-    earlier = order[: order.index(fault.stage)]
-    folder = Path("runs") / "lifecycle" / name
+    folder, good = Path("runs") / "lifecycle" / name, Path("runs") / "lifecycle" / setting.name
     shutil.rmtree(folder, ignore_errors=True)
-    pipeline = Pipeline(name, {stage: resolved[stage] for stage in earlier} | {fault.stage: own}, resume=True)
-    for stage in earlier:
-        shutil.copy(Path("runs") / "lifecycle" / good / f"{stage}.json", folder)
-    shutil.rmtree(pipeline.run_dir(fault.stage), ignore_errors=True)
+    pipeline = Pipeline(name, resolved | {stage: own}, questions=setting.questions)
+    shutil.rmtree(pipeline.run_dir(stage), ignore_errors=True)
     try:
+        for earlier in _with_ancestors([stage])[:-1]:
+            shutil.copy(good / f"{earlier}.json", folder)
+            if not pipeline.is_finished(earlier):
+                raise UserError(f"{earlier} of the lifecycle {setting.name} is not finished with these settings")
+            pipeline.run_stage(earlier)
         yield pipeline
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.rmtree(pipeline.run_dir(fault.stage), ignore_errors=True)
+        pipeline.close()
+        for left in (folder, pipeline.run_dir(stage), Path("runs") / "data" / name):
+            shutil.rmtree(left, ignore_errors=True)
 
 
-def gates_of(fault: Fault, good: str, sets: list[str]) -> list[tuple[str, float, str, float, bool]]:
-    """Return (gate, value, rule, bound, passed) of the faulty stage. An error before training counts as a failed gate."""
-    with faulty_pipeline(fault, good, sets) as pipeline:
+def outcome(setting: Setting, stage: str, fault: Fault | None) -> dict[str, Any]:
+    """Train a stage with a fault, or without one, and return its row of the result: the gates, and whether they are as expected.
+
+    Raises: UserError that the fault does not expect.
+    """
+    row = {"data": "user" if setting.files else "world", "stage": stage, "fault": fault.name if fault else None}
+    with faulty_pipeline(setting, stage, fault.sets if fault else ()) as pipeline:
         try:
-            with fault.plant():
-                record = pipeline.run()[-1]
+            with fault.plant() if fault else nullcontext():
+                record = pipeline.run_stage(stage)
         except UserError as error:
-            return [(f"refused: {error.what}", float("nan"), "", float("nan"), False)]
-        return [(g["name"], g["value"], g["rule"], g["bound"], g["passed"]) for g in record["gates"]]
+            if not (fault and fault.refusal and fault.refusal in error.what):
+                raise
+            return row | {"what": fault.what, "refusal": error.what, "gates": [], "as_expected": True}
+    gates = record["gates"]
+    steps = {"best_step": record["best_step"], "last_step": record["last"]["step"]}
+    if fault is None:
+        return row | steps | {"gates": gates, "as_expected": all(gate["passed"] for gate in gates)}
+    gates = [gate | {"expected": gate["name"] in (*fault.gates, *fault.empty)} for gate in gates]
+    red, caught = verdict(fault, gates)
+    row |= {"what": fault.what, "checkpoint": fault.checkpoint, **steps, "gates": gates, "red": red}
+    return row | {"as_expected": caught}
+
+
+def verdict(fault: Fault, gates: Sequence[Mapping[str, Any]]) -> tuple[list[str], bool]:
+    """Return the gates that the fault names and that failed on a figure of something, and whether it was caught as it expects."""
+    at = {gate["name"]: judged(gate, fault.checkpoint) for gate in gates}
+    red = [name for name in fault.gates if name in at and is_red(at[name])]
+    empty = [name for name in fault.empty if name in at and not at[name]["passed"] and not at[name]["n"]]
+    return red, not fault.refusal and len(red) == len(fault.gates) and len(empty) == len(fault.empty)
+
+
+def judged(gate: Mapping[str, Any], checkpoint: str) -> Mapping[str, Any]:
+    """Return value, n and outcome of a gate at the best or the last checkpoint."""
+    return gate["last"] if checkpoint == "last" else gate
+
+
+def is_red(found: Mapping[str, Any]) -> bool:
+    """Return whether a gate failed by its comparison, on a figure of something."""
+    return not found["passed"] and not found["why"] and found["n"] > 0 and math.isfinite(found["value"])
+
+
+# --- all of them -----------------------------------------------------------------------------------------------------------------
+
+_LINE = "{:9} {:21} {:28} {:>8} {:>8}    {:>8} {:>6}  {}"
+
+
+def show(row: Mapping[str, Any]) -> None:
+    """Print the lines of one row; the outcome is that of the checkpoint that is judged."""
+    name = row["fault"] or "no fault"
+    stage = "own:" * (row["data"] == "user") + row["stage"]
+    if "refusal" in row:
+        print(f"{stage:9} {name:21} refused, as expected: {row['refusal']}", flush=True)
+    for gate in row["gates"]:
+        found = judged(gate, row.get("checkpoint", "best"))
+        word = "passed" if found["passed"] else "FAILED" + (f" ({found['why']})" if found["why"] else "")
+        values = [f"{value:.3f}" for value in (gate["value"], gate["last"]["value"], gate["bound"])]
+        values[2] = f"{gate['rule']} {values[2]:>8}"
+        star = " *" if gate.get("expected") else ""
+        print(
+            f"{stage:9} {name:21} {gate['name']:28} {values[0]:>8} {values[1]:>8} {values[2]} {found['n']:>6}  {word}{star}",
+            flush=True,
+        )
+
+
+def settings_of(given: argparse.Namespace) -> dict[str, Setting]:
+    """Return the lifecycle of the bundled world and that of files."""
+    sets = [*(SMALL if given.small else ()), *given.set]
+    small = ("data.train=['world:300']",) if given.small else ()
+    name = given.lifecycle or given.preset
+    counts = dict.fromkeys(_RECORDS, 300) if given.small else _RECORDS
+    folder = Path("runs") / "planted-faults" / f"own-data-{given.seed}{'-small' * given.small}"
+    files = own_files(folder, counts, given.seed)
+    questions = 16 if given.small else given.questions
+    return {
+        "world": Setting(name, given.preset, Common(set=[*small, *sets], seed=given.seed), questions),
+        "user": Setting(f"{name}-own", given.preset, Common(set=[*sets, *OWN_SETS], seed=given.seed), questions, files),
+    }
+
+
+def chosen_faults(only: Sequence[str]) -> list[Fault]:
+    """Return the faults that `--only` selects, by stage or stage/name, with the data in front or without; all without it.
+
+    Raises: UserError if one selects nothing.
+    """
+    keys = {
+        fault: {
+            f"{data}{stage}"
+            for data in ("", f"{fault.data}/")
+            for stage in (fault.stage, f"{fault.stage}/{fault.name}")
+        }
+        for fault in FAULTS
+    }
+    for text in only:
+        if not any(text in found for found in keys.values()):
+            raise UserError(f"no fault is called {text!r}", where="--only", fix="choose one of benchmarks/faults.py")
+    return [fault for fault in FAULTS if not only or keys[fault] & set(only)]
+
+
+def run(given: argparse.Namespace) -> dict[str, Any]:
+    """Run both lifecycles as far as they are not finished, then every stage without a fault, then every fault."""
+    faults, settings = chosen_faults(given.only), settings_of(given)
+    rows: list[dict[str, Any]] = []
+    print(_LINE.format("stage", "fault", "gate", "best", "last", "bound", "n", "(* must fail)"))
+    for data, setting in settings.items():
+        mine = [fault for fault in faults if fault.data == data]
+        if not mine:
+            continue
+        good = Pipeline(setting.name, setting.configs(setting.name), questions=setting.questions)
+        for stage in _with_ancestors([fault.stage for fault in mine]):
+            good.run_stage(stage)
+        good.close()
+        for stage in dict.fromkeys(fault.stage for fault in mine):
+            for fault in (None, *(fault for fault in mine if fault.stage == stage)):
+                rows.append(outcome(setting, stage, fault))
+                show(rows[-1])
+    planted = [row for row in rows if row["fault"]]
+    red = {name for row in planted for name in row.get("red", ())}
+    return {
+        "schema_version": 1,
+        "preset": given.preset,
+        "seed": given.seed,
+        "rows": rows,
+        "faults": {"planted": len(planted), "caught": sum(row["as_expected"] for row in planted)},
+        "green": {"stages": len(rows) - len(planted), "passed": sum(r["as_expected"] for r in rows if not r["fault"])},
+        "gates": {"all": [gate.name for gate in GATES], "seen_red": [g.name for g in GATES if g.name in red]},
+    }
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lifecycle", "--life", default="laptop", help="name of the finished lifecycle")
-    parser.add_argument(
-        "--only", action="append", default=[], metavar="STAGE[/NAME]", help="faults to plant; repeatable"
-    )
+    parser.add_argument("--lifecycle", "--life", metavar="NAME", help="of the finished lifecycle; default: the preset")
+    parser.add_argument("--preset", default="laptop", help="of the finished lifecycle")
+    parser.add_argument("--seed", type=int, help="of the finished lifecycle; default: that of --set seed=N, or 0")
     parser.add_argument("--set", action="append", default=[], help="the same as for the finished lifecycle")
+    parser.add_argument("--questions", type=int, default=512, help="the same as for the finished lifecycle")
+    parser.add_argument("--small", action="store_true", help="a tiny model: shows the mechanism, and passes no gate")
+    parser.add_argument("--only", action="append", default=[], metavar="[world/|user/]STAGE[/NAME]", help="repeatable")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result to a file")
     given = parser.parse_args()
-    missed, total = 0, 0
-    print(f"{'stage':9} {'fault':21} {'gate':28} {'value':>8}    {'bound':>8}")
-    for fault in FAULTS:
-        if given.only and not {fault.stage, f"{fault.stage}/{fault.name}"} & set(given.only):
-            continue
-        gates = gates_of(fault, given.lifecycle, given.set)
-        total += 1
-        missed += all(passed for *_, passed in gates)
-        for gate, value, rule, bound, passed in gates:
-            outcome = "passed" if passed else "FAILED"
-            print(f"{fault.stage:9} {fault.name:21} {gate[:60]:28} {value:8.3f} {rule:2} {bound:8.3f}  {outcome}")
-    print(f"{total - missed} of {total} faults were caught by a gate of their stage")
-    return int(missed > 0)
+    if given.seed is None:
+        seeds = [text.removeprefix("seed=") for text in given.set if text.startswith("seed=")]
+        given.seed = int(seeds[-1]) if seeds else 0
+    try:
+        found = run(given)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.code
+    if given.json:
+        given.json.write_text(strict_json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    faults, green, gates = found["faults"], found["green"], found["gates"]
+    print(f"{faults['caught']} of {faults['planted']} faults were caught by the gates, or the refusal, that they name")
+    print(f"{green['passed']} of {green['stages']} stages passed all gates without a fault")
+    print(f"{len(gates['seen_red'])} of {len(gates['all'])} gates were seen red")
+    whole = given.only or len(gates["seen_red"]) == len(gates["all"])
+    return int(faults["caught"] < faults["planted"] or green["passed"] < green["stages"] or not whole)
 
 
 if __name__ == "__main__":
