@@ -1,4 +1,4 @@
-.PHONY: check format lint types test slow lowest
+.PHONY: check format lint types test slow evidence lowest
 
 check: lint types test
 
@@ -18,6 +18,10 @@ test:
 
 slow:
 	pytest -m slow
+
+# Everything that was run to find out whether this works; writes docs/evidence.md and the figures of the READMEs. About two hours.
+evidence:
+	python -m tests.evidence
 
 # The tests with the lowest versions that pyproject.toml allows. Needs uv; on Linux torch 2.8 brings 5 GB of CUDA packages.
 # `hub` excludes the lowest tokenizers, so there are two sets: `make lowest` and `make lowest EXTRAS=parity,parquet,dev`.

@@ -68,5 +68,5 @@ def shared() -> Path:
     """Return the folder of real data, models and tokenizers that may lie beside the checkout."""
     folder = Path(__file__).resolve().parents[2] / "shared"
     if not folder.is_dir():
-        pytest.skip("no shared/ folder beside this checkout")
+        pytest.skip("needs real data or a real model of others: no shared/ folder beside this checkout")
     return folder

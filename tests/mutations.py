@@ -1,7 +1,10 @@
 """Are the tests any good? Plant mistakes, one at a time, into a copy of the package: each must make a test fail.
 
-    python tests/mutations.py                    all of them, some seconds each
+    python tests/mutations.py                    all of them, a few seconds each
     python tests/mutations.py --only no-shift    those whose name contains it
+    python tests/mutations.py --changed main     those whose file or tests differ from a git revision
+    python tests/mutations.py --sample 20        so many at random; the seed is printed
+    python tests/mutations.py --changed HEAD^ --sample 20 --seconds 60    some of those, or of all where there are none
     python tests/mutations.py --list
 
 The mistakes are in `mutants/`. Before any is planted, the untouched copy must pass all the tests that are used. Exit code 1 where a
@@ -11,32 +14,33 @@ mistake survives, where the copy fails as it is, or where the table no longer fi
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
+import json
+import math
+import pkgutil
+import random
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from queue import SimpleQueue
 
-from mutants import losses, machinery, mistakes, survival
-from mutants.kind import MISTAKES, Mutant
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # for `mutants`
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-ROOT = Path(__file__).resolve().parents[1]
-COPIED = ("tinyllm", "tests", "configs", "pyproject.toml")
-MUTANTS = [*mistakes.MUTANTS, *losses.MUTANTS, *machinery.MUTANTS, *survival.MUTANTS]
-SECONDS = 240  # more than any of the tests needs
-_RUN = """
-import pathlib, sys, pytest, tinyllm
-copy = pathlib.Path(sys.argv[1])
-assert pathlib.Path(tinyllm.__file__).is_relative_to(copy), f"{tinyllm.__file__} is not of the copy {copy}"
-sys.exit(pytest.main(sys.argv[2:]))
-"""
+import mutants
+from mutants.kind import Mutant
+
+from tests.support.forks import ROOT, Copy, Found
+
+MODULES = [import_module(f"mutants.{module.name}") for module in pkgutil.iter_modules(mutants.__path__)]
+MUTANTS: list[Mutant] = [mutant for module in MODULES for mutant in getattr(module, "MUTANTS", ())]
+SECONDS = 240  # of computing, more than any of the tests needs
+QUICK = 10  # of computing, where the time is limited
 
 
 @dataclass(frozen=True)
@@ -46,96 +50,117 @@ class Outcome:
     seconds: float = 0.0
 
 
-class Copy:
-    """The package and its tests in a folder of their own."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        for name in COPIED:
-            source = ROOT / name
-            if source.is_dir():
-                shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.tmp"))
-            else:
-                shutil.copy2(source, folder / name)
-        self.planted = 0
-
-    def pytest(self, targets: Sequence[str], *options: str) -> subprocess.CompletedProcess:
-        environment = {**os.environ, "PYTHONPATH": str(self.folder), "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
-        environment |= {"PYTHONDONTWRITEBYTECODE": "1"} if self.planted else {}
-        command = [sys.executable, "-c", _RUN, str(self.folder), "-q", "-rfE", "-p", "no:cacheprovider", *options]
-        return subprocess.run(
-            [*command, *targets], cwd=self.folder, env=environment, capture_output=True, text=True, timeout=SECONDS
-        )
-
-    def judge(self, mutant: Mutant) -> Outcome:
-        """Plant it, run its tests until one fails, and put the file back."""
-        began = time.monotonic()
-        path = self.folder / "tinyllm" / mutant.file
-        source, changed = path.read_text(encoding="utf-8"), path.stat().st_mtime
-        if source.count(mutant.old) != mutant.count:
-            return Outcome("", f"the table is out of date: found {source.count(mutant.old)} times, not {mutant.count}")
-        self.planted += 1
-        path.write_text(source.replace(mutant.old, mutant.new), encoding="utf-8")
-        os.utime(path, (changed + self.planted, changed + self.planted))  # no cached bytecode fits it
-        try:
-            done = self.pytest([f"tests/{target}" for target in mutant.targets.split()], "-x")
-        except subprocess.TimeoutExpired:
-            return Outcome("", f"no end after {SECONDS} s")
-        finally:
-            path.write_text(source, encoding="utf-8")
-            os.utime(path, (changed, changed))
-        return _outcome(done, time.monotonic() - began)
+def judge(copy: Copy, mutant: Mutant) -> Outcome:
+    """Plant it, run its tests until one fails, and put the file back."""
+    source = (copy.folder / "tinyllm" / mutant.file).read_text(encoding="utf-8")
+    if source.count(mutant.old) != mutant.count:
+        return Outcome("", f"the table is out of date: found {source.count(mutant.old)} times, not {mutant.count}")
+    with copy.planted(mutant.file, source.replace(mutant.old, mutant.new)):
+        found = copy.tests.run([f"tests/{target}" for target in mutant.targets.split()], "-x", limit=SECONDS)
+    return _outcome(found)
 
 
-def _outcome(done: subprocess.CompletedProcess, seconds: float) -> Outcome:
-    failed = [line.split()[1] for line in done.stdout.splitlines() if line.startswith(("FAILED ", "ERROR "))]
-    if done.returncode == 1 and failed:
-        return Outcome(failed[0].removeprefix("tests/"), seconds=seconds)
-    if done.returncode == 0:
-        return Outcome("", seconds=seconds)
-    return Outcome("", f"pytest ended with {done.returncode}: {(done.stdout + done.stderr).strip()[-300:]}", seconds)
+def _outcome(found: Found) -> Outcome:
+    if found.code == 1 and found.failed:
+        return Outcome(found.failed.removeprefix("tests/"), seconds=found.seconds)
+    if found.code == 0:
+        return Outcome("", seconds=found.seconds)
+    if found.late:
+        return Outcome("", f"no end after {SECONDS} s", found.seconds)
+    return Outcome(
+        "", f"pytest ended with {found.code}: {(found.broken or found.output).strip()[-300:]}", found.seconds
+    )
 
 
-def untouched_passes(copy: Copy, mutants: Sequence[Mutant]) -> bool:
-    """Whether every test that is used passes as long as nothing is planted. Otherwise a mistake would seem to be caught."""
+def untouched(copy: Copy, mutants: Sequence[Mutant]) -> Sequence[Mutant]:
+    """Return the mutants, if every test that is used passes with nothing planted: otherwise a mistake would seem to be caught.
+
+    Ends the command with 1 where a test fails untouched.
+    """
     targets = sorted({f"tests/{target}" for mutant in mutants for target in mutant.targets.split()})
     files = {target for target in targets if "::" not in target}
     targets = [target for target in targets if target in files or target.partition("::")[0] not in files]
-    done = copy.pytest(targets)
-    print(
-        f"untouched: {done.stdout.strip().splitlines()[-1] if done.stdout.strip() else done.stderr[-500:]}", flush=True
-    )
-    if done.returncode:
-        print("\n".join(line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))))
-    return done.returncode == 0
+    found = copy.tests.run(targets, limit=SECONDS * 10)
+    print(f"untouched: {len(found.tests)} tests passed in {found.seconds:.0f} s", flush=True)
+    if found.code:
+        sys.exit("\n".join([*found.failures, found.broken]).strip() or found.output)
+    return mutants
 
 
-def run(mutants: Sequence[Mutant], jobs: int) -> int:
+def changed_since(revision: str) -> set[str]:
+    """Return the paths that differ from a git revision, those that git does not know yet included."""
+    paths = set()
+    for command in (["diff", "--name-only", revision], ["ls-files", "--others", "--exclude-standard"]):
+        done = subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(f"error: {done.stderr.strip()}")
+        paths |= set(done.stdout.splitlines())
+    return paths
+
+
+def touched(mutant: Mutant, paths: set[str]) -> bool:
+    used = {f"tests/{target.partition('::')[0]}" for target in mutant.targets.split()} | {f"tinyllm/{mutant.file}"}
+    return bool(used & paths)
+
+
+def in_time(copy: Copy, mutants: Sequence[Mutant], limit: float) -> list[Mutant]:
+    """Return the mutants whose tests take at most `QUICK` seconds untouched, as many as can be tried in half of the time.
+
+    Ends the command with 1 where a test fails untouched.
+    """
+    began, kept = time.monotonic(), []
+    for mutant in mutants:
+        if time.monotonic() - began > (limit / 2 if kept else limit):
+            break
+        found = copy.tests.run([f"tests/{target}" for target in mutant.targets.split()], "-x", limit=QUICK)
+        if found.code == 0:
+            kept.append(mutant)
+        elif not found.late:
+            sys.exit(
+                f"untouched, the tests of {mutant.name} fail: {found.failed or found.broken or found.output[-300:]}"
+            )
+    print(f"untouched: the tests of {len(kept)} mutants passed in {time.monotonic() - began:.0f} s", flush=True)
+    return kept
+
+
+def run(mutants: Sequence[Mutant], jobs: int, results: Path | None = None, limit: float = math.inf) -> int:
+    """Plant the mutants and return the exit code. None is begun after `limit` seconds; those that were not are counted."""
     began, found = time.monotonic(), []
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         copies: SimpleQueue[Copy] = SimpleQueue()
         for number in range(jobs):
             copies.put(Copy(Path(folder).resolve() / str(number)))
         first = copies.get()
-        if not untouched_passes(first, mutants):
-            return 1
+        mutants = in_time(first, mutants, limit) if limit < math.inf else untouched(first, mutants)
         copies.put(first)
 
-        def judge(mutant: Mutant) -> Outcome:
+        def one(mutant: Mutant) -> Outcome | None:
+            if time.monotonic() - began > limit and found:
+                return None
             copy = copies.get()
             try:
-                return copy.judge(mutant)
+                return judge(copy, mutant)
             finally:
                 copies.put(copy)
 
         print(f"\n{'mistake':<8}{'planted':<92}{'s':>3}  caught by", flush=True)
         with ThreadPoolExecutor(jobs) as pool:
-            for mutant, outcome in zip(mutants, pool.map(judge, mutants), strict=True):
+            for mutant, outcome in zip(mutants, pool.map(one, mutants), strict=True):
+                if outcome is None:
+                    continue
                 found.append(outcome)
                 caught = outcome.caught_by or f"*** {outcome.problem or 'SURVIVED'}"
                 planted = f"{mutant.name}: {mutant.plants}"
                 print(f"{mutant.mistake:<8}{planted:<92}{outcome.seconds:>3.0f}  {caught}", flush=True)
+                if results:
+                    with results.open("a", encoding="utf-8") as file:
+                        record = {"name": mutant.name, "file": mutant.file, "keeps": mutant.keeps, **asdict(outcome)}
+                        print(json.dumps(record), file=file)
+        for _ in range(jobs):
+            copies.get().tests.close()
     caught = sum(bool(outcome.caught_by) for outcome in found)
+    if len(found) < len(mutants):
+        print(f"\n{len(mutants) - len(found)} were not begun: {limit:.0f} s are over")
     print(f"\n{caught} of {len(found)} caught, in {time.monotonic() - began:.0f} s")
     return int(caught < len(found))
 
@@ -143,20 +168,37 @@ def run(mutants: Sequence[Mutant], jobs: int) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", default="", metavar="NAME", help="mutants whose name contains this")
+    parser.add_argument(
+        "--changed", nargs="?", const="HEAD", metavar="REVISION", help="those whose file or tests differ from it"
+    )
+    parser.add_argument("--sample", type=int, metavar="N", help="so many of them at random")
+    parser.add_argument(
+        "--seed", type=int, default=random.SystemRandom().randrange(10_000), help="of the sample; printed"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="append a line for each outcome")
+    parser.add_argument("--seconds", type=float, default=math.inf, metavar="LIMIT", help="begin none after these")
     parser.add_argument("--list", action="store_true", help="name them and stop")
     parser.add_argument("--jobs", type=int, default=1, help="copies at work at once")
     given = parser.parse_args()
-    twice = [name for name, count in Counter(mutant.name for mutant in MUTANTS).items() if count > 1]
-    assert not twice, f"two mutants are called {twice[0]}"
-    assert {m.mistake for m in MUTANTS} == {*MISTAKES, "extra"}, "a mistake without a mutant"
     mutants = [mutant for mutant in MUTANTS if given.only in mutant.name]
+    if given.changed:
+        paths = changed_since(given.changed)
+        mutants = [mutant for mutant in mutants if touched(mutant, paths)]
+        print(f"{len(mutants)} mutants whose file or tests differ from {given.changed}")
+        if not mutants and given.sample:
+            mutants = MUTANTS
+    if given.sample is not None:
+        mutants = random.Random(given.seed).sample(mutants, min(given.sample, len(mutants)))
+        print(f"seed {given.seed}: {len(mutants)} mutants")
     if given.list:
         for mutant in mutants:
             print(f"{mutant.mistake:<8}{mutant.name:<30}{mutant.file:<28}{mutant.plants}")
         return 0
+    if not mutants and given.changed:
+        return 0
     if not mutants:
         parser.error(f"no mutant's name contains {given.only!r}; --list names them")
-    return run(mutants, given.jobs)
+    return run(mutants, given.jobs, given.json, given.seconds)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """Send a signal in every phase of every command: seconds to the end, exit code, and what was printed.
 
-As a script: `python -m tests.signal_sweep FOLDER [PHASE...]` prints a table; `SWEPT_ROOT` names another copy of the package. Each phase
-is a command, what it prints (or a file it writes) when the phase has begun, and a delay. The runs that they start from are made first.
+As a script: `python -m tests.signal_sweep FOLDER [PHASE...]` prints a table, and at its end one JSON object; `SWEPT_ROOT` names another
+copy of the package. The exit code is 1 if a command ended with another code or later than it may, printed an error or a traceback, left a
+process behind, or had ended before the signal was sent: then nothing was seen. Each phase is a command, what it prints (or a file it
+writes) when the phase has begun, and a delay. The runs that they start from are made first.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(os.environ.get("SWEPT_ROOT", Path(__file__).resolve().parents[1]))
 
@@ -38,6 +41,8 @@ class Phase:
     stdin: bool = False
     sets: tuple[str, ...] = ()
     fresh: bool = field(default=True)  # with a name of its own
+    seconds: float = 2.0  # at most until the end; docs/reliability.md, Signals
+    starting: bool = False  # Python answers itself, by a traceback and its own exit code
 
 
 def phases() -> dict[str, Phase]:
@@ -49,7 +54,7 @@ def phases() -> dict[str, Phase]:
     steps = ("data.train=[world:64]", "data.val=[world:8]", "train.steps=100000", "train.eval_every=100000")
     text = ["big.txt"]
     return {
-        "python starts": Phase(["--version"], wait=0.06, fresh=False),
+        "python starts": Phase(["--version"], wait=0.06, fresh=False, starting=True),
         "import of the command line": Phase(["pretrain"], wait=0.15),
         "import of torch": Phase(sft, wait=0.9, sets=steps),
         "import of torch, SIGTERM": Phase(sft, wait=0.9, sets=steps, signal=signal.SIGTERM),
@@ -95,7 +100,7 @@ def phases() -> dict[str, Phase]:
         "verify": Phase(["verify"], "repeat", 1.0, fresh=False),
         "runs verify": Phase(["runs", "verify"], "", 0.4, fresh=False),
         "two ranks start": Phase([*sft, "--nproc", "2"], "", 1.5, sets=steps),
-        "two ranks, first evaluation": Phase([*sft, "--nproc", "2"], "val: ", 1.5, sets=slow_eval),
+        "two ranks, first evaluation": Phase([*sft, "--nproc", "2"], "val: ", 1.5, sets=slow_eval, seconds=15.0),
         "two ranks, reference": Phase([*dpo, "--nproc", "2"], "reference", 1.0, sets=pairs),
         "two ranks train": Phase([*sft, "--nproc", "2"], "step 1/", 0.5, sets=steps),
         "two ranks train, SIGHUP": Phase([*sft, "--nproc", "2"], "step 1/", 0.5, sets=steps, signal=signal.SIGHUP),
@@ -103,7 +108,7 @@ def phases() -> dict[str, Phase]:
     }  # fmt: skip
 
 
-def sent(phase: Phase, number: int, folder: Path) -> dict[str, object]:
+def sent(phase: Phase, number: int, folder: Path) -> dict[str, Any]:
     """Start the command, send the signal in its phase, and return what followed."""
     words = [word.replace("{n}", str(number)) for word in phase.command]
     words += ["--name", f"s{number}-{time.time_ns() % 10**12}"] * phase.fresh
@@ -160,13 +165,39 @@ def prepare(folder: Path) -> None:
         (folder / "big.txt").write_text("\n\n".join(f"{i} {words[i % 500 :]} {i * 31}" for i in range(1500)), "utf-8")
 
 
-def main() -> None:
+def wrong(phase: Phase, found: dict[str, Any]) -> str:
+    """Return what is not as it should be after the signal."""
+    if "ended" in found:
+        return f"it had ended with code {found['ended']} before the signal"
+    said = [line for _, line in found["lines"]]
+    if phase.starting:
+        return "it went on" if found["code"] == 0 else ""
+    if found["code"] != 128 + phase.signal:
+        return f"exit code {found['code']}"
+    if any(line.startswith(("error:", "Traceback")) for line in said):
+        return "it printed an error"
+    if not any("stopped by" in line or "stopped after" in line for line in said):
+        return "it did not tell that it was stopped"
+    if found["processes left"]:
+        return f"{found['processes left']} processes are left"
+    return f"{found['seconds']} s until its end" if found["seconds"] > phase.seconds else ""
+
+
+def main() -> int:
     folder, chosen = Path(sys.argv[1]).resolve(), sys.argv[2:]
     prepare(folder)
+    seconds, problems = dict[str, float](), dict[str, str]()
     for number, (name, phase) in enumerate(phases().items()):
         if not chosen or any(part in name for part in chosen):
-            print(f"{name:<34}{phase.signal.name:<8}{json.dumps(sent(phase, number, folder))}", flush=True)
+            found = sent(phase, number, folder)
+            print(f"{name:<34}{phase.signal.name:<8}{json.dumps(found)}", flush=True)
+            seconds[name] = found.get("seconds", 0.0)
+            if problem := wrong(phase, found):
+                problems[name] = problem
+    slowest = max(seconds, key=lambda name: seconds[name], default="")
+    print(json.dumps({"phases": len(seconds), "slowest": [slowest, seconds.get(slowest)], "wrong": problems}))
+    return int(bool(problems) or not seconds)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -72,7 +72,7 @@ def test_the_package_never_executes_what_it_reads() -> None:
         for path in PACKAGE.rglob("*.py")
         for danger in dangers(path.read_text(encoding="utf-8"))
     }
-    assert found <= ALLOWED, found - ALLOWED
+    assert found == ALLOWED, found ^ ALLOWED
     for file, danger in found:
         assert danger != "yaml.load" or "SafeLoader" in (PACKAGE / file).read_text(encoding="utf-8")
 

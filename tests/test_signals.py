@@ -91,7 +91,12 @@ def outcome(name: str, folder: Path) -> tuple[int, str, float, bool]:
     body, sent, *_ = CASES[name]
     flag = folder / name
     command = [sys.executable, "-c", BEGIN.replace("{body}", body), str(flag)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # which nohup ignores
+    )
     while not flag.exists() and process.poll() is None:
         time.sleep(0.01)
     at = 0.0

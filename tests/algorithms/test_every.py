@@ -81,10 +81,17 @@ def test_gradient_equals_finite_differences(family: str, name: str) -> None:
 
 
 @every
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.15)])
-def test_lower_precision_changes_the_loss_little(family: str, name: str, dtype: torch.dtype, tolerance: float) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "least", "relative", "turned"), [(torch.float32, 1e-5, 1e-5, 1e-9), (torch.bfloat16, 0.01, 0.03, 2e-3)]
+)
+def test_lower_precision_changes_loss_and_gradient_little(
+    family: str, name: str, dtype: torch.dtype, least: float, relative: float, turned: float
+) -> None:
+    """The loss by a part of itself, which neither 0 nor the other sign is within; the gradient by its direction and length."""
     case = cases.of(family, name)
     want = case.loss()
+    gradient, bound = case.gradient(want), least + relative * abs(float(want.detach()))
+    assert bound < abs(float(want.detach())), "0 would do"
     single = case.model.float()
     floats = {
         f.name: v.float()
@@ -94,7 +101,10 @@ def test_lower_precision_changes_the_loss_little(family: str, name: str, dtype: 
     batch = replace(case.batch, **floats)
     with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
         got = case.loss(batch, single)
-    assert abs(float(got) - float(want)) < tolerance * max(1.0, abs(float(want)))
+    assert abs(float(got.detach()) - float(want.detach())) < bound
+    lower = case.gradient(got, single).double()
+    assert 1 - F.cosine_similarity(gradient, lower, dim=0).item() < turned
+    assert lower.norm().item() == pytest.approx(gradient.norm().item(), rel=relative)
 
 
 class Table(CausalLM):

@@ -121,9 +121,12 @@ def test_group_advantages_ignore_shift_and_scale_of_rewards() -> None:
 
 
 def test_groups_of_equal_rewards_have_no_advantage_and_are_counted() -> None:
-    reward, group = torch.tensor([1.0, 1.0, 0.0, 1.0]), torch.tensor([0, 0, 1, 1])
-    assert common.group_advantages(reward, group, "group")[:2].tolist() == [0.0, 0.0]
-    assert common.constant_group_fraction(reward, group).value == 0.5
+    """The fraction is of answers, not of groups, and not that of the answers that differ."""
+    reward, group = torch.tensor([1.0, 1.0, 1.0, 0.0, 1.0]), torch.tensor([0, 0, 0, 1, 1])
+    assert common.group_advantages(reward, group, "group")[:3].tolist() == [0.0, 0.0, 0.0]
+    assert common.constant_group_fraction(reward, group).value == pytest.approx(3 / 5)
+    assert common.constant_group_fraction(torch.tensor([1.0, 0.0, 0.0, 1.0]), torch.tensor([0, 0, 1, 1])).value == 0.0
+    assert common.constant_group_fraction(torch.tensor([0.0, 0.0, 2.0, 2.0]), torch.tensor([0, 0, 1, 1])).value == 1.0
 
 
 @pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.95), (0.9, 0.5), (1.0, 1.0), (0.99, 0.0)])

@@ -138,6 +138,9 @@ def test_log1mexp_is_accurate_and_finite() -> None:
     torch.testing.assert_close(got, torch.tensor(want, dtype=torch.float64), atol=1e-12, rtol=0)
     got.sum().backward()
     torch.testing.assert_close(x.grad, -x.exp() / (1 - x.exp()), atol=1e-6, rtol=1e-9)
+    near = torch.tensor([-1e-6, -3e-5, -0.01])  # in float32 1 - e^x has lost its digits there
+    want = [math.log(-math.expm1(v)) for v in near.tolist()]
+    torch.testing.assert_close(orpo.log1mexp(near), torch.tensor(want), atol=0, rtol=1e-6)
     certain = torch.zeros(1, requires_grad=True)
     orpo.log1mexp(certain).sum().backward()
     assert torch.isfinite(certain.grad).all()

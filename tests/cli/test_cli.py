@@ -58,6 +58,7 @@ BAD = [
     (("pretrain", "--set", "model.num_attention_heads=3"), 2, "num_key_value_heads"),
     (("sft",), 2, "tinyllm pretrain"),
     (("rm", "--fast-dev-run"), 2, "tinyllm sft --fast-dev-run"),
+    (("sft", "--name", "fast-dev-run"), 2, "fast-dev-run is the name of runs with --fast-dev-run"),
     (("align-offline", "--algorithm", "dop"), 2, "dpo"),
     (("align-online", "--algorithm", "nothing"), 2, "grpo, gspo, ppo"),
     (("chat", "--checkpoint", "nowhere"), 2, "nowhere"),

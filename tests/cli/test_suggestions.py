@@ -157,15 +157,19 @@ def overrides(command: Any) -> set[str]:
 
 
 def test_every_option_that_switches_a_check_off_is_marked() -> None:
+    marked = set()
     for way, command in commands():
         options = {o for p in command.params for o in (*p.opts, *p.secondary_opts)}
         assert {o for o in options if DANGEROUS.match(o)} == overrides(command), way
+        marked |= overrides(command)
+    assert len(marked) >= 2
 
 
 @pytest.mark.parametrize("name", ["pretrain", "lifecycle"])
 def test_no_spelling_leads_to_a_safety_override(name: str) -> None:
     command = dict(commands())[name,]
     hidden, context = overrides(command), Context(command, info_name=name)
+    assert hidden
     words = ["data", "change", "allow", "allow-data", "no-res", "no-reset", "reset", "restart", "anew", "yes", "force"]
     words += ["fresh", "overwrite", "overwrite-output-dir", "new-data", "start-over", "resume-from", *terms()]
     near = [option[:i] + option[i + 1 :] for option in hidden for i in range(2, len(option))]

@@ -91,7 +91,7 @@ def test_held_out_data_named_by_the_user_need_no_split() -> None:
 
 
 @pytest.mark.parametrize("train", ["[a.txt]", "[a.txt, 'world:60']"])
-def test_documents_are_those_that_pretraining_holds_out(train: str) -> None:
+def test_documents_are_those_that_pretraining_keeps_for_test(train: str) -> None:
     rows = [row["text"].replace("\n\n", "\n") for row in world.documents(120, seed=3)]
     Path("a.txt").write_text("\n<|endoftext|>\n".join([*rows, rows[0], rows[1]]))
     Path("a.yaml").write_text(f"seed: 1\nmodel: {{vocab_size: 512}}\ndata: {{train: {train}, val_fraction: 0.2}}\n")
@@ -99,10 +99,13 @@ def test_documents_are_those_that_pretraining_holds_out(train: str) -> None:
     assert isinstance(config, settings.PretrainConfig)
     tokenizer = small.tokenizer()
     prepare(Documents(config, "train").by_source(), tokenizer, "shards", val_fraction=0.2)
-    prepared = [tokenizer.decode(list(ids)) for ids in open_shards("shards").documents("val", 10**6)]
-    texts = _load_texts(resolve(STAGES["eval"], Path("a.yaml"), [], {}, {}, fast=False).config)
-    assert len(texts) > 10
-    assert sorted(texts) == sorted(prepared)
+    kept = {part: open_shards("shards").documents(part, 10**6, for_test=0.5) for part in ("val", "test")}
+    prepared = {part: sorted(tokenizer.decode(list(ids)) for ids in some) for part, some in kept.items()}
+    split, texts = _load_texts(resolve(STAGES["eval"], Path("a.yaml"), [], {}, {}, fast=False).config, tokenizer)
+    assert split == "test"
+    assert len(texts) > 5
+    assert sorted(texts) == prepared["test"]
+    assert not set(texts) & set(prepared["val"])
 
 
 def test_the_two_lines_of_the_guide(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -119,7 +119,7 @@ def reported(stage: str, term: str) -> Problem:
 CASES = [(stage, term, key) for stage in TRAINING for term, key in EVERYWHERE.items()] + SOMEWHERE
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", sorted({stage for stage, _, _ in CASES}))
 def test_a_term_of_another_tool_is_told_the_key_of_this_stage(stage: str) -> None:
     for term, key in ((term, key) for other, term, key in CASES if other == stage):
         assert key in dotted_keys(STAGES[stage].config)

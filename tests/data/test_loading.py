@@ -66,6 +66,15 @@ def test_truncation_never_leaves_an_empty_answer(prompt: int, answer: int) -> No
         assert all(text.endswith("<|im_end|>") for text in scored(batch.ids, batch.mask))
 
 
+def test_a_long_prompt_loses_its_beginning_and_keeps_its_end() -> None:
+    tokenizer = small.tokenizer()
+    asked = {"role": "user", "content": "zq" * 60 + " What is red?"}
+    whole = preference_dataset([pair("red", "blue", asked)], tokenizer, 900, "t").pairs[0].prompt
+    short = preference_dataset([pair("red", "blue", asked)], tokenizer, 40, "t").pairs[0].prompt
+    assert 20 <= len(short) < len(whole)
+    assert list(short) == list(whole)[-len(short) :]
+
+
 def test_pairs_with_equal_answers_are_dropped_and_refused_if_all_are_equal() -> None:
     mixed = [pair("red", "red "), pair("red", "blue"), pair("a", "a")]
     assert len(preference_dataset(mixed, small.tokenizer(), 96, "train")) == 1

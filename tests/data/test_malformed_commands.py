@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.support import malformed, small
-from tests.support.malformed import FILES
+from tests.support.malformed import FILES, FINE, SKIPPED
 from tinyllm import cli
 from tinyllm.data.records.formats import TITLES
 from tinyllm.data.tokens.shards import open_shards
@@ -94,6 +94,8 @@ def test_prepare_on_malformed_files_exits_0_or_2(place: Path, every: int) -> Non
         name = arguments[-1].rpartition("-")[0]
         path = next(place / file for file in FILES if file.replace(".", "_") == name)
         check_outcome(run, path, place / "runs" / "data" / arguments[-1])
+        readable = FINE | (SKIPPED if arguments[-1].endswith("-skip") else {})
+        assert run["code"] == 2 or (path.name, "documents") in readable, run
     assert {run["code"] for run in found} == {0, 2}
 
 
@@ -193,7 +195,7 @@ def test_every_stage_refuses_a_bad_first_record_before_importing_torch(place: Pa
 
 
 @pytest.mark.parametrize("stage", [["data", "prepare"], *_STAGES.values()], ids=lambda stage: stage[0])
-def test_every_command_refuses_an_empty_file_within_a_second(place: Path, stage: list[str]) -> None:
+def test_every_command_refuses_an_empty_file_before_torch_is_imported(place: Path, stage: list[str]) -> None:
     (place / "e.txt").touch()
     command = [sys.executable, "-X", "importtime", "-m", "tinyllm", *stage, "--set", "data.train=[e.txt]"]
     before = os.times()
@@ -209,7 +211,7 @@ def test_every_command_refuses_an_empty_file_within_a_second(place: Path, stage:
         "fix: add data to the file, or remove it from the command",
     )
     assert not any(line.split("|")[-1].strip().split(".")[0] == "torch" for line in imports)
-    assert after.children_user + after.children_system - before.children_user - before.children_system < 1
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 3
 
 
 @pytest.mark.slow

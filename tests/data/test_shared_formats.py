@@ -1,6 +1,6 @@
-"""Real files, compared with an independent reading: plain json and a few lines for each format.
+"""Files in public formats, compared with an independent reading: plain json and a few lines for each format.
 
-All records are compared. Skipped where the files are not beside the checkout.
+All records are compared: those of files of our own, and those of real files, which are skipped where they are not beside the checkout.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from tests.support import own_files
+from tests.support.own_files import ROWS
 from tinyllm.data.records.detect import guess_kind
 from tinyllm.data.records.reader import read_records
 from tinyllm.data.records.types import Conversation, Document, Pair, Prompt, UnpairedPreference
@@ -134,6 +136,22 @@ READINGS: list[tuple[str, str, str, Callable[[Any], Any], int, list[str]]] = [
     ("eval/mmlu_*.jsonl.gz", "prompts", "multiple-choice", mmlu, 1816, []),
     ("eval/bbh/*.json", "prompts", "input-target", bbh, 4261, []),
 ]
+OWN: list[tuple[str, str, str, Callable[[Any], Any], int, list[str]]] = [
+    ("documents.jsonl.gz", "documents", "text", lambda row: Document(row["text"]), ROWS, []),
+    ("poems.jsonl.gz", "documents", "text", lambda row: Document(row["text"]), ROWS, ["author", "title"]),
+    ("alpaca.json.gz", "conversations", "alpaca", alpaca, ROWS, []),
+    ("toolcalls.json.gz", "conversations", "sharegpt", toolcall, ROWS, []),
+    ("turns.json", "conversations", "sharegpt", lambda row: Conversation(sharegpt(row["conversations"])), ROWS, ["id"]),
+    ("seed_tasks.jsonl", "conversations", "seed-tasks", seed_task, 79, ["id", "name", "is_classification"]),
+    ("pairs.json.gz", "pairs", "sharegpt-preference", dpo, ROWS, []),
+    ("rated.json.gz", "unpaired", "messages-label", kto, ROWS, []),
+    ("persona.jsonl.gz", "pairs", "persona", persona, ROWS, ["statement", "label_confidence"]),
+    ("counted.jsonl.gz", "prompts", "question", gsm8k, ROWS, []),
+    ("counted.jsonl.gz", "conversations", "question-answer", answered, ROWS, []),
+    ("sums.jsonl.gz", "prompts", "question", question, ROWS, []),
+    ("choices.jsonl.gz", "prompts", "multiple-choice", mmlu, ROWS, []),
+    ("tasks.json", "prompts", "input-target", bbh, ROWS, []),
+]
 PLAIN = {  # documents, and how plain text was split
     "names.txt": (32_033, "every line end"),
     "sotu_train.txt.gz": (517, "blank lines, into documents of at least 2,000 characters"),
@@ -143,11 +161,19 @@ PLAIN = {  # documents, and how plain text was split
 }
 
 
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return own_files.write(tmp_path_factory.mktemp("own"))
+
+
 @pytest.mark.parametrize(
-    ("files", "kind", "format", "convert", "count", "ignored"), READINGS, ids=[f"{r[0]}-{r[1]}" for r in READINGS]
+    ("files", "kind", "format", "convert", "count", "ignored"),
+    [*OWN, *READINGS],
+    ids=[f"{r[0]}-{r[1]}" for r in OWN + READINGS],
 )
 def test_records_equal_an_independent_reading(
-    shared: Path,
+    request: pytest.FixtureRequest,
+    own: Path,
     files: str,
     kind: str,
     format: str,
@@ -156,7 +182,8 @@ def test_records_equal_an_independent_reading(
     ignored: list[str],
 ) -> None:
     found = 0
-    for path in sorted((shared / "data").glob(files)):
+    folder = own if (own / files).is_file() else request.getfixturevalue("shared") / "data"
+    for path in sorted(folder.glob(files)):
         expected = [convert(row) for row in raw(path)]
         if isinstance(expected[0], Iterator):
             expected = [record for several in expected for record in several]
@@ -192,8 +219,24 @@ def test_plain_texts_are_split_without_loss(shared: Path, name: str) -> None:
     assert all(len(one) > 1980 for one in texts[:-1])
 
 
-def test_plain_text_is_split_by_the_named_format(shared: Path) -> None:
-    path = shared / "data" / "pretrain" / "zh_classics.txt.gz"
+def test_own_plain_texts_are_split_without_loss(own: Path) -> None:
+    found = {}
+    for name in ("blocks.txt.gz", "names.txt"):
+        reader = read_records([own / name], "documents")
+        found[name] = [record.text for record in reader]
+        assert "".join("".join(found[name]).split()) == "".join(raw(own / name).split())
+        how = "every line end" if name == "names.txt" else PLAIN["sotu_train.txt.gz"][1]
+        assert f"plain text split at {how}" in reader.report.files[0].notes
+    assert found["names.txt"] == raw(own / "names.txt").splitlines()
+    assert all(1980 < len(text) < 8000 for text in found["blocks.txt.gz"][:-1])
+    assert len(found["blocks.txt.gz"]) > 20
+
+
+@pytest.mark.parametrize("name", ["own", "shared"])
+def test_plain_text_is_split_by_the_named_format(name: str, own: Path, request: pytest.FixtureRequest) -> None:
+    path = own / "blocks.txt.gz"
+    if name == "shared":
+        path = request.getfixturevalue("shared") / "data" / "pretrain" / "zh_classics.txt.gz"
     text = raw(path)
     ways = {
         name: [d.text for d in read_records([path], "documents", format=name)]
@@ -204,16 +247,21 @@ def test_plain_text_is_split_by_the_named_format(shared: Path) -> None:
     assert ways["whole"] == [text.strip("\n").rstrip()]
 
 
-def test_blimp_pairs_equal_an_independent_reading(shared: Path) -> None:
-    files = sorted((shared / "data" / "eval" / "blimp").glob("*.jsonl.gz"))
-    assert len(files) == 47
+@pytest.mark.parametrize(("name", "count", "each"), [("own", 1, ROWS), ("shared", 47, 300)])
+def test_blimp_pairs_equal_an_independent_reading(
+    name: str, count: int, each: int, own: Path, request: pytest.FixtureRequest
+) -> None:
+    files = [own / "acceptable.jsonl.gz"]
+    if name == "shared":
+        files = sorted((request.getfixturevalue("shared") / "data" / "eval" / "blimp").glob("*.jsonl.gz"))
+    assert len(files) == count
     for path in files:
         rows = raw(path)
         expected = [Choice("", (row["sentence_good"], row["sentence_bad"]), 0) for row in rows]
         fitting = [name for name, known in FORMATS["choices"].items() if known.fits(rows[0])]
         assert fitting == ["blimp"]
         assert [item for row in rows for item in FORMATS["choices"]["blimp"].convert(row, "text")] == expected
-        assert len(rows) == 300
+        assert len(rows) == each
 
 
 def test_every_file_has_an_independent_reading(shared: Path) -> None:
@@ -229,20 +277,26 @@ def test_every_file_has_an_independent_reading(shared: Path) -> None:
     assert len(names) == 106
 
 
-def test_final_answers_of_gsm8k_score_full_reward(shared: Path) -> None:
-    prompts = list(read_records([shared / "data" / "rl" / "gsm8k_train.jsonl.gz"], "prompts"))
-    assert [p.columns["answer"] for p in (prompts[0], prompts[1], prompts[-1])] == ["72", "10", "50"]
+@pytest.mark.parametrize(("name", "answers"), [("own", ["2", "4", "80"]), ("shared", ["72", "10", "50"])])
+def test_final_answers_of_gsm8k_score_full_reward(
+    name: str, answers: list[str], own: Path, request: pytest.FixtureRequest
+) -> None:
+    path = own / "counted.jsonl.gz"
+    if name == "shared":
+        path = request.getfixturevalue("shared") / "data" / "rl" / "gsm8k_train.jsonl.gz"
+    prompts = list(read_records([path], "prompts"))
+    assert [p.columns["answer"] for p in (prompts[0], prompts[1], prompts[-1])] == answers
     assert all(p.columns["answer"].replace(",", "").lstrip("-").replace(".", "", 1).isdigit() for p in prompts)
     for prompt in prompts:
         assert exact_answer(prompt.columns, f"The answer is {prompt.columns['answer']}.", True) == 1.0
         assert exact_answer(prompt.columns, prompt.columns["solution"], True) == 1.0
 
 
-def test_benchmark_formats_prints_every_file(shared: Path) -> None:
-    command = [sys.executable, ROOT / "benchmarks" / "formats.py", shared / "data" / "rl", "--json"]
+def test_benchmark_formats_prints_every_file(own: Path) -> None:
+    command = [sys.executable, ROOT / "benchmarks" / "formats.py", own, "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     table = json.loads(done.stdout)
-    assert len(table) == 8
-    assert table["gsm8k_train.jsonl.gz"]["records"] == 7473
-    assert table["gsm8k_train.jsonl.gz"]["why"].startswith("7,473 repaired: answer set to the text after ####")
+    assert set(table) == {path.name for path in own.iterdir()}
+    assert table["counted.jsonl.gz"]["records"] == ROWS
+    assert table["counted.jsonl.gz"]["why"].startswith(f"{ROWS} repaired: answer set to the text after ####")

@@ -64,7 +64,7 @@ for source in ("x.jsonl", "shut", ".", "shut/x.jsonl", "*.jsonl"):
         print(source, e.code, e.what, e.where)
 """
     for folder in place.parents:
-        if "pytest-of-" in str(folder):
+        if "pytest-of-" in str(folder) or "forks-" in str(folder):
             os.chmod(folder, 0o755)
     try:
         done = subprocess.run(
@@ -109,6 +109,19 @@ def test_many_small_files_are_summarized_in_the_report(place: Path) -> None:
     lines = report.lines()
     assert len(lines) == 5
     assert lines[3] == "997 more files: 997 documents, format text"
+
+
+def test_what_a_folder_holds_beside_data_is_not_read(place: Path) -> None:
+    for name in ("a.jsonl", ".hidden.jsonl", "README.md", "LICENSE.txt", "CHANGELOG.md", "table.csv"):
+        (place / name).write_bytes(GOOD)
+    (place / ".cache").mkdir()
+    (place / ".cache" / "b.jsonl").write_bytes(GOOD)
+    (place / "more").mkdir()
+    (place / "more" / "c.jsonl.gz").write_bytes(GOOD)
+    assert expand([place]) == [place / "a.jsonl", place / "more" / "c.jsonl.gz"]
+    (place / "a.jsonl").unlink()
+    (place / "more" / "c.jsonl.gz").unlink()
+    assert expand([place]) == [place / "table.csv"]
 
 
 def test_links_to_folders_are_not_followed(place: Path) -> None:

@@ -112,6 +112,14 @@ def test_partial_credit_grows_with_the_right_positions():
     assert reward == pytest.approx([0.0, 0.5 / 6, 1 / 6, 1.5 / 6, 2 / 6, 2.5 / 6, 1.0])
 
 
+def test_padding_costs_a_twentieth_a_word_and_half_a_point_at_most():
+    record = open_question("sums", "7")
+    costs = [
+        world.gold(record, "7", True) - world.gold(record, "7" + " so" * words, True) for words in (1, 4, 10, 11, 40)
+    ]
+    assert costs == pytest.approx([0.25 + 0.05, 0.25 + 0.2, 0.25 + 0.5, 0.25 + 0.5, 0.25 + 0.5])  # and for the form
+
+
 def test_system_message_can_request_one_word():
     short = [r for r in world.prompts(6000) if r["prompt"][0]["content"] in SHORT_SYSTEM]
     assert len(short) > 100

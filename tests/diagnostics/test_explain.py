@@ -15,6 +15,7 @@ from tests.support.synthetic_runs import write_run
 from tinyllm.cli import run as command
 from tinyllm.config import dump, yaml12
 from tinyllm.diagnostics import explain
+from tinyllm.diagnostics.symptoms import CHECKS
 from tinyllm.errors import USAGE, UserError
 from tinyllm.stages import align_offline
 from tinyllm.stages.config import AlignOfflineConfig
@@ -54,15 +55,34 @@ def test_healthy_run_is_reported_with_its_main_metric(
     assert found["of"] == stage
 
 
+@pytest.mark.parametrize(
+    ("margin", "metric"), [(0.008, "rewards/margins"), (-0.012, "rewards/accuracies"), (None, "rewards/accuracies")]
+)
+def test_margins_are_shown_only_where_they_start_at_0(margin: float | None, metric: str) -> None:
+    assert explain.main_metric("offline", margin) == metric
+
+
 def test_lora_run_is_called_sft_lora(tmp_path: Path) -> None:
     found = explain.run(write_run(tmp_path / "run", "sft", config={"lora": {"r": 8}}))
     assert (found["of"], found["healthy"]) == ("sft-lora", True)
 
 
-def test_main_metric_is_that_of_the_best_checkpoint(tmp_path: Path) -> None:
+def test_main_metric_is_that_of_test_for_the_best_checkpoint_or_that_of_val_for_the_last(tmp_path: Path) -> None:
+    """Val has chosen the best checkpoint, so its figure there can hardly fall."""
     held_out = {"loss": [6.6, 3.0, 3.5], "bits_per_byte": [3.2, 1.4, 1.7]}
-    moved = explain.run(write_run(tmp_path / "run", "pretrain", held_out=held_out))["moved"]
-    assert (moved["to"], moved["step"]) == (1.4, 60)
+    run = write_run(tmp_path / "run", "pretrain", held_out=held_out)
+    moved = explain.run(run)["moved"]
+    assert moved == {"what": "bits_per_byte", "from": 3.2, "to": 1.7, "step": 120, "split": "val"}
+    test = {0: 3.3, 60: 3.4, 120: 3.5}
+    lines = [json.dumps({"step": step, "split": "test", "bits_per_byte": value}) for step, value in test.items()]
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write("\n".join(lines) + "\n")
+    assert explain.run(run)["moved"]["split"] == "val"  # the run has not ended: no checkpoint was examined
+    facts = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(facts | {"test": {"records": 9}}))
+    found = explain.run(run)
+    assert found["moved"] == {"what": "bits_per_byte", "from": 3.3, "to": 3.4, "step": 60, "split": "test"}
+    assert found["damaged_lines"] == 0
 
 
 def test_findings_are_ordered_by_severity(tmp_path: Path) -> None:
@@ -127,7 +147,7 @@ def test_findings_are_printed_with_exit_code_0(capsys: pytest.CaptureFixture) ->
     assert command(["explain", str(run)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"{run}: sft, completed, step 100 of 100"
-    assert "loss 5.4 -> 2.5 (held out; ckpt_best, step 50)" in lines[1]
+    assert "loss 5.4 -> 3.1 (val, step 100)" in lines[1]
     assert "warning: the held-out loss rises after step 50" in "\n".join(lines)
     evidence = next(line for line in lines if line.startswith("  evidence"))
     assert "eval loss 2.5 at step 50, 3.1 at step 100" in evidence
@@ -150,6 +170,68 @@ def test_healthy_run_prints_three_lines(capsys: pytest.CaptureFixture) -> None:
     assert len(lines) == 3
     assert "bits_per_byte 3.27 -> 1.53" in lines[1]
     assert "healthy" in lines[2]
+
+
+LOSS_ALONE = {  # the checks that have their figures in a log of losses: those of the process but `slowed`, and those of losses
+    "pretrain": ("not_finite", "never_improved", "eval_turned", "never_moved"),
+    "sft": ("not_finite", "never_improved", "eval_turned", "never_moved"),
+    "rm": ("not_finite", "never_improved", "eval_turned", "never_moved"),
+    "dpo": ("not_finite", "never_improved", "eval_turned"),
+    "grpo": ("not_finite",),
+    "ppo": ("not_finite",),
+}
+PROCESS = ("failed", "nothing_logged", "unfinished", "rows_missing", "damaged_lines")
+
+
+@pytest.mark.parametrize("stage", LOSS_ALONE)
+def test_a_log_of_losses_alone_names_the_figures_that_are_missing(
+    stage: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    run = write_run(tmp_path / "run", stage)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    kept = [{key: row[key] for key in ("step", "split", "loss") if key in row} for row in rows]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    found = explain.run(run)
+    names = {
+        check.name for check in CHECKS["online" if stage in ("ppo", "grpo") else found["of"].replace("dpo", "offline")]
+    }
+    missing = {entry["check"] for entry in found["not_examined"]}
+    excluded = {entry["check"] for entry in found["not_applicable"]}
+    assert names - missing - excluded == {*PROCESS, *LOSS_ALONE[stage]}
+    assert (found["examined"], found["checks"]) == (5 + len(LOSS_ALONE[stage]), len(names) - len(excluded))
+    assert found["examined"] + len(missing) == found["checks"]
+    assert all(entry["why"] == f"not logged by {stage}" and entry["figure"] for entry in found["not_examined"])
+    assert command(["explain", str(run)]) == 0
+    out = capsys.readouterr().out
+    assert f"no problem found by {found['examined']} of {found['checks']} checks" in out
+    assert "healthy" not in out
+    assert f"train grad_norm: not logged by {stage} (gradient_spikes)" in out
+
+
+def test_too_few_evaluations_are_told_with_the_minimum(capsys: pytest.CaptureFixture) -> None:
+    run = write_run(RUNS / "sft/full/mine", "sft", config={"train.eval_every": 100})
+    entry = next(e for e in explain.run(run)["not_examined"] if e["check"] == "eval_turned")
+    assert entry == {
+        "check": "eval_turned",
+        "why": "2 of at least 3 evaluations",
+        "figure": "eval loss",
+        "points": 2,
+        "needed": 3,
+    }
+    assert command(["explain", str(run)]) == 0
+    assert "eval loss: 2 of at least 3 evaluations (eval_turned)" in capsys.readouterr().out
+
+
+def test_of_a_run_without_figures_nothing_is_said_but_that(capsys: pytest.CaptureFixture) -> None:
+    run = write_run(RUNS / "sft/full/mine", "sft", lines=0, facts={"status": "running"})
+    found = explain.run(run)
+    assert (found["healthy"], found["measured"], found["examined"]) == (False, False, 4)
+    assert command(["explain", str(run)]) == 0
+    out = capsys.readouterr().out
+    assert "nothing was measured: 4 of 15 checks had something to read, none of them figures of training" in out
+    assert "no eval lines (" in out
+    assert "no problem" not in out
+    assert "healthy" not in out
 
 
 def test_json_is_one_object_on_stdout(capsys: pytest.CaptureFixture) -> None:

@@ -128,6 +128,13 @@ def test_every_link_has_its_status(capsys: pytest.CaptureFixture) -> None:
     assert out.splitlines()[-1] == f"lineage unknown: rlhf/online/ppo-both: {gone}"
 
 
+def test_bundled_world_is_made_and_not_compared(capsys: pytest.CaptureFixture) -> None:
+    run_tree.edit_json(run_tree.TALK / "run.json", data=[{"source": "world:20", "seed": 3}])
+    assert statuses(run_tree.TALK)["world:20"] == "made"
+    assert command(["runs", "lineage", "sft/full/talk"]) == OK
+    assert "data world:20 seed 3  made" in capsys.readouterr().out
+
+
 def test_changed_parent_makes_the_hash_unknown() -> None:
     before = hash_of(run_tree.TALK)
     os.rename(run_tree.BASE, run_tree.BASE.with_name("base~1"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,14 +14,13 @@ from pathlib import Path
 import pytest
 
 from tests.support import run_tree, small
+from tests.support.run_damage import DAMAGE, ROWS, SHARDS, STEP, edit_line, file_in, replace_tokenizer, truncate
 from tinyllm.cli import run as command
+from tinyllm.cli.printing.text import size
 from tinyllm.diagnostics.runs.record import read_record
 from tinyllm.diagnostics.runs.verify import RunVerifier, verify_runs
 from tinyllm.errors import INTEGRITY, OK, USAGE
 from tinyllm.train import checkpoint, lock
-
-STEP = run_tree.LAST
-SHARDS = Path("runs/data/base/shards")
 
 
 @pytest.fixture(autouse=True)
@@ -36,23 +36,6 @@ def verified(*given: str) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]
     return tuple([(entry["path"], entry["what"]) for entry in result[kind]] for kind in ("problems", "notes"))
 
 
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-7])
-
-
-def replace_tokenizer(folder: Path) -> None:
-    """Replace the tokenizer of a checkpoint, and write a new manifest."""
-    small.tokenizer(("quite another text, and more of quite another text",)).save(folder, model_max_length=96)
-    (folder / checkpoint.MANIFEST).unlink()
-    checkpoint._write_manifest(folder)
-
-
-def edit_line(path: Path, number: int, change: Callable[[str], str]) -> None:
-    lines = path.read_text().splitlines()
-    lines[number] = change(lines[number])
-    path.write_text("\n".join(lines) + "\n")
-
-
 def test_intact_runs_have_no_problems_and_every_byte_is_read(tree: Path) -> None:
     answer = verify_runs(())
     assert (answer["problems"], answer["notes"]) == ([], [])
@@ -62,130 +45,9 @@ def test_intact_runs_have_no_problems_and_every_byte_is_read(tree: Path) -> None
     done = subprocess.run(
         [sys.executable, "-m", "tinyllm", "runs", "verify"], cwd=tree, capture_output=True, text=True, timeout=60
     )
-    assert (done.returncode, done.stdout, done.stderr) == (OK, "6 runs, 18 checkpoints, 0 problems\n", "")
-
-
-def file_in(run: Path, name: str) -> Path:
-    return run / STEP / name
-
-
-# damage -> the files that are reported, and a part of each message
-DAMAGE: dict[str, tuple[Callable[[], object], list[tuple[Path, str]]]] = {
-    "weights with a flipped bit": (
-        lambda: run_tree.flip_last_byte(file_in(run_tree.TALK, "model.safetensors")),
-        [(file_in(run_tree.TALK, "model.safetensors"), "sha256 differs")],
-    ),
-    "truncated weights": (
-        lambda: truncate(file_in(run_tree.JUDGE, "model.safetensors")),
-        [(file_in(run_tree.JUDGE, "model.safetensors"), "bytes, the manifest says")],
-    ),
-    "two files of a checkpoint": (
-        lambda: (truncate(file_in(run_tree.DPO, "config.json")), file_in(run_tree.DPO, "trainer/state.json").unlink()),
-        [
-            (file_in(run_tree.DPO, "trainer/state.json"), "a file is missing"),
-            (file_in(run_tree.DPO, "config.json"), "bytes"),
-        ],
-    ),
-    "an extra file": (
-        lambda: file_in(run_tree.DPO, "pytorch_model.bin").write_text("x"),
-        [(file_in(run_tree.DPO, "pytorch_model.bin"), "not in the manifest")],
-    ),
-    "no manifest": (
-        lambda: file_in(run_tree.DPO, "manifest.json").unlink(),
-        [(file_in(run_tree.DPO, "manifest.json"), "no readable manifest")],
-    ),
-    "an invalid manifest": (
-        lambda: file_in(run_tree.DPO, "manifest.json").write_text('{"files": {"config.json": [1]}}'),
-        [(file_in(run_tree.DPO, "manifest.json"), "no readable manifest")],
-    ),
-    "a link out of the checkpoint": (
-        lambda: (
-            shutil.move(file_in(run_tree.DPO, "model.safetensors"), "outside"),
-            file_in(run_tree.DPO, "model.safetensors").symlink_to(Path("outside").absolute()),
-        ),
-        [(file_in(run_tree.DPO, "model.safetensors"), "leads out of its folder")],
-    ),
-    "another tokenizer": (
-        lambda: replace_tokenizer(run_tree.DPO / STEP),
-        [(file_in(run_tree.DPO, "tokenizer.json"), "not the tokenizer of this run")],
-    ),
-    "another tokenizer in run.json": (
-        lambda: run_tree.edit_json(run_tree.DPO / "run.json", tokenizer_sha256="0" * 64),
-        [
-            (run_tree.DPO / f"checkpoints/step-{n:08d}/tokenizer.json", "run.json says 000000000000")
-            for n in run_tree.STEPS
-        ],
-    ),
-    "incomplete run.json": (
-        lambda: (run_tree.PPO / "run.json").write_text('{"status": "compl'),
-        [(run_tree.PPO / "run.json", "not JSON")],
-    ),
-    "no config.yaml": (
-        lambda: (run_tree.PPO / "config.yaml").unlink(),
-        [(run_tree.PPO / "config.yaml", "is missing")],
-    ),
-    "edited config.yaml": (
-        lambda: (run_tree.PPO / "config.yaml").write_text((run_tree.PPO / "config.yaml").read_text() + "\n# later\n"),
-        [(run_tree.PPO / "config.yaml", "not the configuration that the run started with")],
-    ),
-    "another parent in run.json": (
-        lambda: run_tree.edit_json(
-            run_tree.JUDGE / "run.json", parent={"checkpoint": str(run_tree.TALK / STEP), "manifest_sha256": "0" * 64}
-        ),
-        [(run_tree.TALK / STEP, "not the checkpoint that rlhf/rm/judge was trained from")],
-    ),
-    "another reward model in run.json": (
-        lambda: run_tree.edit_json(
-            run_tree.PPO / "run.json",
-            reward_model={"checkpoint": str(run_tree.JUDGE / STEP), "manifest_sha256": "0" * 64},
-        ),
-        [(run_tree.JUDGE / STEP, "not the checkpoint that rlhf/online/ppo-both was trained from")],
-    ),
-    "shards with a flipped bit": (
-        lambda: run_tree.flip_last_byte(SHARDS / "train.bin"),
-        [(SHARDS / "train.bin", "does not match its sha256")],
-    ),
-    "other shards in run.json": (
-        lambda: run_tree.edit_json(
-            run_tree.BASE / "run.json", data=[{"shards": SHARDS.as_posix(), "fingerprint": "0" * 64}]
-        ),
-        [(SHARDS, "not the data that pretrain/base was trained on")],
-    ),
-    "a link to a missing checkpoint": (
-        lambda: relink("ckpt_latest", "step-00000099"),
-        [(run_tree.TALK / "checkpoints/ckpt_latest", "points to step-00000099, which is not a checkpoint of this run")],
-    ),
-    "a link out of the run": (
-        lambda: relink("ckpt_best", str(Path(run_tree.BASE / STEP).absolute())),
-        [(run_tree.TALK / "checkpoints/ckpt_best", "which is not a checkpoint of this run")],
-    ),
-    "no link": (
-        lambda: (run_tree.TALK / "checkpoints/ckpt_best").unlink(),
-        [(run_tree.TALK / "checkpoints/ckpt_best", "missing")],
-    ),
-    "steps that decrease": (
-        lambda: edit_line(run_tree.TALK / "metrics.jsonl", 4, lambda line: line.replace('"step": 3', '"step": 2')),
-        [(run_tree.TALK / "metrics.jsonl", "line 5: step 2 of train follows step 2")],
-    ),
-    "an incomplete line": (
-        lambda: edit_line(run_tree.TALK / "metrics.jsonl", 2, lambda line: line[:20]),
-        [(run_tree.TALK / "metrics.jsonl", "line 3 is not a JSON object with a step")],
-    ),
-    "an incomplete last line of a completed run": (
-        lambda: edit_line(run_tree.TALK / "metrics.jsonl", -1, lambda line: line[:20]),
-        [(run_tree.TALK / "metrics.jsonl", "is not a JSON object with a step")],
-    ),
-    "no metrics": (
-        lambda: (run_tree.TALK / "metrics.jsonl").unlink(),
-        [(run_tree.TALK / "metrics.jsonl", "missing or empty")],
-    ),
-}
-
-
-def relink(name: str, target: str) -> None:
-    link = run_tree.TALK / "checkpoints" / name
-    link.unlink()
-    link.symlink_to(target)
+    assert answer["files"] == len(read) > 100
+    summary = f"6 runs, 18 checkpoints, {len(read)} files, {size(answer['bytes'])}: 0 problems\n"
+    assert (done.returncode, done.stdout, done.stderr) == (OK, summary, "")
 
 
 @pytest.mark.parametrize("name", DAMAGE)
@@ -198,27 +60,69 @@ def test_damage_is_reported_with_its_file_and_nothing_else_is(name: str, capsys:
     for line, (path, what) in zip(lines, expected, strict=True):
         assert line.startswith(f"BROKEN {path.as_posix()}: "), line
         assert what in line
-    assert summary == f"6 runs, 18 checkpoints, {len(expected)} problems"
+    assert summary.startswith("6 runs, ")
+    assert summary.endswith(f": {len(expected)} problems")
     assert command(["runs", "verify", "--json"]) == INTEGRITY
     assert len(json.loads(capsys.readouterr().out)["problems"]) == len(expected)
+
+
+def test_every_row_of_the_documented_table_is_seen_red() -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs/reliability.md").read_text(encoding="utf-8")
+    table = text.partition("**Verify** prints a line per problem")[2].partition("|---|---|\n")[2].partition("\n\n")[0]
+    assert [line.split(" | ")[0].removeprefix("| ") for line in table.splitlines()] == list(ROWS)
+    assert sorted(name for names in ROWS.values() for name in names) == sorted(DAMAGE)
 
 
 def test_only_named_runs_are_verified(capsys: pytest.CaptureFixture) -> None:
     run_tree.flip_last_byte(file_in(run_tree.TALK, "model.safetensors"))
     assert command(["runs", "verify", "judge", "dpo-pairs"]) == OK
-    assert capsys.readouterr().out == "2 runs, 6 checkpoints, 0 problems\n"
+    assert re.fullmatch(r"2 runs, 6 checkpoints, 57 files, \d+ KB: 0 problems\n", capsys.readouterr().out)
     assert command(["runs", "verify", "runs/sft"]) == INTEGRITY
-    assert capsys.readouterr().out.endswith("2 runs, 6 checkpoints, 1 problems\n")
-    assert command(["runs", "verify", "jugde"]) == USAGE
+    assert re.search(r"\n2 runs, 6 checkpoints, .*: 1 problems\n$", capsys.readouterr().out)
 
 
-def test_without_runs_there_are_no_problems(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+@pytest.mark.parametrize("name", ["jugde", "notes", "empty", "runs/data"])
+def test_what_is_not_a_run_is_refused(name: str, capsys: pytest.CaptureFixture) -> None:
+    Path("notes").mkdir()
+    Path("notes/readme.txt").write_text("not a run")
+    Path("empty").mkdir()
+    shutil.rmtree(SHARDS)
+    assert command(["runs", "verify", "judge", name]) == USAGE
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert name in printed.err.splitlines()[0]
+
+
+@pytest.mark.parametrize("folders", ["empty", "runs", "runs/sft/full/mine/logs"])
+def test_verifying_nothing_is_a_problem(
+    folders: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    (tmp_path / "empty").mkdir()
-    monkeypatch.chdir(tmp_path / "empty")
-    assert command(["runs", "verify"]) == OK
-    assert capsys.readouterr().out == "0 runs, 0 checkpoints, 0 problems\n"
+    (tmp_path / "elsewhere" / folders).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert command(["runs", "verify"]) == INTEGRITY
+    assert capsys.readouterr().out.splitlines() == [
+        "BROKEN runs: there are no runs to verify",
+        "0 runs, 0 checkpoints, 0 files, 0 B: 1 problems",
+    ]
+
+
+def test_run_that_has_not_trained_needs_no_checkpoint() -> None:
+    run_tree.edit_json(run_tree.DPO / "run.json", status="failed")
+    shutil.rmtree(run_tree.DPO / "checkpoints")
+    (run_tree.DPO / "metrics.jsonl").unlink()
+    assert verified(str(run_tree.DPO)) == ([], [((run_tree.DPO / "checkpoints").as_posix(), "has no checkpoint yet")])
+
+
+def test_run_without_logs_is_a_note() -> None:
+    shutil.rmtree(run_tree.DPO / "logs")
+    assert verified(str(run_tree.DPO)) == ([], [((run_tree.DPO / "logs").as_posix(), "missing")])
+
+
+def test_shards_of_an_older_version_are_a_note() -> None:
+    run_tree.edit_json(SHARDS / "manifest.json", version=1)
+    problems, notes = verified(str(run_tree.BASE))
+    what = "not checked: shards of version 1, which this tinyllm does not read"
+    assert (problems, notes) == ([], [(SHARDS.as_posix(), what)])
 
 
 def test_killed_run_may_end_in_an_incomplete_line_and_running_run_may_lack_a_link() -> None:
@@ -278,6 +182,7 @@ def test_missing_parent_is_a_note_and_missing_base_a_problem() -> None:
 def test_moved_base_is_reported_with_its_new_path() -> None:
     os.rename(run_tree.BASE, run_tree.BASE.with_name("renamed"))
     problems, notes = verified(str(run_tree.ADAPTER))
+    assert len(problems) == len(run_tree.STEPS)
     assert all(f"the same files are at {run_tree.BASE.with_name('renamed') / STEP}" in what for _, what in problems)
     assert notes == [
         (
@@ -370,7 +275,7 @@ def test_runs_in_another_folder_are_compared_with_their_own_parents(
 def test_single_checkpoint_is_compared_with_its_manifest(capsys: pytest.CaptureFixture) -> None:
     shutil.copytree(run_tree.TALK / STEP, "mine")
     assert command(["runs", "verify", "mine", f"{run_tree.JUDGE / STEP}", str(SHARDS), "runs/data/base"]) == OK
-    assert capsys.readouterr().out == "0 runs, 2 checkpoints, 0 problems\n"
+    assert re.fullmatch(r"0 runs, 2 checkpoints, 2\d files, \d+ KB: 0 problems\n", capsys.readouterr().out)
     run_tree.flip_last_byte(Path("mine/model.safetensors"))
     assert command(["runs", "verify", "mine"]) == INTEGRITY
     assert "BROKEN mine/model.safetensors: " in capsys.readouterr().out

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -14,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.distributed import HashStore
 
 from tinyllm import distributed as dist
 from tinyllm.distributed.failure_attribution import RankState, find_failure
 from tinyllm.distributed.launcher import launch
+from tinyllm.distributed.rendezvous import Rendezvous
 from tinyllm.errors import UserError
 
 # --- who is to blame -------------------------------------------------------------------------------------------------------------
@@ -341,6 +344,28 @@ def test_a_suspended_launcher_suspends_the_ranks(tmp_path: Path, launched: Calla
     assert process.wait(10) == 143
 
 
+def test_time_in_which_the_launcher_slept_is_no_silence_of_the_ranks(
+    tmp_path: Path, launched: Callable[..., Any]
+) -> None:
+    """As on a laptop that slept, where the ranks wake up a little later."""
+    process = launched(ORDERLY, TINYLLM_DIST_TIMEOUT="3")
+    until(ready(tmp_path))
+    pids = [int((tmp_path / f"pid-{n}").read_text()) for n in (0, 1)]
+    time.sleep(0.3)  # between two heartbeats, of which the launcher has seen the first
+    for pid in (*pids, process.pid):
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(3.5)
+    process.send_signal(signal.SIGCONT)
+    time.sleep(0.4)
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
+    time.sleep(2.6)  # in which a failure would be settled
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=10)
+    assert (process.returncode, err) == (143, "error: stopped after step 7\n")  # as the script words it
+
+
 def test_ranks_stop_when_their_launcher_is_killed(tmp_path: Path, launched: Callable[..., Any]) -> None:
     process = launched(ORDERLY)
     until(ready(tmp_path))
@@ -485,6 +510,28 @@ def test_ranks_compare_their_facts() -> None:
     then = f"dist.barrier(); dist.require_equal({facts}); print('after', file=sys.stderr)"
     found = by_hand({"x": [{"RANK": n, "LR": n, "MASTER_PORT": port} for n in "01"]}, then)["x"]
     assert found == [(2, "error: the ranks disagree: train.lr.1: rank 0 has 0, rank 1 has 1")] * 2
+
+
+def test_waiting_for_a_rank_that_works_alone_has_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 0 may prepare data for an hour. The store is one of this process, and the ranks are threads."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("TINYLLM_DIST_TIMEOUT", "0.2")
+    store, arrived = HashStore(), []
+
+    def rank(number: int) -> None:
+        found = object.__new__(Rendezvous)
+        found.store, found.calls = store, 0
+        found.barrier()
+        arrived.append(number)
+
+    threads = [threading.Thread(target=rank, args=(number,), daemon=True) for number in (0, 1)]
+    threads[1].start()
+    time.sleep(0.8)
+    assert threads[1].is_alive(), "it waits"
+    threads[0].start()
+    for thread in threads:
+        thread.join(20)
+    assert sorted(arrived) == [0, 1]
 
 
 def test_a_single_process_has_nothing_to_compare() -> None:

@@ -12,6 +12,8 @@ from tinyllm import cli
 from tinyllm import distributed as dist
 from tinyllm.distributed import ranks, schedulers
 from tinyllm.errors import UserError
+from tinyllm.stages.common import set_up
+from tinyllm.stages.config import SftConfig
 
 STEP = {
     "SLURM_JOB_ID": "4242",
@@ -199,6 +201,16 @@ def test_threads_and_gpus_of_tasks_that_srun_binds(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert dist.threads_per_rank() == 3
     assert dist.gpu(visible=1) == 1  # which does not exist, and is refused
+
+
+def test_more_ranks_than_cores_are_a_warning(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    for there, warned in ((3, False), (2, True)):
+        monkeypatch.setattr(ranks, "cores", lambda there=there: there)
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+        assert dist.is_overloaded() == warned
+    monkeypatch.setattr(dist, "cores", lambda: 2)
+    set_up(SftConfig(device="cpu"))
+    assert "warning: 3 ranks share 2 cores; --nproc 2 is faster" in capsys.readouterr().err
 
 
 def test_tasks_that_a_batch_script_leaves_idle_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import json
 import math
 import os
@@ -32,8 +33,8 @@ from tinyllm.text.tokenizer import Tokenizer
 from tinyllm.train.run import Invocation
 
 DEFAULT_KEYS = {
-    *("schema_version", "stage", "checkpoint", "manifest_sha256", "seconds", "documents", "context"),
-    *("loss", "perplexity", "bits_per_byte", "tokens", "bytes", "moved"),
+    *("schema_version", "stage", "checkpoint", "manifest_sha256", "seconds", "documents", "split", "context"),
+    *("loss", "perplexity", "bits_per_byte", "tokens", "bytes", "uniform", "moved"),
 }
 
 
@@ -92,7 +93,25 @@ def test_the_keys_of_the_result_without_a_task(checkpoint: Path) -> None:
     assert set(found) == DEFAULT_KEYS
     same = measured(checkpoint, "bits_per_byte", "data.val=[world:9]")
     assert same["results"]["bits_per_byte"]["bits_per_byte,none"] == found["bits_per_byte"]
-    assert same["moved"]["from"] == found["moved"]["from"]
+    assert same["baseline"]["bits_per_byte"] == found["uniform"]
+    assert (found["split"], found["moved"]["from"], found["moved"]["to"]) == ("test", None, found["bits_per_byte"])
+
+
+def test_documents_that_pretraining_holds_out_are_evaluated(checkpoint: Path, tmp_path: Path) -> None:
+    """Those of the test split, as with the option that names them; a document is not a letter."""
+    texts = [row["text"] for row in world.documents(60)]
+    path, kept = tmp_path / "all.jsonl", tmp_path / "kept.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    sets = [f"parent={checkpoint}", f"data.train=[{path}]", "data.val=[]", "data.val_fraction=0.4"]
+    config = resolve(STAGES["eval"], None, sets, {}, {}, fast=False).config
+    found = run.run(config, Invocation(""))
+    split, chosen = run._load_texts(config, Tokenizer.load(checkpoint))
+    assert (found["split"], found["documents"]) == (split, len(chosen))
+    assert 5 < len(chosen) < 30
+    assert set(chosen) < set(texts)
+    kept.write_text("".join(json.dumps({"text": text}) + "\n" for text in chosen))
+    named = resolve(STAGES["eval"], None, [sets[0], f"data.test=[{kept}]"], {}, {}, fast=False).config
+    assert run.run(named, Invocation(""))["bits_per_byte"] == pytest.approx(found["bits_per_byte"], rel=1e-6)
 
 
 @torch.no_grad()
@@ -138,7 +157,7 @@ def test_choice_equals_brute_force(checkpoint: Path, tmp_path: Path) -> None:
 def test_choice_with_the_chat_template_equals_brute_force(checkpoint: Path) -> None:
     model, tokenizer = hub.load_causal_lm(checkpoint).eval(), Tokenizer.load(checkpoint)
     right, bits = 0, 0.0
-    for row in world.pairs(10, seed=0, split="val"):
+    for row in world.pairs(10, seed=0, split="test"):
         before = chat.render(tokenizer, row["prompt"], generation_prompt=True).ids
         said = [tokenizer.encode(f"\n{row[side][0]['content']}")[1:] for side in ("chosen", "rejected")]
         scores = [chain_rule(model, before, ids) for ids in said]
@@ -170,11 +189,14 @@ def test_exact_match_counts_known_answers(checkpoint: Path, tmp_path: Path) -> N
         found = measured(checkpoint, "exact_match", data, f"template={template}")
         assert found["results"]["exact_match"]["exact_match,none"] == 0.5
         assert found["configs"]["exact_match"]["chat_template"] == (template == "chat")
+        assert (
+            found["configs"]["exact_match"]["sha256"] == hashlib.sha256((tmp_path / "p.jsonl").read_bytes()).hexdigest()
+        )
 
 
 def test_gold_equals_the_evaluation_of_the_training_stages(checkpoint: Path) -> None:
     model, tokenizer = hub.load_causal_lm(checkpoint), Tokenizer.load(checkpoint)
-    asked = list(world.prompts(30, seed=0, split="val"))
+    asked = list(world.prompts(30, seed=0, split="test"))
     rendered = chat.render_many(tokenizer, [row["prompt"] for row in asked], generation_prompt=True)
     prompts = [TokenPrompt(r.ids, row) for r, row in zip(rendered, asked, strict=True)]
     judge = gold_judge(tokenizer)

@@ -8,7 +8,16 @@ from statistics import NormalDist
 
 import pytest
 
-from tinyllm.evals.statistics import UNIT, Z, mean, mean_over_files, pass_at_k, proportion, wilson_interval
+from tinyllm.evals.statistics import (
+    UNIT,
+    Z,
+    mean,
+    mean_over_files,
+    normal_interval,
+    pass_at_k,
+    proportion,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 7])
@@ -82,6 +91,13 @@ def test_files_have_equal_weight_whatever_their_size() -> None:
     assert both.samples == pytest.approx(4 / (1 / 2 + 1 / 100))
     alike = mean_over_files([proportion([0.0] * 10), proportion([0.0] * 10)])  # zero variance is not certainty
     assert alike.interval == pytest.approx(wilson_interval(0.0, 20))
+
+
+def test_a_standard_error_of_rounding_is_no_interval() -> None:
+    """Relative to the value: of 1e9, an error of 1e-4 is what a sum of equal samples leaves."""
+    assert normal_interval(1e9, 1e-4) is None
+    assert normal_interval(1.0, 1e-4) == pytest.approx((1 - 1.96e-4, 1 + 1.96e-4), abs=1e-7)
+    assert normal_interval(1.0, None) is None
 
 
 def test_the_mean_over_files_has_no_error_if_one_file_has_none() -> None:

@@ -19,6 +19,7 @@ PARENTS = {"pretrain": None, "sft": "pretrain", "sft-lora": "pretrain", "rm": "s
 SECTIONS = (
     "lineage",
     "gates",
+    "splits",
     "seeds",
     "scorecard",
     "tasks",
@@ -39,7 +40,11 @@ def stage(name: str, i: int) -> dict[str, Any]:
         "value": 1.02 + i,
         "bound": 1.35 + i,
         "rule": "<=",
+        "n": 512 + i,
+        "counted": "answers",
+        "why": "",
         "passed": True,
+        "last": {"value": 1.02 + i, "n": 512 + i, "passed": True, "why": ""},
     }
     curve = [[step, 3.0 - 0.1 * step] for step in range(20)]
     return {
@@ -54,6 +59,8 @@ def stage(name: str, i: int) -> dict[str, Any]:
         "parameters": 1_382_272,
         "trainable_parameters": 1_382_272,
         "tokens": 4_096_000,
+        "best_step": 100 * (i > 0),
+        "last_step": 400,
         "config": f"name: {name}\ntrain:\n  steps: 1000\n",
         "curves": {"loss": {"train": curve, "eval": curve[::5]}},
         "gates": [{**gate, "look_at": f"raise train.steps of {name}"}],
@@ -62,6 +69,17 @@ def stage(name: str, i: int) -> dict[str, Any]:
 
 def score(value: float) -> dict[str, Any]:
     return {"value": value, "low": value - 0.03, "high": value + 0.03, "n": 500}
+
+
+def used(i: int) -> dict[str, Any]:
+    part = {"n": {"questions": 1000 + i, "last questions": 990 + i}, "sha256": f"{i}fedcba0" * 8}
+    overlap = {"questions": 0, "last questions": 0}
+    return {
+        "train": part,
+        "selection": part,
+        "exam": part,
+        "overlap": {"train/exam": overlap, "selection/exam": overlap},
+    }
 
 
 def overoptimized(i: int) -> dict[str, Any]:
@@ -98,6 +116,8 @@ def card() -> dict[str, Any]:
             }
             for i, name in enumerate(asked)
         },
+        "last": {"sft": {"step": 400, "figures": {"gold": score(0.123)}, "measured": {}}},
+        "splits": {name: used(i) for i, name in enumerate(PARENTS)},
         "by_task": {name: {"sort": score(0.2 * i), "copy": score(0.1)} for i, name in enumerate(asked)},
         "prompts": [
             {
@@ -198,8 +218,56 @@ def test_a_failed_gate_is_named_with_what_to_check(card: dict[str, Any]) -> None
     assert "<title>tinyllm lifecycle: failed</title>" in page
 
 
+def test_the_last_checkpoint_is_shown_below_the_best_one(card: dict[str, Any]) -> None:
+    """And counts neither as the best of a column nor where it is the best checkpoint itself."""
+    card["last"]["sft"]["figures"]["gold"]["value"] = 9.0
+    rows = re.findall(r'<th scope="row">(.*?)</th>(.*?)</tr>', section(report.page(card), "scorecard"))
+    names = [name for name, _ in rows]
+    assert names[:3] == ["pretrain (step 0: nothing improved)", "sft", "<small>last 400</small>"]
+    assert len(names) == len(card["scores"]) + 1
+    assert "9.00" in rows[2][1]
+    assert "★" not in rows[2][1]
+    shown = terminal(card)
+    assert re.search(r"^  last 400 .* 9\.00", shown, re.MULTILINE)
+    assert re.search(r"^pretrain .*\n step 0: *\n nothing *\n improved", shown, re.MULTILINE)
+
+
+def test_a_gate_shows_what_it_was_measured_on_and_what_the_last_checkpoint_does(card: dict[str, Any]) -> None:
+    gate = card["stages"][1]["gates"][0]
+    assert "the last checkpoint" not in section(report.page(card), "gates") + terminal(card)
+    gate["last"] = {"value": 7.25, "n": 513, "passed": False, "why": ""}
+    for shown in (section(report.page(card), "gates"), terminal(card)):
+        assert "the last checkpoint fails: 7.25" in shown
+        assert "513" in shown
+    gate |= {"passed": False, "why": "no question with a different answer", "n": 0}
+    gate["last"]["passed"] = True
+    for shown in (section(report.page(card), "gates"), terminal(card)):
+        assert "no question with a different answer" in " ".join(shown.split())
+        assert "the last checkpoint passes: 7.25" in shown
+
+
+def test_overlaps_are_shown_with_what_was_compared(card: dict[str, Any]) -> None:
+    found = section(report.page(card), "splits")
+    assert "1,001 questions, 991 last questions<small>1fedcba01fed</small>" in found
+    assert found.count("0 questions, 0 last questions") == 2 * len(PARENTS)
+    assert report.overlap_line(card) == "records in common: train and exam 0, selection and exam 0"
+    card["splits"]["sft"]["overlap"]["selection/exam"]["questions"] = 3
+    assert ">3 questions, 0 last questions<" in report.page(card)
+    assert report.overlap_line(card).endswith("selection and exam 3")
+    assert report.overlap_line({}) == ""
+
+
+def terminal(card: dict[str, Any]) -> str:
+    out = io.StringIO()
+    console = Console(width=80, file=out)
+    for table in report.terminal(card):
+        console.print(table)
+    return out.getvalue()
+
+
 def test_the_best_value_of_each_column_is_marked(card: dict[str, Any]) -> None:
-    rows = dict(re.findall(r'<th scope="row">([\w-]+)</th>(.*?)</tr>', section(report.page(card), "scorecard")))
+    found = re.findall(r'<th scope="row">([\w-]+)[^<]*</th>(.*?)</tr>', section(report.page(card), "scorecard"))
+    rows = dict(found)
     assert list(rows) == ["pretrain", "sft", "sft-lora", "dpo", "ppo"]
     assert {name: row.count("★") for name, row in rows.items() if "★" in row} == {"pretrain": 1, "ppo": 2}
     assert rows["pretrain"].index("★") < rows["pretrain"].index("1.020")
@@ -313,7 +381,9 @@ def test_the_page_loads_nothing_and_has_no_scripts(card: dict[str, Any]) -> None
     read = Reader(page)
     assert not set(read.tags) & {"script", "img", "link", "iframe", "object", "form", "base"}
     assert {name for name, _ in read.attributes if name.startswith("on")} == set()
-    assert all(value.startswith("#") for name, value in read.attributes if name in ("href", "src"))
+    links = [value for name, value in read.attributes if name in ("href", "src")]
+    assert links
+    assert all(value.startswith("#") for value in links)
     assert "url(" not in page
     assert "@import" not in page
     policy = dict(re.findall(r'http-equiv="([\w-]+)" content="([^"]+)"', page))["Content-Security-Policy"]
@@ -324,6 +394,7 @@ def test_the_page_loads_nothing_and_has_no_scripts(card: dict[str, Any]) -> None
     ("key", "gone"),
     [
         ("scores", {"scorecard"}),
+        ("splits", {"splits"}),
         ("columns", {"scorecard"}),
         ("by_task", {"tasks"}),
         ("prompts", {"samples"}),
@@ -383,13 +454,8 @@ def test_terminal_fits_eighty_columns(card: dict[str, Any], hostile: bool) -> No
     card["stages"][1]["gates"][0] |= {"passed": False, "name": "[red]gate[/red] \x1b[2J" + "long " * 30}
     if hostile:
         card["columns"][0]["title"] = "[/bold]" + HOSTILE
-    out = io.StringIO()
-    console = Console(width=80, file=out)
-    tables = report.terminal(card)
-    assert len(tables) == 2
-    for table in tables:
-        console.print(table)
-    shown = out.getvalue()
+    assert len(report.terminal(card)) == 2
+    shown = terminal(card)
     assert max(len(line) for line in shown.splitlines()) <= 80
     assert "\x1b" not in shown
     assert "[red]gate[/red]" in shown

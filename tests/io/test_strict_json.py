@@ -53,9 +53,9 @@ def test_what_was_written_is_restored() -> None:
     read = strict_json.restored(json.loads(strict_json.dumps(value)))
     assert math.isnan(read["figures"].pop("high"))
     assert read == {"x.y": {"z": [math.inf, None, 1.0]}, "figures": {"low": -math.inf}}
-    for other in ([1], {"a": None}, {"nonfinite": 3}, {"nonfinite": {"a": "text"}, "a": None}):
-        read = strict_json.restored(other)
-        assert read == other or read == {"a": None}
+    for other in ([1], {"a": None}, {"nonfinite": 3}):
+        assert strict_json.restored(other) == other
+    assert strict_json.restored({"nonfinite": {"a": "text"}, "a": None}) == {"a": None}
 
 
 def raw_writes(source: str) -> list[int]:

@@ -1,7 +1,9 @@
 """Kill a lifecycle at the file-system events of its own folder: records, lock, scorecard and report.
 
-As a script: `python -m tests.lifecycle.crash_sweep FOLDER STRIDE` prints one JSON object. After each kill, every file there is whole or
-absent, and the same command ends with the same weights, figures and reports.
+As a script: `python -m tests.lifecycle.crash_sweep FOLDER STRIDE` prints one JSON object; the exit code is 1 if anything was lost. It is
+killed at every STRIDE-th event, and in the middle of every STRIDE-th write. After each kill, every file there is whole or absent. The same
+command ends with the same figures and reports, writes no record again that was whole, and trains no finished stage again: the files of
+all checkpoints stay as they are.
 """
 
 from __future__ import annotations
@@ -11,10 +13,14 @@ import os
 import shutil
 import signal
 import sys
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.train.crash_sweep import in_child, killed_at, recorded
+from tests.support import kills
+from tests.support.kills import Write, in_child
 from tinyllm.cli.lifecycle import pipeline_configs
 from tinyllm.cli.options import Common
 from tinyllm.lifecycle import records, run
@@ -61,37 +67,80 @@ def damaged() -> str:
     return "the report is cut off" if page.exists() and not page.read_text().rstrip().endswith("</html>") else ""
 
 
-def main() -> None:
+def stamps(folder: Path, pattern: str) -> dict[Path, tuple[int, bytes]]:
+    """Return the inode and the content of files: one that is written again has another inode."""
+    return {path: (path.stat().st_ino, path.read_bytes()) for path in sorted(folder.glob(pattern)) if path.is_file()}
+
+
+def trained() -> dict[Path, Any]:
+    """Return all files of the checkpoints by inode and content, and the metrics by content: they hold the speed of every step."""
+    metrics = {path: content for path, (_, content) in stamps(Path("runs"), "**/metrics.jsonl").items()}
+    return metrics | {
+        path: found for path, found in stamps(Path("runs"), "**/*").items() if "checkpoints" in path.parts
+    }
+
+
+def killed(arm: Callable[[], None], statuses: set[int], wanted: dict[str, Any]) -> list[str]:
+    """Kill the lifecycle in the working directory, resume it, and return what was lost."""
+    lost, before = [], trained()
+    if in_child(go, arm) not in statuses:
+        lost.append("not killed")
+    if problem := damaged():
+        lost.append(problem)
+    whole = stamps(FOLDER, "[ps]*t*.json")  # of pretrain and sft
+    whole.pop(FOLDER / "scorecard.json", None)
+    if in_child(go) != 0:
+        lost.append("does not resume")
+    elif outcome() != wanted or damaged():
+        lost.append("resumes to another result")
+    elif list(FOLDER.glob("*.new")):
+        lost.append("leftovers")
+    if any(stamps(FOLDER, path.name)[path] != found for path, found in whole.items()):
+        lost.append("a whole record was written again")
+    if trained() != before or not before:
+        lost.append("a finished stage was trained again")
+    return lost
+
+
+def main() -> int:
     base, stride = Path(sys.argv[1]).resolve(), int(sys.argv[2])
     whole, here = base / "whole", base / "killed"
     whole.mkdir(parents=True)
     os.chdir(whole)
     assert in_child(go) == 0
-    wanted, lost = outcome(), []
-    trained = base / "trained"  # with the runs, without the records: what is killed is the folder of the lifecycle
-    shutil.copytree(whole, trained, symlinks=True)
-    shutil.rmtree(trained / FOLDER)
-    shutil.copytree(trained, here, symlinks=True)
-    os.chdir(here)
-    assert in_child(go, lambda: recorded(FOLDER, base / "events")) == 0
-    events = (base / "events").read_text().splitlines()
-    numbers = range(1, len(events) + 1, stride)
-    for number in numbers:
+    wanted = outcome()
+    assert set(wanted) == {"pretrain.json", "sft.json", "scorecard.json"}, set(wanted)
+    without = base / "trained"  # with the runs, without the records: what is killed is the folder of the lifecycle
+    shutil.copytree(whole, without, symlinks=True)
+    shutil.rmtree(without / FOLDER)
+
+    def anew() -> None:
+        os.chdir(base)
         shutil.rmtree(here, ignore_errors=True)
-        shutil.copytree(trained, here, symlinks=True)
+        shutil.copytree(without, here, symlinks=True)
         os.chdir(here)
-        if in_child(go, lambda n=number: killed_at(FOLDER, n)) != signal.SIGKILL:
-            lost.append(f"event {number}: not killed")
-        if problem := damaged():
-            lost.append(f"event {number}: {problem}")
-        if in_child(go) != 0:
-            lost.append(f"event {number}: does not resume")
-        elif outcome() != wanted or damaged():
-            lost.append(f"event {number}: resumes to another result")
-        elif list(FOLDER.glob("*.new")):
-            lost.append(f"event {number}: leftovers")
-    print(json.dumps({"events": len(events), "killed at events": len(numbers), "lost": lost}))
+
+    anew()
+    assert in_child(go, lambda: kills.recorded(FOLDER, base / "events")) == 0
+    events, lost, counts = kills.read_events(base / "events"), list[str](), Counter[str]()
+    opened = [path.name for path in kills.opened_for_writing(events)]
+    size = {f"{path.name}.new": path.stat().st_size for path in (whole / FOLDER).iterdir()} | {"lock": 9}
+    writes = [Write(number, name, size[name] // 2) for number, name in enumerate(opened, 1)]
+    cases: list[tuple[str, str, Callable[[], None], set[int]]] = [
+        ("at events", f"event {n}", partial(kills.killed_at, FOLDER, n), {signal.SIGKILL})
+        for n in range(1, len(events) + 1, stride)
+    ]
+    for write in writes[::stride]:
+        arm = partial(kills.cut_off, FOLDER, write, base / "note", killed=True)
+        cases.append(("in the middle of a write", f"half of {write.file}", arm, kills.CUT_OFF))
+    for kind, name, arm, statuses in cases:
+        anew()
+        found = killed(arm, statuses, wanted)
+        counts[f"kills {kind}"] += "not killed" not in found
+        lost += [f"{name}: {what}" for what in found]
+    print(json.dumps({"events": len(events), "writes": len(writes), **counts, "lost": lost}))
+    return int(bool(lost) or not counts.total())
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -2,7 +2,9 @@
 
 As a script: `python -m tests.lifecycle.kill_sweep FOLDER KILLS [SEED] [--smoke]` prints one JSON object. A kill is a SIGKILL to the
 process group, after some steps of whatever stage is training, and a random fraction of a second. With `--smoke` the command is
-`lifecycle --smoke`, which begins anew each time; otherwise a small lifecycle of every stage, which goes on where it was.
+`lifecycle --smoke`, which begins anew each time; otherwise a small lifecycle of every stage, which goes on where it was: the next
+session of the killed run begins after its newest checkpoint, as its run.json records, and finished stages are not trained again.
+The exit code is 1 where that is not so, weights differ, nothing was compared, or fewer kills than asked took place.
 """
 
 from __future__ import annotations
@@ -85,29 +87,72 @@ def killed(folder: Path, smoke: bool, steps: int, pause: float) -> str | None:
     return place
 
 
-def main() -> None:
+def newest_step(run: Path) -> int:
+    """Return the step of the newest published checkpoint of a run; 0 without one."""
+    names = [path.name.removeprefix("step-") for path in run.glob("checkpoints/step-*")]
+    return max((int(name) for name in names if name.isdigit()), default=0)
+
+
+def sessions(run: Path) -> list[dict[str, Any]]:
+    """Return the sessions of a run, as run.json lists them."""
+    return json.loads((run / "run.json").read_text()).get("sessions", [])
+
+
+def finished(folder: Path) -> dict[Path, int]:
+    """Return the number of sessions of every completed run."""
+    facts = {path.parent: json.loads(path.read_text()) for path in folder.glob("runs/**/run.json")}
+    return {run: len(found["sessions"]) for run, found in facts.items() if found["status"] == "completed"}
+
+
+def wrong_beginnings(kills: list[tuple[Path, int]]) -> list[str]:
+    """Return the killed runs of which no later session began after the checkpoint that was the newest when they were killed."""
+    found = []
+    for run, step in kills:
+        begun = [session["from_step"] for session in sessions(run)]
+        if step < sessions(run)[-1]["steps"] and step not in begun[1:]:
+            found.append(f"{run.name}: killed after step {step}, its sessions begin after steps {begun}")
+    return found
+
+
+def main() -> int:
     smoke = "--smoke" in sys.argv
-    folder, kills, *rest = [word for word in sys.argv[1:] if word != "--smoke"]
+    folder, wanted_kills, *rest = [word for word in sys.argv[1:] if word != "--smoke"]
     base, random_ = Path(folder).resolve(), random.Random(int(rest[0]) if rest else 0)
     whole, cut = base / "whole", base / "cut"
     for part in (whole, cut):
         part.mkdir(parents=True)
     began = time.monotonic()
     assert start(whole, smoke).wait() in (0, 1), (whole / "output.txt").read_text()[-2000:]  # 1: a gate failed
-    found: dict[str, Any] = {"undisturbed seconds": round(time.monotonic() - began), "killed in": []}
-    most = max(2, 2 * sum(logged(whole).values()) // int(kills))
-    while len(found["killed in"]) < int(kills):
+    seconds = round(time.monotonic() - began)
+    most = max(2, 2 * sum(logged(whole).values()) // int(wanted_kills))
+    places, kills, done, wrong = list[str](), list[tuple[Path, int]](), dict[Path, int](), list[str]()
+    while len(places) < int(wanted_kills):
         place = killed(cut, smoke, random_.randint(1, most), random_.random() / 4)
         if place is None:
             break
-        found["killed in"].append(place)
+        places.append(place)
+        if not smoke:
+            run = cut / place.partition(",")[0]
+            kills += [(run, newest_step(run))] * ((run / "run.json").exists() and newest_step(run) > 0)
+            done |= finished(cut)
     assert start(cut, smoke).wait() in (0, 1), (cut / "output.txt").read_text()[-2000:]
     wanted, got = weights(whole), weights(cut)
     different = [name for name in {**wanted, **got} if wanted.get(name) != got.get(name)]
-    print(
-        json.dumps({**found, "kills": len(found["killed in"]), "files": len(wanted), "different": different}, indent=1)
-    )
+    if not smoke:
+        wrong = wrong_beginnings(kills)
+        wrong += [
+            f"{run.name}: finished, and trained again" for run, count in done.items() if len(sessions(run)) != count
+        ]
+    found = {
+        "undisturbed seconds": seconds,
+        "killed in": places,
+        "kills": len(places),
+        "after a checkpoint": len(kills),
+    }
+    found |= {"finished stages": len(done), "files": len(wanted), "different": different, "wrong": wrong}
+    print(json.dumps(found, indent=1))
+    return int(bool(different or wrong) or not wanted or len(places) < int(wanted_kills) or not (kills or smoke))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

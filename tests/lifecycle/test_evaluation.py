@@ -74,10 +74,23 @@ def test_metrics_against_counting_by_hand() -> None:
     assert found["distinct_2"]["value"] == 2 / 12  # (1, 2) and (2, 1), of three bigrams per answer
 
 
+def test_questions_without_a_task_have_no_accuracy_by_task() -> None:
+    prompts = [TokenPrompt([1], {"task": "color"}), TokenPrompt([1], {}), TokenPrompt([1], {"task": "color"})]
+    asked = Questions(prompts, lambda *_: 0.0, lambda *_: 0.0)
+    found = result([1.0, 1.0, -1.0]).accuracy_by_task(asked)
+    assert {task: (metric["value"], metric["n"]) for task, metric in found.items()} == {"color": (0.5, 2)}
+
+
 def test_the_win_rate_ignores_ties() -> None:
     found = result([1.0, 0.5, -0.5, 0.0]).win_rate(result([0.0, 0.5, 0.0, -1.0]))
     assert (found["value"], found["n"]) == (2 / 3, 3)
-    assert result([1.0]).win_rate(result([1.0]))["n"] == 0
+
+
+def test_a_win_rate_of_nothing_and_means_of_nothing_are_undefined() -> None:
+    """A parent compared with itself has won nothing, which is not 0.5."""
+    for found in (result([1.0]).win_rate(result([1.0])), proportion(0, 0), mean([]), ratio([], [])):
+        assert math.isnan(found["value"])
+        assert found == {"value": found["value"], "n": 0}
 
 
 def test_answers_depend_on_the_seed_only_and_kl_to_itself_is_zero() -> None:

@@ -61,6 +61,11 @@ def here(finished: tuple[Path, list[dict], dict], tmp_path: Path, monkeypatch: p
     return tmp_path
 
 
+def figures(records: list[dict]) -> list[str]:
+    """Return the figures of each stage as text, in which undefined ones are equal."""
+    return [json.dumps([r["figures"], r["last"]]) for r in records]
+
+
 def test_every_stage_is_evaluated_and_gated(finished: tuple[Path, list[dict], dict]) -> None:
     _, records, card = finished
     assert [r["stage"] for r in records] == ["pretrain", "sft"]
@@ -72,11 +77,35 @@ def test_every_stage_is_evaluated_and_gated(finished: tuple[Path, list[dict], di
     assert len(card["prompts"][0]["answers"]) == 2
 
 
+def test_a_stage_that_got_worse_shows_its_last_checkpoint_beside_the_parent_it_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    configs = pipeline_configs("laptop", Common(set=[*SMALL, "sft:optim.learning_rate=5"], name="worse"), [], 1, {})
+    pipeline = Pipeline("worse", {stage: configs["worse"][stage] for stage in ("pretrain", "sft")}, questions=16)
+    records = pipeline.run()
+    pretrain, sft = records
+    assert (sft["best_step"], sft["last"]["step"]) == (0, 4)
+    assert sft["last"]["figures"]["bits_per_byte"]["value"] > 1.5 * sft["figures"]["bits_per_byte"]["value"]
+    assert sft["figures"]["bits_per_byte"]["value"] == pytest.approx(pretrain["figures"]["bits_per_byte"]["value"])
+    assert sft["figures"]["win_rate"]["n"] == 0  # the parent, compared with itself
+    assert "sft: nothing improved on its parent: the best checkpoint is the one before the first step" in (
+        capsys.readouterr().err
+    )
+    card = run.scorecard(pipeline, records, "laptop")
+    assert card["last"].keys() == {"sft"}
+    assert [(s["best_step"], s["last_step"]) for s in card["stages"]] == [(4, 4), (0, 4)]
+    assert card["splits"]["sft"]["overlap"]["selection/exam"] == {"questions": 0, "last questions": 0}
+    by_name = {gate["name"]: gate for gate in sft["gates"]}
+    assert by_name["improves on pretrained"]["last"]["n"] == 16
+    pipeline.close()
+
+
 def test_finished_stages_are_not_repeated(
     finished: tuple[Path, list[dict], dict], here: Path, capsys: pytest.CaptureFixture
 ) -> None:
     again = Pipeline("tiny", two_stages(), questions=16)
-    assert [r["figures"] for r in again.run()] == [r["figures"] for r in finished[1]]
+    assert figures(again.run()) == figures(finished[1])
     assert capsys.readouterr().err.count("already done") == 2
     assert again.samples() == finished[2]["prompts"]  # from the records, without sampling again
 
@@ -107,7 +136,7 @@ def test_a_damaged_record_is_reported_and_written_again(
     kept = json.loads(record.read_text())
     record.write_text('{"a": 1}')
     pipeline = Pipeline("tiny", {"pretrain": two_stages()["pretrain"]}, questions=16)
-    assert pipeline.run()[0]["figures"] == finished[1][0]["figures"]
+    assert figures(pipeline.run()) == figures(finished[1])[:1]
     assert "warning: runs/lifecycle/tiny/pretrain.json is damaged (stage: Field required" in capsys.readouterr().err
     assert json.loads(record.read_text())["paper"] == kept["paper"]
     assert not list(record.parent.glob("*.new"))
@@ -207,7 +236,7 @@ def test_a_skipped_table_is_named_and_suggested(tmp_path: Path, capfd: pytest.Ca
     assert error.value.fix.endswith(f"--data '{option}'")
     named = pipeline_configs("laptop", Common(), [str(folder), option], 1, {})["laptop-own"]
     assert named["sft"].config.data.train == (str(folder / "faq.csv"),)
-    assert len(read_split(named["sft"].config.data, "conversations", 0)[0]) == 1
+    assert len(read_split(named["sft"].config.data, "conversations", 0).train) == 1
 
 
 def test_a_folder_may_hold_files_of_several_kinds(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -216,7 +245,7 @@ def test_a_folder_may_hold_files_of_several_kinds(tmp_path: Path, capsys: pytest
     assert [found[stage].config.data.train for stage in ("pretrain", "sft", "rm")] == [(path,) for path in given]
     said = capsys.readouterr().err
     assert f"{given[2]}: pairs, for rm, dpo, orpo" in said
-    assert "no prompts: skipping ppo, gspo, grpo; questions of the evaluation are the last ones of held-out" in said
+    assert "no prompts: skipping ppo, gspo, grpo; questions of the exam are the last ones of test" in said
 
 
 def test_the_smoke_test_takes_the_users_files(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -235,7 +264,7 @@ def written(folder: Path, name: str, rows: list[dict]) -> str:
     return str(folder / name)
 
 
-def test_own_data_are_measured_on_their_held_out_side_and_never_on_the_world(
+def test_own_data_are_measured_on_their_test_split_and_never_on_the_world(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -262,20 +291,20 @@ def test_own_data_are_measured_on_their_held_out_side_and_never_on_the_world(
         sys.setprofile(None)
     assert not entered
     pairs = read_split(configs["rm"].config.data, "pairs", 0)
-    assert records[2]["measured"]["pairs"] == len(pairs[1]) < 8
+    assert 0 < records[2]["measured"]["pairs"] == len(pairs.test) < 8
     card = run.scorecard(pipeline, records, "laptop")
     assert card["sources"] == {
-        "bits per byte, perplexity": f"held-out part of {given[0]} (documents)",
-        "answers": f"held-out part of {given[1]} (conversations: the last question of each)",
-        "gates of sft": f"held-out part of {given[1]} (conversations)",
-        "gates of rm": f"held-out part of {given[2]} (pairs)",
+        "bits per byte, perplexity": f"test split of {given[0]} (documents)",
+        "answers": f"test split of {given[1]} (conversations: the last question of each)",
+        "gates of sft": f"test split of {given[1]} (conversations)",
+        "gates of rm": f"test split of {given[2]} (pairs)",
     }
     assert [p["expected"] for p in card["prompts"]] == ["不知道。"] * len(card["prompts"])
 
 
 def test_figures_of_the_world_say_so(finished: tuple[Path, list[dict], dict]) -> None:
     assert set(finished[2]["sources"].values()) == {
-        f"the bundled world ({kind}), held-out" for kind in ("documents", "prompts", "conversations")
+        f"the bundled world ({kind}), test split" for kind in ("documents", "prompts", "conversations")
     }
 
 

@@ -167,6 +167,16 @@ def test_links_into_the_store_of_huggingface_hub_are_followed(tmp_path: Path) ->
     assert torch.equal(hub.load_causal_lm(revision)(IDS), model(IDS))
 
 
+def test_restore_fills_a_model_of_the_same_shape_and_refuses_another(tmp_path: Path) -> None:
+    config = SHAPES["qwen3-tied-gqa"]
+    model = random_model(CausalLM, config)
+    again, other = CausalLM(config).eval(), CausalLM(config.model_copy(update={"rope_theta": 123.0}))
+    hub.restore(again, saved(model, tmp_path))
+    assert torch.equal(again.logits(again(IDS)), model.logits(model(IDS)))
+    with pytest.raises(UserError, match="another model: rope_theta: checkpoint"):
+        hub.restore(other, tmp_path)
+
+
 def test_scorer_starts_from_the_decoder_of_the_policy(tmp_path: Path) -> None:
     policy = random_model(CausalLM, SHAPES["qwen3-tied-gqa"])
     scorer = hub.scorer_from(policy, seed=0)
@@ -200,12 +210,32 @@ def test_weights_that_do_not_fit_config_json_are_refused_with_the_field(tmp_path
     assert caught.value.code == 3
 
 
+def test_a_context_whose_rotary_tables_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
+    saved(random_model(CausalLM, SHAPES["qwen3-tied-gqa"]), tmp_path)
+    found = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(found | {"max_position_embeddings": 2_200_000}))
+    with pytest.raises(UserError, match="2200000 needs 268 MB for rotary tables alone") as caught:
+        hub.load_causal_lm(tmp_path)
+    assert caught.value.code == 3
+
+
 def test_index_that_names_a_file_outside_its_folder_is_refused(tmp_path: Path) -> None:
     saved(random_model(CausalLM, SHAPES["qwen3-tied-gqa"]), tmp_path)
     (tmp_path / "model.safetensors").rename(tmp_path.parent / "stolen.safetensors")
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../stolen.safetensors"}}))
     with pytest.raises(UserError, match="not a safetensors file in its folder"):
         hub.load_causal_lm(tmp_path)
+
+
+def test_missing_weights_and_an_index_of_nothing_are_refused(tmp_path: Path) -> None:
+    saved(random_model(CausalLM, SHAPES["qwen3-tied-gqa"]), tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="the weights are missing"):
+        hub.load_causal_lm(tmp_path)
+    for named in ({}, {"a": 1}, [1]):
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": named}))
+        with pytest.raises(UserError, match="which is not a safetensors file in its folder"):
+            hub.load_causal_lm(tmp_path)
 
 
 def test_pickle_is_refused_without_being_loaded(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from tinyllm.errors import UserError
 from tinyllm.model import lora
@@ -72,6 +73,71 @@ def test_the_dropout_of_the_blocks_is_not_the_adapter_s(model: CausalLM, dora: b
     set_dropout(plain, 0.5)
     assert not torch.equal(plain.train()(IDS), plain(IDS))
     assert {layer.lora_dropout.p for layer in lora.layers(plain).values()} == {0.0}
+
+
+def with_biases(dora: bool, dropout: float = 0.0) -> lora.LoRALinear:
+    """The query projection of a Qwen2, whose bias, magnitude and branch have all moved away from their start."""
+    torch.manual_seed(2)
+    model = CausalLM(SHAPE.model_validate(SHAPE.model_dump() | {"model_type": "qwen2"}))
+    initialise(model, 0)
+    with_random_branches(lora.attach(model, LoRAConfig(r=3, alpha=7, dropout=dropout, dora=dora)))
+    layer = lora.layers(model)["model.layers.0.self_attn.q_proj"]
+    with torch.no_grad():
+        layer.bias.normal_()
+        if dora:
+            layer.lora_magnitude_vector.mul_(torch.linspace(0.5, 2, 32))
+    return layer
+
+
+def equation(layer: lora.LoRALinear, x: torch.Tensor, dropped: torch.Tensor) -> torch.Tensor:
+    """PEFT's equation: b + W x + s B A dropped, or with DoRA b + W x + (m/|V| - 1) W dropped + m/|V| s B A dropped."""
+    low = 7 / 3 * dropped @ layer.lora_A.weight.T @ layer.lora_B.weight.T
+    if not layer.dora:
+        return layer.bias + x @ layer.weight.T + low
+    ratio = layer.lora_magnitude_vector / (layer.weight + 7 / 3 * layer.lora_B.weight @ layer.lora_A.weight).norm(dim=1)
+    return layer.bias + x @ layer.weight.T + (ratio - 1) * (dropped @ layer.weight.T) + ratio * low
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_dropout_acts_on_the_input_of_the_branches_and_the_bias_is_not_scaled(dora: bool) -> None:
+    layer, x = with_biases(dora, dropout=0.4), torch.randn(5, 4, 32)
+    torch.manual_seed(3)
+    dropped = F.dropout(x, 0.4)
+    assert 0.3 < float((dropped == 0).float().mean()) < 0.5
+    torch.manual_seed(3)
+    torch.testing.assert_close(layer.train()(x), equation(layer, x, dropped), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(layer.eval()(x), equation(layer, x, x), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_merging_keeps_the_bias_as_it_is(dora: bool) -> None:
+    layer, x = with_biases(dora).eval(), torch.randn(3, 32)
+    adapted, bias = layer(x), layer.bias.detach().clone()
+    merged = lora.merge(torch.nn.ModuleDict({"q_proj": layer}))["q_proj"]
+    assert torch.equal(merged.bias, bias)
+    torch.testing.assert_close(merged(x), adapted, atol=1e-5, rtol=1e-5)
+
+
+def test_a_starts_uniform_in_one_over_the_root_of_its_inputs(model: CausalLM) -> None:
+    """kaiming_uniform with a = sqrt(5): the bound is 1/sqrt(d_in) whatever the rank; a function of the seed."""
+    for rank in (4, 64):
+        lora.attach(model, LoRAConfig(r=rank), seed=5)
+        drawn: dict[int, list[torch.Tensor]] = {}
+        for layer in lora.layers(model).values():
+            drawn.setdefault(layer.in_features, []).append(layer.lora_A.weight.detach().flatten())
+        assert sorted(drawn) == [32, 48]
+        for inputs, parts in drawn.items():
+            a, bound = torch.cat(parts), inputs**-0.5
+            assert 0.98 * bound < float(a.max()) <= bound
+            assert 0.98 * bound < -float(a.min()) <= bound
+            assert float(a.std()) == pytest.approx(bound / 3**0.5, rel=0.06)
+            assert abs(float(a.mean())) < 0.08 * bound
+        first = lora.branches(model)
+        again = lora.branches(lora.attach(CausalLM(SHAPE), LoRAConfig(r=rank), seed=5))
+        other = lora.branches(lora.attach(CausalLM(SHAPE), LoRAConfig(r=rank), seed=6))
+        assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
+        assert not any(torch.equal(first[name], other[name]) for name in first if "lora_A" in name)
+        lora.merge(model)
 
 
 @pytest.mark.parametrize(("rslora", "scale"), [(False, 4.0), (True, 8.0)])

@@ -32,3 +32,4 @@ class Mutant:
     new: str
     targets: str  # pytest's files and node ids under tests/, separated by spaces
     count: int = 1  # how often `old` stands there
+    keeps: str = ""  # the check, gate, symptom or promise that it breaks, as "gate: KL within bound"

@@ -32,7 +32,7 @@ MUTANTS = [
     M("one-label-held-out", "2", "KTO's held-out side may have one label", "data/splits.py",
       "held if labels is None else keep_both_labels(held, hashes, labels)", "held", "data/test_validation.py"),
     M("own-pairs-measured-on-world", "2", "a reward model of own pairs is measured on pairs of the bundled world", "lifecycle/baselines.py",
-      "if of_world else config.data", "if True else config.data", "lifecycle/test_pipeline.py"),
+      "    if of_world(data):\n", "    if True:\n", "lifecycle/test_pipeline.py"),
     M("pairs-mask-empty", "2", "the response mask of pairs is empty", "data/datasets/datasets.py",
       "[False] * len(prompt) + [True] * len(answer)", "[False] * len(prompt) + [False] * len(answer)",
       f"{OFFLINE}::test_dpo_starts_at_ln_2_and_learns", count=2),

@@ -93,7 +93,7 @@ def ppo(knobs: Knobs, players: Players, rows: list[tuple[list[int], list[int]]],
         new, v_new = log_probs(policy, prompt, answer, knobs.temperature), values(critic, prompt, answer)
         for t in range(len(answer)):
             ratio, gain, goal = torch.exp(new[t] - old[i][t]), gains[i][t], returns[i][t]
-            held = min(max(float(ratio), 1 - knobs.clip), 1 + knobs.clip)
+            held = ratio.clamp(1 - knobs.clip, 1 + knobs.clip)
             surrogate = max(-gain * ratio, -gain * held)
             near = v_old[i][t] + min(max(v_new[t] - v_old[i][t], -knobs.value_clip), knobs.value_clip)
             terms.append(surrogate + knobs.vf_coef * 0.5 * max((v_new[t] - goal) ** 2, (near - goal) ** 2))

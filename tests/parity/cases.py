@@ -1,16 +1,17 @@
-"""The table of comparisons: name -> function that returns (our outcome, the oracle's, the oracle's name). Online: `rollouts`."""
+"""The table of comparisons: name -> our outcome, the oracle's, and who the oracle is. Online: `rollouts`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
+from typing import Any
 
 import torch
 
 from tests.parity import oracles, tiny
 from tests.parity.rollouts import ROLLOUTS
-from tests.parity.tiny import Sides, halves, outcome
+from tests.parity.tiny import Bug, Case, Outcome, halves, outcome
 from tinyllm.algorithms import bradley_terry, dpo, kto, next_token, orpo, simpo
 from tinyllm.data.datasets.batches import PreferenceBatch
 from tinyllm.data.datasets.datasets import PreferenceDataset, SFTDataset, UnpairedDataset
@@ -23,27 +24,40 @@ MASKED = [([*prompt, *answer], [False] * len(prompt) + [True] * len(answer)) for
 sft_loss = partial(next_token.loss, next_token.Settings())
 
 
-def supervised(parts: int) -> Sides:
+def case(ours: Callable[[Bug], Outcome], oracle: Callable[[], Outcome], source: str, **settings: Any) -> Case:
+    return Case(ours, cache(oracle), source, settings)
+
+
+def supervised(parts: int) -> Case:
     data = SFTDataset(MASKED, tiny.PAD)
     split = [list(range(len(data)))] if parts == 1 else halves(len(data))
     batches = [data.collate(part, 0, range(len(data))) for part in split]
-    return outcome(tiny.policy(), sft_loss, batches)[0], oracles.sft(ROWS, parts), "TRL SFT"
+    return case(
+        lambda bug: outcome(tiny.policy(), sft_loss, batches, bug)[0], lambda: oracles.sft(ROWS, parts), "TRL SFT"
+    )
 
 
-def packed() -> Sides:
+def packed() -> Case:
     data = PackedSFTDataset(MASKED, tiny.PAD, 20)
     assert len(data) < len(ROWS), "nothing was packed"
-    ours, _ = outcome(tiny.policy(), sft_loss, [data.collate(range(len(data)), 0, range(len(data)))])
+    batches = [data.collate(range(len(data)), 0, range(len(data)))]
     theirs = {"packing": True, "max_length": 20, "per_device_train_batch_size": len(data)}
-    return ours, oracles.sft(ROWS, **theirs), "TRL SFT, packing"
+    return case(
+        lambda bug: outcome(tiny.policy(), sft_loss, batches, bug)[0],
+        lambda: oracles.sft(ROWS, **theirs),
+        "TRL SFT, packing",
+    )
 
 
-def adapted(config: LoRAConfig) -> Sides:
+def adapted(config: LoRAConfig) -> Case:
     """Gradients of an adapter that we wrote and PEFT read."""
     data = SFTDataset(MASKED, tiny.PAD)
-    model = hub.load_causal_lm(tiny.adapter(config), merged=False).double()
-    ours, _ = outcome(model, sft_loss, [data.collate(part, 0, range(len(data))) for part in halves(len(data))])
-    return ours, oracles.sft(ROWS, model=oracles.adapted(tiny.adapter(config))), "TRL SFT, PEFT"
+    batches = [data.collate(part, 0, range(len(data))) for part in halves(len(data))]
+
+    def ours(bug: Bug) -> Outcome:
+        return outcome(hub.load_causal_lm(tiny.adapter(config), merged=False).double(), sft_loss, batches, bug)[0]
+
+    return case(ours, lambda: oracles.sft(ROWS, model=oracles.adapted(tiny.adapter(config))), "TRL SFT, PEFT")
 
 
 @torch.no_grad()
@@ -57,52 +71,74 @@ def pair_batches(reference: bool = False) -> list[PreferenceBatch]:
     return [data.collate(part, 0, everything) for part in halves(len(data))]
 
 
-def reward_model(margin: bool, centering: float) -> Sides:
-    batches = [b if margin else replace(b, margin=torch.zeros_like(b.margin)) for b in pair_batches()]
-    settings = bradley_terry.Settings(centering=centering)
-    ours, _ = outcome(tiny.scorer(), partial(bradley_terry.loss, settings), batches)
-    return ours, oracles.reward(margin, centering or None), "TRL Reward"
+def reward_model(margin: bool, centering: float) -> Case:
+    def ours(bug: Bug) -> Outcome:
+        batches = [b if margin else replace(b, margin=torch.zeros_like(b.margin)) for b in pair_batches()]
+        settings = bradley_terry.Settings(**{"centering": centering} | bug.settings)
+        return outcome(tiny.scorer(), partial(bradley_terry.loss, settings), batches, bug)[0]
+
+    return case(ours, lambda: oracles.reward(margin, centering or None), "TRL Reward", centering=centering)
 
 
-def direct(variant: str, smoothing: float = 0.0) -> Sides:
-    settings = dpo.Settings(beta=0.3, variant=variant, label_smoothing=smoothing)
-    ours, _ = outcome(tiny.policy(), partial(dpo.loss, settings), pair_batches(reference=True))
-    return ours, oracles.dpo(beta=0.3, loss_type=variant, label_smoothing=smoothing), "TRL DPO"
+def direct(variant: str, smoothing: float = 0.0) -> Case:
+    knobs = {"beta": 0.3, "label_smoothing": smoothing}
+
+    def ours(bug: Bug) -> Outcome:
+        settings = dpo.Settings(variant=variant, **knobs | bug.settings)
+        return outcome(tiny.policy(), partial(dpo.loss, settings), pair_batches(reference=True), bug)[0]
+
+    return case(ours, lambda: oracles.dpo(loss_type=variant, **knobs), "TRL DPO", **knobs)
 
 
-def smoothed() -> Sides:
+def smoothed() -> Case:
     """TRL's DPO ignores smoothing where the loss is `sigmoid`; its CPO does not, and is DPO with a reference of 0."""
-    settings = dpo.Settings(beta=0.3, label_smoothing=0.15)
-    batches = [replace(b, ref_log_probs=torch.zeros(2 * b.count, dtype=torch.float64)) for b in pair_batches()]
-    ours, _ = outcome(tiny.policy(), partial(dpo.loss, settings), batches)
-    return ours, oracles.cpo(beta=0.3, loss_type="sigmoid", label_smoothing=0.15), "TRL CPO"
+    knobs = {"beta": 0.3, "label_smoothing": 0.15}
+
+    def ours(bug: Bug) -> Outcome:
+        batches = [replace(b, ref_log_probs=torch.zeros(2 * b.count, dtype=torch.float64)) for b in pair_batches()]
+        return outcome(tiny.policy(), partial(dpo.loss, dpo.Settings(**knobs | bug.settings)), batches, bug)[0]
+
+    return case(ours, lambda: oracles.cpo(loss_type="sigmoid", **knobs), "TRL CPO", **knobs)
 
 
-def odds_ratio() -> Sides:
-    ours, _ = outcome(tiny.policy(), partial(orpo.loss, orpo.Settings(weight=0.7)), pair_batches())
-    return ours, oracles.orpo(0.7), "TRL ORPO"
+def odds_ratio() -> Case:
+    def ours(bug: Bug) -> Outcome:
+        settings = orpo.Settings(**{"weight": 0.7} | bug.settings)
+        return outcome(tiny.policy(), partial(orpo.loss, settings), pair_batches(), bug)[0]
+
+    return case(ours, lambda: oracles.orpo(0.7), "TRL ORPO", weight=0.7, prompt_loss=True)
 
 
-def simple() -> Sides:
-    ours, _ = outcome(tiny.policy(), partial(simpo.loss, simpo.Settings(beta=2.0, gamma=0.8)), pair_batches())
-    return ours, oracles.cpo(beta=2.0, loss_type="simpo", simpo_gamma=0.8), "TRL CPO"
+def simple() -> Case:
+    knobs = {"beta": 2.0, "gamma": 0.8}
+
+    def ours(bug: Bug) -> Outcome:
+        settings = simpo.Settings(**knobs | bug.settings)
+        return outcome(tiny.policy(), partial(simpo.loss, settings), pair_batches(), bug)[0]
+
+    return case(ours, lambda: oracles.cpo(beta=2.0, loss_type="simpo", simpo_gamma=0.8), "TRL CPO", **knobs)
 
 
-def kahneman_tversky(trained: str, reference: str, clamped: bool) -> Sides:
+def kahneman_tversky(trained: str, reference: str, clamped: bool) -> Case:
     knobs = {"beta": 0.2, "desirable_weight": 0.9, "undesirable_weight": 1.3}
-    settings, model, data = kto.Settings(**knobs), tiny.policy(trained), UnpairedDataset(tiny.UNPAIRED, tiny.PAD)
+    data = UnpairedDataset(tiny.UNPAIRED, tiny.PAD)
     everything = range(len(data))
-    with torch.no_grad():
-        whole = data.collate(everything, 0, everything)
-        scores = tiny.policy(reference).log_probs(whole.ids, whole.mask)
-        data.ref_log_probs = scores.sum(1).view(2, -1).T
-        batches = kto.prepare(settings, model, [data.collate(part, 0, everything) for part in halves(len(data))])
-    ours, metrics = outcome(model, partial(kto.loss, settings), batches)
-    assert (metrics["kl"] == 0) == clamped
-    return ours, oracles.kto(tiny.rotated(data), trained, reference, **knobs), "TRL KTO"
+
+    def ours(bug: Bug) -> Outcome:
+        settings, model = kto.Settings(**knobs | bug.settings), tiny.policy(trained)
+        with torch.no_grad():
+            whole = data.collate(everything, 0, everything)
+            scores = tiny.policy(reference).log_probs(whole.ids, whole.mask)
+            data.ref_log_probs = scores.sum(1).view(2, -1).T
+            batches = kto.prepare(settings, model, [data.collate(part, 0, everything) for part in halves(len(data))])
+        found, metrics = outcome(model, partial(kto.loss, settings), batches, bug)
+        assert (metrics["kl"] == 0) == clamped
+        return found
+
+    return case(ours, lambda: oracles.kto(tiny.rotated(data), trained, reference, **knobs), "TRL KTO", **knobs)
 
 
-CASES: dict[str, Callable[[], Sides]] = {
+CASES: dict[str, Callable[[], Case]] = {
     "sft / one batch": partial(supervised, 1),
     "sft / two micro-batches": partial(supervised, 2),
     "sft / packed": packed,
@@ -123,3 +159,8 @@ CASES: dict[str, Callable[[], Sides]] = {
     "kto / z clamped": partial(kahneman_tversky, "policy", "reference", clamped=True),
     **ROLLOUTS,
 }
+
+
+@cache
+def of(name: str) -> Case:
+    return CASES[name]()

@@ -100,11 +100,14 @@ def sft(
     """Prompts and completions; the loss is over completions. Adapter weights are named as in its file."""
     records = [{"prompt": tiny.text(p) + " ", "completion": tiny.text(c)} for p, c in rows]
     data, config = Dataset.from_list(records), SFTConfig(**arguments(len(rows), parts) | settings)
-    loss, gradient = one_step(SFTTrainer(model or policy(), config, train_dataset=data, processing_class=tokenizer()))
-    renamed = {
-        re.sub(r"^base_model\.model\.|(?<=vector)\.default\.weight|\.default", "", n): g for n, g in gradient.items()
-    }
-    return tiny.Outcome(loss, renamed)
+    found = one_step(SFTTrainer(model or policy(), config, train_dataset=data, processing_class=tokenizer()))
+    return tiny.Outcome(found.loss, renamed(found.gradient))
+
+
+def renamed(gradient: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A gradient with PEFT's names of adapter weights as they are in its file, without their prefix."""
+    added = r"^base_model\.model\.|(?<=vector)\.default\.weight|\.default"
+    return {re.sub(added, "", name): g for name, g in gradient.items()}
 
 
 def pairs(margin: bool = False) -> Dataset:

@@ -11,7 +11,8 @@ import atexit
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,13 +66,42 @@ MAX_NEW_TOKENS = 8  # the most tokens an answer may have
 
 
 class Outcome(NamedTuple):
-    """A loss and its gradient by parameter name."""
+    """A loss and its gradient by parameter name, with what was seen on the way."""
 
     loss: float
     gradient: dict[str, Tensor]
+    tokens: int = 0
+    """tokens of the masks"""
+    clipped: float | None = None
+    """share of tokens or answers whose gradient was clipped, of an online loss"""
+
+    @property
+    def norm(self) -> float:
+        """Norm of the gradient."""
+        return float(torch.stack([g.double().norm() for g in self.gradient.values()]).norm())
 
 
-Sides = tuple[Outcome, Outcome, str]  # ours, the oracle's, who the oracle is
+Loss = Callable[[nn.Module, Any], tuple[Mean, dict[str, Mean]]]
+
+
+@dataclass(frozen=True)
+class Bug:
+    """A mistake on our side, which the oracle must notice: other settings, or another loss on other batches."""
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    spoil: Callable[[Loss, list[Any]], tuple[Loss, list[Any]]] = lambda loss, batches: (loss, batches)
+
+
+NONE = Bug()
+
+
+class Case(NamedTuple):
+    """A comparison."""
+
+    ours: Callable[[Bug], Outcome]
+    oracle: Callable[[], Outcome]  # computed once
+    source: str  # who the oracle is
+    settings: Mapping[str, Any]  # ours, as far as the case sets them
 
 
 class Difference(NamedTuple):
@@ -179,11 +209,10 @@ def samples(temperature: float = 1.0, reference: bool = False) -> Samples:
     )
 
 
-def outcome(
-    model: nn.Module, loss: Callable[[nn.Module, Any], tuple[Mean, dict[str, Mean]]], batches: Sequence[Any]
-) -> tuple[Outcome, dict[str, float]]:
+def outcome(model: nn.Module, loss: Loss, batches: Sequence[Any], bug: Bug = NONE) -> tuple[Outcome, dict[str, float]]:
     """Our loss and gradient over micro-batches, pooled as the engine does (sum, then divide once), and the metrics."""
     pooled: dict[str, Mean] = {}
+    loss, batches = bug.spoil(loss, list(batches))
     for batch in batches:
         mean, metrics = loss(model, batch)
         mean.total.backward()
@@ -191,4 +220,6 @@ def outcome(
             pooled[name] = pooled[name] + value if name in pooled else value
     count = float(pooled["loss"].count)
     gradient = {name: p.grad / count for name, p in model.named_parameters() if p.grad is not None}
-    return Outcome(pooled["loss"].value, gradient), {name: value.value for name, value in pooled.items()}
+    metrics = {name: value.value for name, value in pooled.items()}
+    tokens = sum(int(batch.mask.sum()) for batch in batches)
+    return Outcome(metrics["loss"], gradient, tokens, metrics.get("clip_fraction")), metrics

@@ -9,6 +9,7 @@ import pytest
 
 from tests.rollout.fuzz_rewards import Tally, fuzz_answers
 from tinyllm.rollout import answers, rewards
+from tinyllm.rollout.answers import spelling
 
 EXACT: dict[str, list[tuple[str | list, str, int]]] = {
     "plain numbers": [
@@ -305,6 +306,23 @@ def test_exact_answer(kind: str) -> None:
 def test_contains_answer() -> None:
     wrong = [row for row in CONTAINS if rewards.contains_answer({"answer": row[0]}, row[1], True) != row[2]]
     assert wrong == []
+
+
+def test_a_part_of_a_word_without_spaces_counts_unless_it_is_one_character() -> None:
+    assert rewards.contains_answer({"answer": "好"}, "我 好的", True) == 0.0
+    assert rewards.contains_answer({"answer": "好的"}, "我 好的呀", True) == 1.0
+    assert not answers.contains("", "x y")  # an empty answer is nowhere
+
+
+def test_the_final_answer_is_stripped() -> None:
+    assert answers.final_answer("The answer is 42 . Done") == "42"
+
+
+def test_thirty_marks_in_a_row_are_kept() -> None:
+    """Unicode's stream-safe limit, counted anew behind every character that is not a mark."""
+    thirty, more = "a" + "\u0301" * 30, "a" + "\u0301" * 31
+    assert spelling._without_long_runs(thirty * 2) == thirty * 2
+    assert spelling._without_long_runs(more * 2) == thirty * 2
 
 
 def test_the_tables_are_as_long_as_they_say_and_hold_both_verdicts() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tinyllm.data import world
+from tinyllm.data.config import DataConfig
 from tinyllm.data.records.types import Prompt
 from tinyllm.errors import UserError
 from tinyllm.rollout import checks, rewards
@@ -53,9 +54,46 @@ def test_a_user_function(tmp_path: Path) -> None:
 def test_missing_columns_are_refused() -> None:
     rows = [Prompt((), {"solution": "7"})]
     with pytest.raises(UserError, match="needs a column 'answer'; the prompts have solution"):
-        checks.check({"exact_answer": 1.0}, rows, rows)
+        checks.check({"exact_answer": 1.0}, {"train": rows, "val": rows})
     rows = [Prompt((), {"answer": "7"})]
-    assert checks.check({"exact_answer": 1.0, "reward_model": 1.0}, rows, rows) == (rows, rows)
+    assert checks.check({"exact_answer": 1.0, "reward_model": 1.0}, {"train": rows, "val": rows}) == {
+        "train": rows,
+        "val": rows,
+    }
+
+
+def test_the_column_that_is_missing_is_named_not_one_that_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text("def both(prompts, completions, answer, hint, **more):\n    return [1.0] * len(prompts)\n")
+    rows = [Prompt((), {"answer": "7"})]
+    with pytest.raises(UserError, match="needs a column 'hint'; the prompts have answer") as caught:
+        checks.check({f"{path}:both": 1.0}, {"train": rows, "val": rows})
+    assert caught.value.fix == "add the column hint"
+
+
+@pytest.mark.parametrize(
+    ("weights", "columns", "rule", "what", "fix"),
+    [
+        ({"gold": 1.0}, {"answer": "7"}, "warning", "needs a column 'task'", "--set 'rewards={exact_answer: 1.0}'"),
+        ({"gold": 1.0}, {"anwser": "7"}, "warning", "did you mean 'anwser'?", "--set data.field.answer=anwser"),
+        ({"gold": 1.0}, {}, "warning", "the prompts have none", "add the column answer, or name another reward"),
+        ({"exact_answer": 1.0}, {"x": "7"}, "refused", "needs a column 'answer'", "add the column answer"),
+    ],
+)
+def test_inspection_warns_of_the_default_reward_and_refuses_others(weights, columns, rule, what, fix) -> None:
+    rows = [Prompt((), columns)]
+    (found,) = checks.findings(weights, {"train": rows, "val": rows})
+    assert found.level == rule
+    assert what in found.what
+    assert fix in found.fix
+    assert checks.findings({"exact_answer": 1.0}, {"train": [Prompt((), {"answer": "7"})], "val": []}) == []
+
+
+def test_data_that_are_not_there_yet_are_not_checked(tmp_path: Path) -> None:
+    checks.check_first({"exact_answer": 1.0}, DataConfig(train=(str(tmp_path / "later.jsonl"),)), seed=0)
+    (tmp_path / "now.jsonl").write_text('{"prompt": "What?", "reply": "7"}\n' * 4)
+    with pytest.raises(UserError, match="needs a column 'answer'"):
+        checks.check_first({"exact_answer": 1.0}, DataConfig(train=(str(tmp_path / "now.jsonl"),)), seed=0)
 
 
 def test_a_misspelled_column_parameter_or_function_is_named_in_the_fix(tmp_path: Path) -> None:
@@ -77,6 +115,6 @@ def test_a_misspelled_column_parameter_or_function_is_named_in_the_fix(tmp_path:
         ({"exact_anser": 1.0}, right, "did you mean 'exact_answer'?", "write exact_answer instead of exact_anser"),
     ):
         with pytest.raises(UserError) as caught:
-            checks.check(weights, rows, rows)
+            checks.check(weights, {"train": rows, "val": rows})
         assert what in caught.value.what
         assert caught.value.fix == fix

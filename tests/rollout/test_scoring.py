@@ -94,6 +94,7 @@ def row(number: int = 1, text: str = "text", **more: Any) -> Answered:
 )
 def test_rewards_are_named_by_their_functions_and_told_apart(mine: str, keys: list[str], want: list[str]) -> None:
     assert list(rewards.names(keys).values()) == [name.replace("FOLDER", Path.cwd().name) for name in want]
+    assert rewards.names(iter(keys)) == rewards.names(keys)
 
 
 def test_a_reward_named_twice_is_refused(mine: str) -> None:
@@ -104,6 +105,16 @@ def test_a_reward_named_twice_is_refused(mine: str) -> None:
 def test_the_names_of_earlier_versions_are_understood(mine: str) -> None:
     assert rewards.old_names(["mine.py:correct", "gold"]) == {"rewards/mine": "rewards/correct"}
     assert rewards.old_names(["mine.py:correct", "mine.py:form"]) == {}  # it was the last one's
+
+
+def test_a_batch_function_is_given_columns_but_for_those_that_have_arguments_of_their_own() -> None:
+    given: dict[str, Any] = {}
+    reward = Reward("mine", lambda **arguments: given.update(arguments) or [0.0], "batch")
+    score(reward, [row()])
+    assert given.keys() == {
+        *("answer", "prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
+    }
+    assert given["answer"] == ["1"]
 
 
 # --- signatures ------------------------------------------------------------------------------------------------------------------
@@ -254,18 +265,20 @@ def prompts(*answers: Any) -> list[Prompt]:
 def test_blank_answers_are_refused_with_their_line_or_skipped() -> None:
     for answer in ("", " ", [], ["a", ""], True):
         with pytest.raises(UserError, match="answer: expected a string or a number") as caught:
-            checks.check({"contains_answer": 1.0}, prompts("a", answer), prompts("a"))
+            checks.check({"contains_answer": 1.0}, {"train": prompts("a", answer), "val": prompts("a")})
         assert caught.value.where == "data.jsonl:2"
-    train, val = checks.check({"exact_answer": 1.0}, prompts("a", "", 3), prompts("a"), on_bad_line="skip")
+    kept = checks.check({"exact_answer": 1.0}, {"train": prompts("a", "", 3), "val": prompts("a")}, on_bad_line="skip")
+    train, val = kept["train"], kept["val"]
     assert [p.columns["answer"] for p in train] == ["a", 3]
     assert len(val) == 1
 
 
 def test_every_reward_is_tried_on_both_splits(mine: str) -> None:
     Path("val.py").write_text("def ratio(columns, text, finished):\n    return 1 / len(columns['answer'])\n")
-    checks.check({"val.py:ratio": 1.0, "mine.py:some": 0.0}, prompts("a"), prompts("a"))
+    both = {"train": prompts("a"), "val": prompts("a")}
+    checks.check({"val.py:ratio": 1.0, "mine.py:some": 0.0}, both)
     with pytest.raises(UserError, match=r"ZeroDivisionError.* for data\.jsonl:2 ") as caught:
-        checks.check({"val.py:ratio": 0.0, "mine.py:correct": 1.0}, prompts("a"), prompts("a", ""))
+        checks.check({"val.py:ratio": 0.0, "mine.py:correct": 1.0}, {"train": prompts("a"), "val": prompts("a", "")})
     assert caught.value.where == "val.py:2"
     with pytest.raises(UserError, match="the reward named needs a column 'solution'; the prompts have answer"):
-        checks.check({"mine.py:named": 1.0}, prompts("a"), prompts("a"))
+        checks.check({"mine.py:named": 1.0}, both)

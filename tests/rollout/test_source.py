@@ -18,7 +18,7 @@ from tinyllm.model.config import ModelConfig
 from tinyllm.model.transformer import CausalLM, initialise
 from tinyllm.rollout import source as rollout
 from tinyllm.rollout.config import RolloutConfig
-from tinyllm.rollout.judge import Judge
+from tinyllm.rollout.judge import Judge, repetition
 from tinyllm.rollout.rewards import Reward
 from tinyllm.rollout.source import RolloutSource
 from tinyllm.text.tokenizer import Tokenizer
@@ -92,6 +92,20 @@ def test_samples_are_prompt_and_answer_with_a_mask_of_the_answer(policy: CausalL
         assert samples.reward[row] == 2.0 * prompt.columns["n"] - 0.5 * (not finished)
     assert samples.group.tolist() == [i // 4 for i in range(16)]
     assert metrics["length"].value == samples.mask.sum(1).double().mean()
+
+
+def test_the_longest_allowed_answer_is_that_of_the_configuration(policy: CausalLM, tokenizer: Tokenizer) -> None:
+    """Dr. GRPO divides by it. It is not the longest answer of the rollout, and a resumed rollout and the largest batch have it too."""
+    source = made(policy, tokenizer)
+    source.stop = tuple(range(policy.config.vocab_size))  # every answer ends at once
+    batches = source(0)
+    assert int(source._samples.mask.sum(1).max()) == 1
+    assert (
+        {b.max_new_tokens for b in batches} == {source._samples.max_new_tokens, source.largest().max_new_tokens} == {9}
+    )
+    again = made(policy, tokenizer)
+    assert again.restore(1, source.state(1))
+    assert {b.max_new_tokens for b in again(1)} == {9}
 
 
 def test_sampler_and_training_forward_agree(policy: CausalLM, tokenizer: Tokenizer) -> None:
@@ -217,3 +231,81 @@ def test_kept_rollouts_hold_what_the_loss_receives(policy: CausalLM, tokenizer: 
     renamed = {"old": "old_log_probs", "sampled": "sampler_log_probs", "advantage": "advantages"}
     assert sorted(found) == ["advantage", "finished", "group", "ids", "mask", "old", "reward", "sampled"]
     assert all(torch.equal(value, getattr(samples, renamed.get(name, name))) for name, value in found.items())
+
+
+def test_old_log_probs_are_those_of_the_training_forward_pass_to_the_bit(
+    policy: CausalLM, tokenizer: Tokenizer
+) -> None:
+    """Not the sampler's, which differ in rounding; so that the first ratio is exactly 1."""
+    source = made(policy, tokenizer, temperature=0.7)
+    samples, _ = source.rollout(0)
+    with torch.no_grad():
+        parts = zip(samples.ids.split(3), samples.mask.split(3), strict=True)
+        again = torch.cat([policy.log_probs(ids, mask, temperature=0.7) for ids, mask in parts])
+    assert torch.equal(samples.old_log_probs, again)
+    assert not torch.equal(samples.sampler_log_probs, again)
+
+
+def test_the_gap_between_sampler_and_training_is_a_mean_of_sizes(
+    policy: CausalLM, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nats per token of the answers, whatever their sign; one that is not a number stops the run like one that is too large."""
+    honest = generation.generate
+
+    def shifted(*given: object) -> list:
+        found = honest(*given)
+        for answer in found:
+            answer.log_probs = [p + shift * (-1) ** n for n, p in enumerate(answer.log_probs)]
+        return found
+
+    monkeypatch.setattr(rollout, "generate", shifted)
+    shift = 0.05
+    assert made(policy, tokenizer).rollout(0)[1]["sampler_gap"].value == pytest.approx(0.05, abs=1e-4)
+    for shift in (0.11, float("nan")):  # noqa: B007
+        with pytest.raises(UserError, match="sampler and training disagree"):
+            made(policy, tokenizer).rollout(0)
+
+
+def test_every_epoch_has_another_order_and_every_rollout_and_rank_other_answers(
+    policy: CausalLM, tokenizer: Tokenizer
+) -> None:
+    source = made(policy, tokenizer)
+    epochs = [[b.old_log_probs[0, 9:].tolist() for step in steps for b in source(step)] for steps in ((0, 1), (2, 3))]
+    assert epochs[0] != epochs[1]
+    alike = [TokenPrompt([5, 6, 7], {"n": 1})] * 6
+    found = []
+    for number, rank in ((0, 0), (1, 0), (0, 1)):
+        other = made(policy, tokenizer, rank=rank, world_size=2)
+        other.prompts = alike
+        samples, _ = other.rollout(number)
+        found.append(samples.ids[:, 3:].flatten().tolist())
+    assert found[0] != found[1]
+    assert found[0] != found[2]
+
+
+def test_dynamic_sampling_stops_when_there_is_enough_and_fills_up_behind_what_is_useful(
+    policy: CausalLM, tokenizer: Tokenizer
+) -> None:
+    """Four groups are needed. Where every group differs one round is enough; where few do, these come first."""
+    answered = iter(range(10_000))
+    source = made(policy, tokenizer, sampling_rounds=5)
+    source.judge = Judge(tokenizer, [(Reward("number", lambda c, t, f: float(next(answered))), 1.0)], None, 0.0, 0.0)
+    samples, metrics = source.rollout(0)
+    assert metrics["sampling_rounds"].value == 1
+    assert metrics["reward"].count == 16
+    source = made(policy, tokenizer, sampling_rounds=2)
+    rare = lambda c, t, f: float(next(answered) % 2) if c["n"] == 3 else 1.0  # noqa: E731
+    source.judge = Judge(tokenizer, [(Reward("rare", rare), 1.0)], None, 0.0, 0.0)
+    samples, metrics = source.rollout(0)
+    differs = (samples.reward.view(-1, 4).std(1) > 0).tolist()
+    assert 0 < sum(differs) < 4
+    assert differs == sorted(differs, reverse=True)
+    assert metrics["sampling_rounds"].value == 2
+
+
+def test_repetition_is_the_share_of_bigrams_seen_before_in_the_answer() -> None:
+    ids = torch.tensor([[7, 7, 7, 1, 2, 1, 2, 1], [9, 9, 1, 2, 3, 4, 0, 0], [9, 9, 1, 2, 0, 0, 0, 0]])
+    mask = torch.zeros(3, 8, dtype=torch.bool)
+    mask[0, 3:], mask[1, 2:6], mask[2, 2:4] = True, True, True
+    # 12 21 12 21: two of four were there before; 12 23 34: none of three; 12: none of one, though other rows have it
+    assert repetition(ids, mask).value == pytest.approx(2 / 8)

@@ -6,6 +6,8 @@ import math
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from tinyllm.data.records.reader import read_records
 from tinyllm.data.records.types import UnpairedPreference
 from tinyllm.errors import USAGE, UserError
 from tinyllm.model.config import LoRAConfig
+from tinyllm.model.transformer import set_dropout
 from tinyllm.stages import align_offline, rm
 from tinyllm.stages.align_offline import PreparedSource, reference_log_probs
 from tinyllm.stages.config import AlignOfflineConfig, RmConfig
@@ -106,6 +109,34 @@ def test_reference_log_probs_are_those_of_the_loaded_model(tmp_path: Path) -> No
             log_p = model.logits(model(ids)).log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])
             want = log_p[len(pair.prompt) - 1 :].sum().item()
             assert found[i, column].item() == pytest.approx(want, abs=1e-3)
+
+
+def test_reference_log_probs_are_without_dropout(tmp_path: Path) -> None:
+    """Also of a model that stands in training mode."""
+    pairs = list(read_records([str(small.pairs(tmp_path / "pairs.jsonl", 7))], "pairs"))
+    data = preference_dataset(pairs, small.tokenizer(), 64, "t")
+    model = small.rough()
+    want = reference_log_probs(model, data, 3)
+    set_dropout(model, 0.5)
+    torch.testing.assert_close(reference_log_probs(model.train(), data, 3), want, atol=1e-4, rtol=0)
+
+
+def test_the_z_of_kto_is_without_dropout(tmp_path: Path) -> None:
+    """Of training batches, of held-out batches and of the largest one; the model stands in training mode."""
+    pairs = list(read_records([str(small.pairs(tmp_path / "pairs.jsonl", 7))], "pairs"))
+    items = [UnpairedPreference(p.prompt, p.chosen, number % 2 == 0) for number, p in enumerate(pairs)]
+    data = unpaired_dataset(items, small.tokenizer(), 64, "t")
+    data.ref_log_probs = torch.full((7, 2), -90.0)
+    found = []
+    for dropout in (0.0, 0.5):
+        model = small.rough()
+        set_dropout(model, dropout)
+        ready = partial(kto.prepare, kto.Settings(), model)
+        source = PreparedSource(Source(data, 4, 2, seed=0), ready, model.train(), nullcontext)
+        batches = [*source(0), source.largest(), *source.in_order(3)]
+        found.append([float(batch.kl) for batch in batches])
+    assert min(found[0]) > 1
+    assert found[1] == pytest.approx(found[0], abs=1e-3)
 
 
 def engine(loss) -> Engine:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +21,9 @@ from tinyllm.model.transformer import SequenceScorer
 from tinyllm.rollout.config import RolloutConfig
 from tinyllm.stages import align_online
 from tinyllm.stages.config import AlignOnlineConfig
+from tinyllm.train import checkpoint
 from tinyllm.train.config import TrainConfig
+from tinyllm.train.engine import Engine
 from tinyllm.train.run import Invocation
 
 CALL = Invocation("written: down\n")
@@ -148,13 +152,69 @@ def test_the_critic_starts_from_the_reward_model() -> None:
     assert facts["reward_model"]["checkpoint"] == "judge"
 
 
+def test_the_rollout_of_another_number_of_ranks_is_sampled_anew(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Stopped in the middle of a rollout of two steps."""
+    config, step = settings("grpo", REWARD), Engine.step
+
+    def stopped(engine: Engine, *arguments: Any) -> dict[str, float]:
+        if engine.updates == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return step(engine, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Engine, "step", stopped)
+        with pytest.raises(UserError, match="stopped after step 3 of 4") as caught:
+            align_online.run(config, CALL)
+    folder = Path(caught.value.where) / "checkpoints" / "step-00000003"
+    (folder / "trainer" / "source-0-of-1.safetensors").rename(folder / "trainer" / "source-0-of-2.safetensors")
+    (folder / checkpoint.MANIFEST).unlink()
+    checkpoint._write_manifest(folder)
+    capsys.readouterr()
+    assert align_online.run(config, CALL)["steps"] == 4
+    said = capsys.readouterr().err
+    assert (
+        "warning: the unfinished rollout belongs to another number of ranks or batch size; a new one is sampled" in said
+    )
+
+
+def test_without_a_reward_model_the_critic_starts_from_the_decoder_of_the_policy() -> None:
+    found = align_online.run(settings("ppo", REWARD), CALL)
+    first = load_file(Path(found["run"]) / "checkpoints" / "step-00000000" / "trainer" / "critic.safetensors")
+    parent = load_file(Path("parent") / "model.safetensors")
+    decoder = {name for name in parent if name != "lm_head.weight"}
+    assert set(first) == decoder | {"score.weight"}
+    assert len(decoder) > 8
+    assert all(torch.equal(first[name], parent[name]) for name in decoder)
+
+
+@pytest.mark.parametrize("scorer", ["none", "of another shape"])
+def test_the_critic_starts_from_the_decoder_of_the_policy_where_no_reward_model_has_its_shape(scorer: str) -> None:
+    rewards, given = REWARD, None
+    if scorer != "none":
+        other = SequenceScorer(small.rough().config.model_copy(update={"num_hidden_layers": 2}))
+        given, rewards = small.saved(other, Path("judge")), {"reward_model": 1.0}
+    found = align_online.run(settings("ppo", rewards, reward_model=given), CALL)
+    first = load_file(Path(found["run"]) / "checkpoints" / "step-00000000" / "trainer" / "critic.safetensors")
+    decoder = {n: tensor for n, tensor in load_file(Path("parent") / "model.safetensors").items() if "model." in n}
+    assert len(decoder) > 9
+    assert all(torch.equal(first[name], tensor) for name, tensor in decoder.items())
+    assert set(first) - set(decoder) == {"score.weight"}
+
+
 def test_best_by_must_name_a_held_out_metric(tmp_path: Path) -> None:
     config = settings("grpo", REWARD).model_copy(update={"best_by": "rewards/gold"})
     with pytest.raises(UserError, match="best_by is 'rewards/gold'") as caught:
         align_online.run(config, CALL)
-    assert "rewards/rule" in caught.value.what or "rewards/length" in caught.value.what
-    found = align_online.run(settings("grpo", REWARD).model_copy(update={"best_by": "finished"}), CALL)
-    assert found["best"]["finished"] >= found["before"]["finished"]
+    assert caught.value.what.endswith("held-out figures: reward, rewards/length, finished")
+    Path("brief.py").write_text("def brief(columns, text, finished):\n    return -len(text)\n")
+    config = settings("grpo", {**REWARD, "brief.py:brief": 0.0}).model_copy(update={"best_by": "rewards/brief"})
+    found = align_online.run(config, CALL)
+    rows = small.metrics(Path(found["run"]), "eval")
+    best = max(rows, key=lambda row: row["rewards/brief"])  # the first of equals
+    assert {name: best[name] for name in found["best"]} == found["best"]
+    assert best["reward"] < max(row["reward"] for row in rows)  # another evaluation than the best by reward
 
 
 def test_two_rewards_of_one_file_are_two_figures_and_both_count() -> None:

@@ -17,6 +17,7 @@ from tinyllm.data.tokens.shards import open_shards
 from tinyllm.errors import RESOURCES, UserError
 from tinyllm.stages import data, prepared, pretrain
 from tinyllm.stages.config import PretrainConfig
+from tinyllm.stages.documents import Documents
 from tinyllm.train import lock
 from tinyllm.train.run import Invocation
 
@@ -291,3 +292,18 @@ def test_memory_does_not_grow_with_the_text(place: Path) -> None:
     assert (place / "a.jsonl").stat().st_size > 6_000_000
     assert peaks[1] < 1.25 * peaks[0]
     assert peaks[1] < 130_000  # kB
+
+
+@pytest.mark.parametrize("count", [2, 3, 40, 900])
+def test_the_tokenizer_learns_from_training_documents_only(tmp_path: Path, count: int) -> None:
+    """The sample of its trainer is what train.bin holds: no document that selects or examines."""
+    rows = [{"text": f"document {i} tells of {i * 7919 % 1000} {'rivers' if i % 2 else 'hills'}"} for i in range(count)]
+    made = config(str(small.written(tmp_path / "a.jsonl", rows)), val_fraction=0.2)
+    tokenizer, opened = data.ensure_prepared(made)
+    documents = Documents(made, "train")
+    sampled = list(documents.sample(10**6, documents.trained_on(documents)))
+    assert sampled == [tokenizer.decode(one[:-1].tolist()) for one in opened.documents("train")]
+    assert 0 < len(sampled) < count
+    given = made.model_copy(update={"data": made.data.model_copy(update={"val": (made.data.train[0],)})})
+    documents = Documents(given, "train")
+    assert len(list(documents.trained_on(documents))) == count  # data.val is of its own

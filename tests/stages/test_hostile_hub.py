@@ -101,12 +101,15 @@ def test_no_listing_breaks_the_command(serve: Callable, download: Callable, tmp_
     fake = serve(sent={"notes.txt": b"other bytes", "data/train.jsonl": b"other bytes"})
     cases = [replaced(at, odd) for at in places(facts()) for odd in ODD]
     sample = [*cases[:: len(cases) // 30], *(replaced(("siblings", 0, "rfilename"), odd) for odd in ODD)]
+    read = 0
     for case in cases:  # most are refused in the parser
         with contextlib.suppress(ValueError):
             listing = answers.parse(json.dumps(case).encode(), REPOSITORY)
+            read += bool(listing.files)
             assert all(type(file.size) is int and file.size >= 0 for file in listing.files)
             assert all(set(file.sha256 or file.git_sha1 or "") <= set("0123456789abcdef") for file in listing.files)
     assert len(cases) > 600
+    assert 30 < read < len(cases) - 30
     for case in sample:
         fake.answer = json.dumps(case).encode()
         assert_orderly(download(REPOSITORY, fake=fake), tmp_path)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,3 +31,24 @@ def run_checks(
 def failed(results: dict[str, CheckResult]) -> set[str]:
     """Return the names of the checks that failed."""
     return {name for name, result in results.items() if result.status == "failed"}
+
+
+def failures(found: Iterable[CheckResult | dict[str, Any]]) -> set[str]:
+    """Return what failed of results, or of the JSON of them, named as in `bugs_of_verify.BUGS`."""
+    return {name for name, failed in _parts(found) if failed}
+
+
+def parts(found: Iterable[CheckResult | dict[str, Any]]) -> set[str]:
+    """Return every comparison and every effect that can fail."""
+    return {name for name, _ in _parts(found)}
+
+
+def _parts(found: Iterable[CheckResult | dict[str, Any]]) -> Iterator[tuple[str, bool]]:
+    """Yield the name of every part of every check, and whether it failed."""
+    for check in (result.to_json() if isinstance(result, CheckResult) else result for result in found):
+        if check["status"] == "failed" and not check["compared"]:
+            yield check["name"], True
+        for row in check["compared"]:
+            name, difference = f"{check['name']}: {row['name']}", row["difference"]
+            yield name, difference is None or difference > row["allowed"] or not row["n"]
+            yield from ((f"{name}: {effect['what']}", not effect["passed"]) for effect in row["effects"])

@@ -1,25 +1,34 @@
-"""Bugs that `tinyllm verify` must find. Each is a function of `patch`, which sets an attribute (`setattr`, or that of monkeypatch).
+"""Bugs that `tinyllm verify` must find, each a function of `patch`, which sets an attribute (`setattr`, or that of monkeypatch).
 
-`BUGS` lists the checks that must fail, and no others: those that run in one process, and those that start other processes.
+`bugs_of_verify` says which checks must fail.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from tinyllm import distributed as dist
 from tinyllm.algorithms import grpo, next_token
+from tinyllm.data.datasets import packing
+from tinyllm.data.datasets.batches import Source
+from tinyllm.data.datasets.datasets import SFTDataset
+from tinyllm.diagnostics.checks import checkpoints, export, target
+from tinyllm.diagnostics.checks import tokenizer as tokenizer_checks
 from tinyllm.mean import Mean
-from tinyllm.model import hub, kernels, lora, transformer
+from tinyllm.model import generate, hub, kernels, lora, transformer
 from tinyllm.model.transformer import KVCache
+from tinyllm.stages.checkpoint_files import CheckpointFiles
 from tinyllm.text import tokenizer
 from tinyllm.text.tokenizer import Tokenizer
-from tinyllm.train import checkpoint, engine
+from tinyllm.train import checkpoint, engine, schedules
+from tinyllm.train.checkpointing import CheckpointManager
 from tinyllm.train.engine import Engine
 
 Patch = Callable[[Any, str, Any], None]
@@ -115,49 +124,206 @@ def wrong_rope_theta_for_transformers(patch: Patch) -> None:
     patch(hub, "describe", lambda model, **ids: {**original(model, **ids), **changed})
 
 
-def norm_too_large_in_bf16(patch: Patch) -> None:
+def norm_too_large_in_bf16(patch: Patch, factor: float = 1.5) -> None:
     original = kernels.rms_norm
 
     def rms_norm(x, weight, eps):
         found = original(x, weight, eps)
-        return found if found.dtype == x.dtype == weight.dtype else found * 1.5
+        return found if found.dtype == x.dtype == weight.dtype else found * factor
 
     patch(kernels, "rms_norm", rms_norm)
 
 
-@dataclass(frozen=True)
-class Bug:
-    plant: Callable[[Patch], None]
-    in_process: frozenset[str]  # checks that run in one process and must fail
-    in_subprocess: frozenset[str] = (
-        frozenset()
-    )  # checks that start other processes or import transformers and must fail
-
-    @property
-    def failing(self) -> frozenset[str]:
-        return self.in_process | self.in_subprocess
+def norm_far_too_large_in_bf16(patch: Patch) -> None:
+    """For a model that was trained for some steps, whose logits are small."""
+    norm_too_large_in_bf16(patch, 30.0)
 
 
-def _bug(plant: Callable[[Patch], None], in_process: str = "", in_subprocess: str = "") -> Bug:
-    return Bug(plant, frozenset(in_process.split()), frozenset(in_subprocess.split()))
+# --- training that trains nothing, or the same thing twice -----------------------------------------------------------------------
 
 
-BUGS = {
-    bug.plant.__name__: bug
-    for bug in (
-        _bug(cache_off_by_one, "generation"),
-        _bug(merged_with_twice_the_scale, "lora"),
-        _bug(mean_per_micro_batch, "micro-batches", "ranks"),
-        _bug(grpo_mean_per_micro_batch, "micro-batches", "ranks"),
-        _bug(optimizer_state_not_restored, in_subprocess="resume"),
-        _bug(dropout_not_seeded, "repeat", "resume"),
-        _bug(attention_across_documents, "packing"),
-        _bug(gradients_not_summed_over_ranks, in_subprocess="ranks"),
-        _bug(control_tokens_parsed_in_text, "tokenizer"),
-        _bug(template_without_newline, "template"),
-        _bug(manifest_not_verified, "checkpoint"),
-        _bug(wrong_rope_theta_in_config_json, "export", "resume"),  # resume refuses a checkpoint of another model
-        _bug(wrong_rope_theta_for_transformers, in_subprocess="transformers"),
-        _bug(norm_too_large_in_bf16, "precision"),
-    )
-}
+def update_frozen(patch: Patch) -> None:
+    patch(schedules, "rate", lambda *_: 0.0)
+
+
+def gradient_zero(patch: Patch) -> None:
+    original = next_token.loss
+
+    def loss(settings, model, batch):
+        mean, metrics = original(settings, model, batch)
+        return Mean(mean.total.detach() + 0 * mean.total, mean.count), metrics
+
+    patch(next_token, "loss", loss)
+
+
+def dropout_off(patch: Patch) -> None:
+    patch(torch.nn.functional, "dropout", lambda x, *_, **__: x)
+
+
+def every_rank_trains_on_all_rows(patch: Patch) -> None:
+    """The sum over two ranks is then twice the gradient, and so is the count: the quotient is right."""
+    original = Source.__init__
+
+    def init(self, *given, rank=0, world_size=1, **more):
+        original(self, *given, **more)
+
+    patch(Source, "__init__", init)
+
+
+def resume_starts_over(patch: Patch) -> None:
+    """The run ends with the weights of the uninterrupted one."""
+    patch(CheckpointManager, "resume", lambda self: None)
+
+
+def newest_checkpoint_is_the_oldest(patch: Patch) -> None:
+    patch(checkpoint, "newest", lambda folder, warn: next(iter(checkpoint.steps(folder)), None))
+
+
+def autocast_off(patch: Patch) -> None:
+    patch(torch, "autocast", lambda *_, **__: nullcontext())
+
+
+# --- models and texts with which nothing can go wrong ----------------------------------------------------------------------------
+
+
+def constant_model(patch: Patch) -> None:
+    """Every token is as probable as any other, whatever stands before it."""
+    original = target.small_model
+
+    def small_model(*given):
+        model = original(*given)
+        nn.init.zeros_(model.lm_head.weight)
+        return model
+
+    patch(target, "small_model", small_model)
+    patch(export, "small_model", small_model)
+
+
+def constant_checkpoint(patch: Patch) -> None:
+    """The same of a checkpoint, and a reward model with the same reward for every text."""
+    original = target.load_model
+
+    def load_model(folder, device, *, merged=True):
+        model = original(folder, device, merged=merged)
+        nn.init.zeros_((model.score if hasattr(model, "score") else model.lm_head).weight)
+        return model
+
+    patch(target, "load_model", load_model)
+
+
+def one_document_in_each_row(patch: Patch) -> None:
+    patch(packing, "best_fit", lambda sizes, length: [[i] for i in range(len(sizes))])
+
+
+def prompts_of_one_length(patch: Patch) -> None:
+    patch(target, "SENTENCES", target.SENTENCES[:1] * 8)
+
+
+def no_texts(patch: Patch) -> None:
+    patch(tokenizer_checks, "SENTENCES", ())
+    patch(tokenizer_checks, "_INJECTION", "")
+
+
+def nothing_is_scored(patch: Patch) -> None:
+    original = SFTDataset.collate
+
+    def collate(self, indices, epoch, step):
+        batch = original(self, indices, epoch, step)
+        return replace(batch, mask=torch.zeros_like(batch.mask))
+
+    patch(SFTDataset, "collate", collate)
+
+
+def prompts_without_tokens(patch: Patch) -> None:
+    patch(target.Target, "rows", property(lambda self: [[] for _ in target.SENTENCES]))
+
+
+def checkpoint_without_files(patch: Patch) -> None:
+    patch(CheckpointFiles, "write", lambda self, folder: None)
+
+
+def stop_tokens_ignored(patch: Patch) -> None:
+    original = generate._decode
+    patch(generate, "_decode", lambda m, p, sampling, n: original(m, p, replace(sampling, stop=()), n))
+
+
+def temperature_ignored_by_the_sampler(patch: Patch) -> None:
+    patch(generate, "_scaled", lambda logits, temperature: logits)
+
+
+def control_tokens_without_names(patch: Patch) -> None:
+    original = Tokenizer.decode
+    patch(Tokenizer, "decode", lambda self, ids, *, skip_special=True: original(self, ids))
+
+
+def decoded_without_spaces_around(patch: Patch) -> None:
+    original = Tokenizer.decode
+    patch(Tokenizer, "decode", lambda self, ids, **how: original(self, ids, **how).strip())
+
+
+# --- adapters --------------------------------------------------------------------------------------------------------------------
+
+
+def adapter_without_scale(patch: Patch) -> None:
+    original = lora.LoRALinear.__init__
+
+    def init(self, base, config, generator):
+        original(self, base, config, generator)
+        self.scaling, self.dora = 0.0, False
+
+    patch(lora.LoRALinear, "__init__", init)
+
+
+def adapter_stays_enabled(patch: Patch) -> None:
+    @contextmanager
+    def disabled(model):
+        yield model
+
+    patch(lora, "disabled", disabled)
+
+
+def adapter_starts_at_random(patch: Patch) -> None:
+    original = lora.LoRALinear.__init__
+
+    def init(self, base, config, generator):
+        original(self, base, config, generator)
+        nn.init.ones_(self.lora_B.weight)
+
+    patch(lora.LoRALinear, "__init__", init)
+
+
+# --- checkpoints -----------------------------------------------------------------------------------------------------------------
+
+
+def weights_not_restored(patch: Patch) -> None:
+    patch(CheckpointFiles, "restore", lambda self, folder: None)
+
+
+def critic_not_restored(patch: Patch) -> None:
+    original = CheckpointFiles.restore
+
+    def restore(self, folder):
+        critic, self.critic = self.critic, None
+        original(self, folder)
+        self.critic = critic
+
+    patch(CheckpointFiles, "restore", restore)
+
+
+def state_is_what_was_read_from_the_file(patch: Patch) -> None:
+    """The optimizer need not be restored, then."""
+    read: dict[str, Tensor] = {}
+    original = checkpoints.load_file
+
+    def load_file(path):
+        read.clear()
+        read.update(original(path))
+        return dict(read)
+
+    patch(checkpoints, "load_file", load_file)
+    patch(Engine, "state", lambda self: dict(read))
+
+
+def weights_kept_before_restoring(patch: Patch) -> None:
+    """Those that are restored are then the weights that are there already."""
+    patch(Tensor, "fill_", lambda self, value: self)

@@ -13,8 +13,9 @@ from typing import Any
 
 import yaml
 
+from tinyllm.diagnostics.explain import examine
 from tinyllm.diagnostics.run_log import read_run_log
-from tinyllm.diagnostics.symptoms import CHECKS
+from tinyllm.diagnostics.symptoms.check import NotExamined
 from tinyllm.diagnostics.symptoms.finding import Finding
 
 Curves = Mapping[str, Sequence[float | None]]
@@ -80,16 +81,18 @@ HEALTHY: dict[str, tuple[dict[str, Any], int, int, int, Curves, Curves]] = {
          "rollout": {"group_size": 8, "minibatches": 2, "epochs": 1, "max_new_tokens": 24, "temperature": 1.0,
                      "unfinished_penalty": 0.5, "overlong_buffer": 0, "sampling_rounds": 1, "tolerance": 0.1}},
         24, 1, 4,
-        {**_POLICY_TRAIN, "ratio": [1.0], "constant_groups": [0, 0, 0.1, 0.06], "objective/kl": [0, 2.4, 3.0, 3.5]},
+        {**_POLICY_TRAIN, "ratio": [1.0], "rewards/gold": [-0.29, -0.03, 0.01, 0.02],
+         "constant_groups": [0, 0, 0.1, 0.06], "objective/kl": [0, 2.4, 3.0, 3.5]},
         _POLICY_EVAL,
     ),
     "ppo": (
-        {"algorithm": "ppo", "ppo": {"kl_coef": 0.05, "vf_coef": 0.1}, "rewards": {"gold": 1.0},
+        {"algorithm": "ppo", "ppo": {"kl_coef": 0.05, "vf_coef": 0.1}, "rewards": {"reward_model": 1.0, "gold": 0.0},
          "rollout": {"group_size": 1, "minibatches": 2, "epochs": 2, "max_new_tokens": 24, "temperature": 1.0,
                      "unfinished_penalty": 0.5, "overlong_buffer": 0, "sampling_rounds": 1, "tolerance": 0.1}},
         32, 1, 4,
-        {**_POLICY_TRAIN, "ratio": [1.0], "objective/kl": [0, 2.4, 1.3, 1.3], "value_loss": [2.8, 0.4, 0.1, 0.02]},
-        _POLICY_EVAL,
+        {**_POLICY_TRAIN, "ratio": [1.0], "objective/kl": [0, 2.4, 1.3, 1.3], "value_loss": [2.8, 0.4, 0.1, 0.02],
+         "rewards/reward_model": [-0.25, 0.1, 0.2, 0.25], "rewards/gold": [-0.29, -0.03, 0.01, 0.02]},
+        {**_POLICY_EVAL, "rewards/reward_model": [-0.25, 0.1, 0.2, 0.25]},
     ),
 }  # fmt: skip
 HEALTHY["orpo"] = (
@@ -110,6 +113,8 @@ def write_run(
     held_out: Curves | None = None,
     config: Mapping[str, Any] | None = None,
     facts: Mapping[str, Any] | None = None,
+    lines: int | None = None,
+    damaged: int = 0,
 ) -> Path:
     """Write a run directory.
 
@@ -117,6 +122,8 @@ def write_run(
         train, held_out: curves that replace the healthy ones; an empty one removes a metric.
         config: settings by dotted key.
         facts: keys of run.json.
+        lines: how many lines of the log are kept; 0: there is no log.
+        damaged: how many lines that cannot be read follow them.
     """
     own, steps, log_every, eval_every, healthy_train, healthy_eval = HEALTHY[stage]
     settings = {"name": "by-hand", "data": dict(_DATA), "optim": dict(_OPTIM)} | json.loads(json.dumps(own))
@@ -137,7 +144,9 @@ def write_run(
     (folder / "config.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     known = {"status": "completed", "command": ["tinyllm", "by-hand"], "world_size": 1, **(facts or {})}
     (folder / "run.json").write_text(json.dumps(known), encoding="utf-8")
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    text = [json.dumps(row) for row in rows[:lines]] + ['{"step": '] * damaged
+    if text:
+        (folder / "metrics.jsonl").write_text("".join(f"{line}\n" for line in text), encoding="utf-8")
     return folder
 
 
@@ -167,6 +176,10 @@ def _between(curve: Sequence[float | None], i: int, count: int) -> float | None:
 
 def findings(folder: Path) -> dict[str, Finding]:
     """Return the findings of all checks for the run's stage, by name of the check."""
-    log = read_run_log(folder)
-    found = ((check.__name__, check(log)) for check in CHECKS[log.family])
-    return {name: finding for name, finding in found if finding is not None}
+    found, _ = examine(read_run_log(folder))
+    return {finding.check: finding for finding in found}
+
+
+def left_out(folder: Path) -> dict[str, NotExamined]:
+    """Return the checks for the run's stage that could examine nothing, by name."""
+    return {entry.check: entry for entry in examine(read_run_log(folder))[1]}

@@ -38,9 +38,14 @@ def train_small(
     best: tuple = ("planned", "min"),
     evaluate: Callable[[Engine], Mapping[str, Mean | float]] = planned,
     keep: int = 9,
+    log_every: int = 10,
     precision: str = "fp32",
     optimizer: str = "adamw",
     adapter: bool = False,
+    test: Callable[[Engine], Mapping[str, Mean | float]] | None = None,
+    loss: Callable | None = None,
+    every: int = 1,
+    compiled: str = "off",
 ) -> TrainResult:
     """Train the small model for some steps in `folder`, or resume the run there."""
     model = small.rough(scale=0.1)
@@ -52,17 +57,18 @@ def train_small(
         steps=steps,
         batch_size=6,
         micro_batch_size=3,
-        eval_every=1,
-        save_every=1,
+        eval_every=every,
+        save_every=every,
         keep=keep,
+        log_every=log_every,
         dropout=0.1,
         precision=precision,
-        compile="off",
+        compile=compiled,
     )
     job = Job(
         title="test",
         model=model,
-        loss=partial(next_token.loss, next_token.Settings()),
+        loss=loss or partial(next_token.loss, next_token.Settings()),
         source=Source(SFTDataset(ROWS, 3), 6, 3, seed=0),
         evaluate=evaluate,
         files=files,
@@ -70,6 +76,8 @@ def train_small(
         optim=OptimConfig(learning_rate=1e-2, warmup_steps=3, optimizer=optimizer),
         seed=0,
         best=best,
+        test=test,
+        test_records=11 if test else 0,
     )
     return Trainer(Run(folder, f"steps: {steps}\n", {}), job).train()
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
+from tests.support.vocabularies import model, pieces_of
+from tinyllm.data import world
 from tinyllm.text.tokenizer import Tokenizer
 
 TEXTS = [
@@ -73,9 +74,13 @@ def sentencepiece(sentencepiece_spec: dict, load_spec: Callable[..., Tokenizer])
 
 
 @pytest.fixture(scope="session")
-def stories(shared: Path) -> Tokenizer:
-    """The vocabulary of a real model: 512 tokens, sentencepiece style, no chat tokens."""
-    return Tokenizer.load(shared / "models" / "stories260k" / "hf")
+def stories(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """A vocabulary as that of a small model: 512 tokens, sentencepiece style, no chat tokens; saved and read as tokenizer.json."""
+    folder = tmp_path_factory.mktemp("stories")
+    pieces = pieces_of([record["text"] for record in world.documents(200)])
+    (folder / "tokenizer.model").write_bytes(model(pieces))
+    Tokenizer.load(folder / "tokenizer.model").save(folder / "hf", model_max_length=512)
+    return Tokenizer.load(folder / "hf")
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from tests.support import malformed, small
 from tests.support.reading import trimmed
+from tests.support.vocabularies import pair
 from tinyllm.data import tokenization
 from tinyllm.data.records.reader import read_records
 from tinyllm.data.records.types import Pair, Prompt, UnpairedPreference
@@ -34,7 +35,7 @@ FUZZ = settings(
     max_examples=40, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
 )
 ROOM = tokenization.LengthLimit(1 << 20)
-KINDS = ["trained", "added", "sentencepiece", "stories", "gpt2", "mistral_v1"]
+KINDS = ["trained", "added", "sentencepiece", "stories", "pair_of_files", "gpt2", "mistral_v1"]
 
 # Tokens as imported vocabularies add them, with every flag that changes how the library matches them.
 ADDED = [
@@ -59,6 +60,12 @@ def added(trained: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Token
     spec["added_tokens"] += [{"id": trained.vocab_size + i, **flags, **token} for i, token in enumerate(ADDED)]
     (folder / "tokenizer.json").write_text(json.dumps(spec), encoding="utf-8")
     return Tokenizer.load(folder)
+
+
+@pytest.fixture(scope="session")
+def pair_of_files(trained: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """A vocabulary of vocab.json and merges.txt, as GPT-2's."""
+    return Tokenizer.load(pair(trained, tmp_path_factory.mktemp("pair")))
 
 
 @pytest.fixture(scope="session")

@@ -7,29 +7,33 @@ import gzip
 import json
 import random
 import shutil
-import struct
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.support.small import TEXTS
+from tests.support.vocabularies import SIZE, SPACE, bin_of, model, pair, pieces_of
+from tinyllm.data import world
 from tinyllm.errors import INTEGRITY, USAGE, UserError
 from tinyllm.text import importing, sentencepiece
-from tinyllm.text.sentencepiece import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Piece
+from tinyllm.text.sentencepiece import CONTROL, NORMAL, UNUSED, USER_DEFINED, Piece
 from tinyllm.text.tokenizer import Tokenizer
 
-SPACE = "\u2581"
+SHARED = Path(__file__).resolve().parents[3] / "shared"
+WORLD = [record["text"] for record in world.documents(400)]
 ALPHABET = "ab cde  \t\n\r\u00a0\u3000\u2028éñ猫狗😀👍🏽\u200d\u0301\x00\x07<>s/|0123456789 ﬁÅ①\ufeff\U0010ffff"
 
 
 @pytest.fixture(scope="session")
-def corpus(shared: Path) -> list[str]:
-    """Real text in several scripts, runs of spaces of every length, and random characters of all of Unicode."""
+def corpus() -> list[str]:
+    """Text in several scripts, runs of spaces of every length, and random characters of all of Unicode; real text where there is some."""
     draw = random.Random(0)
-    texts = (shared / "data/pretrain/tinyshakespeare.txt").read_text(encoding="utf-8").split("\n\n")[:800]
-    with gzip.open(shared / "data/pretrain/zh_tang9k.jsonl.gz", "rt", encoding="utf-8") as file:
-        texts += [json.loads(line)["text"] for line, _ in zip(file, range(300), strict=False)]
+    texts = [record["text"] for record in world.documents(300)] + list(TEXTS)
+    if SHARED.is_dir():
+        texts += (SHARED / "data/pretrain/tinyshakespeare.txt").read_text(encoding="utf-8").split("\n\n")[:800]
+        with gzip.open(SHARED / "data/pretrain/zh_tang9k.jsonl.gz", "rt", encoding="utf-8") as file:
+            texts += [json.loads(line)["text"] for line, _ in zip(file, range(300), strict=False)]
     texts += (
         [" " * n for n in range(1, 70)] + ["a" + " " * n + "the" for n in range(70)] + ["aba" * n for n in range(9)]
     )
@@ -42,16 +46,51 @@ def corpus(shared: Path) -> list[str]:
 # --- compared with other programs -------------------------------------------------------------------------------------------------
 
 
+REAL = ("tokenizers/mistral_v1/tokenizer.model", "models/stories260k/tok512.model")
+
+
+@pytest.fixture(scope="session")
+def own_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a sentencepiece model of 512 tokens, made of the bundled world."""
+    return written(tmp_path_factory.mktemp("own") / "tokenizer.model", model(pieces_of(WORLD)))
+
+
 @pytest.mark.parity
-@pytest.mark.parametrize("file", ["tokenizers/mistral_v1/tokenizer.model", "models/stories260k/tok512.model"])
-def test_sentencepiece_gives_the_same_ids(file: str, shared: Path, corpus: list[str]) -> None:
-    theirs = pytest.importorskip("sentencepiece").SentencePieceProcessor(str(shared / file))
-    tokenizer = Tokenizer.load(shared / file)
+@pytest.mark.parametrize("file", ["own", "by sentencepiece", *REAL])
+def test_sentencepiece_gives_the_same_ids(
+    file: str, own_model: Path, corpus: list[str], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    library = pytest.importorskip("sentencepiece")
+    path = request.getfixturevalue("shared") / file if file in REAL else own_model
+    if file == "by sentencepiece":
+        path = tmp_path / "trained.model"
+        options = {
+            "model_type": "bpe",
+            "byte_fallback": True,
+            "vocab_size": 600,
+            "minloglevel": 2,
+            "split_digits": True,
+        }
+        options |= {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
+        library.SentencePieceTrainer.train(
+            sentence_iterator=iter(WORLD), model_prefix=str(tmp_path / "trained"), **options
+        )
+    theirs = library.SentencePieceProcessor(str(path))
+    tokenizer = Tokenizer.load(path)
     ids = tokenizer.encode_batch(corpus)
     assert [t for t, ours in zip(corpus, ids, strict=True) if ours != theirs.encode(t)] == []
     assert [t for t, ours in zip(corpus, ids, strict=True) if tokenizer.decode(ours) != t] == []
     ends = (theirs.bos_id(), theirs.eos_id(), theirs.vocab_size())
     assert (tokenizer.bos, tokenizer.endoftext, tokenizer.vocab_size) == ends
+
+
+@pytest.mark.parity
+def test_a_pair_of_files_gives_the_ids_of_gpt2(trained: Tokenizer, tmp_path: Path, corpus: list[str]) -> None:
+    transformers = pytest.importorskip("transformers")
+    folder = pair(trained, tmp_path)
+    theirs = transformers.GPT2Tokenizer(vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"))
+    texts = [text for text in corpus if "<|" not in text]
+    assert Tokenizer.load(folder).encode_batch(texts) == theirs(texts, add_special_tokens=False)["input_ids"]
 
 
 @pytest.mark.parity
@@ -92,6 +131,30 @@ def test_every_shared_vocabulary_is_imported_and_lossless(shared: Path, corpus: 
         assert again.encode_batch(corpus) == tokenizer.encode_batch(corpus)
 
 
+def test_every_own_vocabulary_is_lossless_and_is_saved(
+    trained: Tokenizer, own_model: Path, corpus: list[str], tmp_path: Path
+) -> None:
+    for path in (own_model, pair(trained, tmp_path)):
+        tokenizer = Tokenizer.load(path).for_new_model()
+        assert [text for text in corpus if tokenizer.decode(tokenizer.encode(text)) != text] == []
+        tokenizer.save(tmp_path / "again", model_max_length=128)
+        again = Tokenizer.load(tmp_path / "again")
+        assert again.sha256 == tokenizer.sha256
+        assert again.encode_batch(corpus) == tokenizer.encode_batch(corpus)
+
+
+def test_three_forms_of_an_own_vocabulary_agree(own_model: Path, corpus: list[str], tmp_path: Path) -> None:
+    from_model = Tokenizer.load(own_model)
+    from_bin = Tokenizer.load(written(tmp_path / "tokenizer.bin", bin_of(pieces_of(WORLD))))
+    from_model.save(tmp_path / "hf", model_max_length=64)
+    whole = Tokenizer.load(tmp_path / "hf")
+    assert from_bin.sha256 == from_model.sha256
+    assert from_model.encode_batch(corpus) == whole.encode_batch(corpus) == from_bin.encode_batch(corpus)
+    assert (from_bin.bos, from_bin.endoftext) == (whole.bos, whole.endoftext) == (1, 2)
+    assert from_model.vocab_size == SIZE
+    assert len(from_model.encode(WORLD[0])) < 0.6 * len(WORLD[0])  # it merges
+
+
 def test_the_three_forms_of_one_vocabulary_agree(shared: Path, corpus: list[str]) -> None:
     folder = shared / "models/stories260k"
     whole, from_bin, from_model = (Tokenizer.load(folder / n) for n in ("hf", "tok512.bin", "tok512.model"))
@@ -101,34 +164,6 @@ def test_the_three_forms_of_one_vocabulary_agree(shared: Path, corpus: list[str]
 
 
 # --- without other programs ---------------------------------------------------------------------------------------------------
-
-
-def message(fields: dict[int, int | bytes | float]) -> bytes:
-    """Return a protobuf message; a float is written as fixed32."""
-    found = b""
-    for number, value in fields.items():
-        if isinstance(value, float):
-            found += varint(number << 3 | 5) + struct.pack("<f", value)
-        elif isinstance(value, int):
-            found += varint(number << 3) + varint(value % (1 << 64))
-        else:
-            found += varint(number << 3 | 2) + varint(len(value)) + value
-    return found
-
-
-def varint(value: int) -> bytes:
-    low, rest = value & 127, value >> 7
-    return bytes([low | 128]) + varint(rest) if rest else bytes([low])
-
-
-def model(
-    pieces: Sequence[tuple[str, float, int]] = (), trainer: dict | None = None, normalizer: dict | None = None
-) -> bytes:
-    """Return a sentencepiece model: unknown, start, end, 256 bytes, and the given pieces."""
-    rows = [("<unk>", 0.0, UNKNOWN), ("<s>", 0.0, CONTROL), ("</s>", 0.0, CONTROL)]
-    rows += [(f"<0x{byte:02X}>", 0.0, BYTE) for byte in range(256)]
-    data = b"".join(message({1: message({1: t.encode(), 2: s, 3: k})}) for t, s, k in [*rows, *pieces])
-    return data + message({2: message({3: 2, 35: 1, **(trainer or {})}), 3: message({4: 0, **(normalizer or {})})})
 
 
 PIECES = [(SPACE, -9.0, NORMAL), ("a", -9.0, NORMAL), ("b", -9.0, NORMAL), ("ab", -1.0, NORMAL), ("ba", -2.0, NORMAL)]
@@ -219,15 +254,6 @@ def test_random_damage_is_refused_or_harmless(tmp_path: Path) -> None:
     assert outcomes <= {"read", USAGE, INTEGRITY}
 
 
-def bin_of(pieces: Sequence[tuple[str, float, int]], *, order: int = 1) -> bytes:
-    """Return a llama2.c vocabulary: spaces for U+2581, line breaks around the start and end tokens."""
-    rows = [("<unk>", 0.0), ("\n<s>\n", 0.0), ("\n</s>\n", 0.0)][::order]
-    rows += [(f"<0x{byte:02X}>", 0.0) for byte in range(256)]
-    rows += [(text.replace(SPACE, " "), score) for text, score, _ in pieces]
-    body = b"".join(struct.pack("<fi", s, len(t.encode())) + t.encode() for t, s in rows)
-    return struct.pack("<i", 7) + body
-
-
 def test_llama2c_vocabulary_equals_its_sentencepiece_model(tmp_path: Path) -> None:
     from_bin = Tokenizer.load(written(tmp_path / "tokenizer.bin", bin_of(PIECES)))
     from_model = Tokenizer.load(written(tmp_path / "tokenizer.model", model(PIECES)))
@@ -237,17 +263,6 @@ def test_llama2c_vocabulary_equals_its_sentencepiece_model(tmp_path: Path) -> No
     assert caught.value.code == INTEGRITY
     with pytest.raises(UserError, match="an order other than Llama's"):
         Tokenizer.load(written(tmp_path / "tokenizer.bin", bin_of(PIECES).replace(b"</s>", b"<s/>")))
-
-
-def pair(tokenizer: Tokenizer, folder: Path, config: dict | None = None) -> Path:
-    """Write vocab.json and merges.txt of a byte-level vocabulary."""
-    spec = json.loads(tokenizer._whole.to_str())["model"]
-    (folder / "vocab.json").write_text(json.dumps(spec["vocab"]))
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in spec["merges"]))
-    (folder / "tokenizer_config.json").unlink(missing_ok=True)
-    if config is not None:
-        (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    return folder
 
 
 def test_vocab_and_merges_are_read_with_the_split_of_their_class(trained: Tokenizer, tmp_path: Path) -> None:
@@ -340,11 +355,22 @@ def test_vocabulary_for_a_new_model_has_no_bos(tmp_path: Path, trained: Tokenize
     assert trained.for_new_model() is trained
 
 
-def test_byte_lengths_of_an_imported_vocabulary_sum_to_the_text(shared: Path, corpus: list[str]) -> None:
-    for name, extra in (("gpt2", 0), ("mistral_v1", 1)):
-        tokenizer = Tokenizer.load(shared / "tokenizers" / name)
-        lengths = tokenizer.byte_lengths()
-        for text in corpus[:500]:
-            if text:
-                assert lengths[tokenizer.encode(text)].sum() == len(text.encode()) + extra
-        assert lengths.dtype == np.int64
+@pytest.mark.parametrize(("name", "extra"), [("pair", 0), ("own_model", 1), ("gpt2", 0), ("mistral_v1", 1)])
+def test_byte_lengths_of_an_imported_vocabulary_sum_to_the_text(
+    name: str,
+    extra: int,
+    trained: Tokenizer,
+    own_model: Path,
+    corpus: list[str],
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> None:
+    paths = {"pair": lambda: pair(trained, tmp_path), "own_model": lambda: own_model}
+    tokenizer = Tokenizer.load(
+        paths[name]() if name in paths else request.getfixturevalue("shared") / "tokenizers" / name
+    )
+    lengths = tokenizer.byte_lengths()
+    for text in corpus[:500]:
+        if text:
+            assert lengths[tokenizer.encode(text)].sum() == len(text.encode()) + extra
+    assert lengths.dtype == np.int64

@@ -81,7 +81,14 @@ def test_a_rewarmed_schedule_is_that_of_a_shorter_run() -> None:
 
 def settings(**changes: object) -> dict:
     train = {"steps": 10, "batch_size": 8, "save_every": 5, "eval_rows": 4}
-    found = {"name": "a", "seed": 0, "model": {"hidden_size": 8}, "train": train, "optim": {"learning_rate": 1e-3}}
+    found = {
+        "name": "a",
+        "seed": 0,
+        "model": {"hidden_size": 8},
+        "data": {"max_length": 8},
+        "train": train,
+        "optim": {"learning_rate": 1e-3},
+    }
     for key, value in changes.items():
         section, _, name = key.partition("__")
         found[section] = {**found[section], name: value} if name else value
@@ -99,6 +106,8 @@ def refused(*allowed: str, **changes: object) -> UserError | None:
 def test_what_no_weight_depends_on_may_change_and_steps_may_grow() -> None:
     assert differences(settings(), settings()) == []
     assert refused(train__save_every=1, name="b", train__steps=20) is None
+    for key in ("eval_every", "save_every", "log_every", "keep", "keep_every"):
+        assert refused(**{f"train__{key}": 77}) is None, key
     assert refused(train__steps=3) is None, "`extend` refuses fewer than are done with a better reason"
 
 
@@ -125,6 +134,9 @@ def test_training_settings_need_the_option_which_the_error_names() -> None:
         ({"model__hidden_size": 16}, "model.hidden_size", "only settings of train and optim can"),
         ({"seed": 1}, "seed", "only settings of train and optim can"),
         ({"train__eval_rows": 8}, "train.eval_rows", "could not be compared"),
+        ({"optim__optimizer": "muon"}, "optim.optimizer", "that of the other optimizer"),
+        ({"data__max_length": 9}, "data.max_length", "only settings of train and optim can"),
+        ({"algorithm": "orpo"}, "algorithm", "only settings of train and optim can"),
     ],
 )
 def test_other_settings_are_refused_by_name_whatever_is_asked(changes: dict, named: str, why: str) -> None:

@@ -192,6 +192,20 @@ def test_a_damaged_base_is_found_through_its_adapter(runs: Path) -> None:
     assert refused(partial(find_checkpoint, "chat", run_tree.ADAPTER, fast=False)).where == str(path)
 
 
+@pytest.mark.parametrize("replaced", [False, True])
+def test_an_adapter_finds_a_base_that_became_decayed(runs: Path, replaced: bool) -> None:
+    """Its run was extended from before the decay, and may have reached the same step again, with other weights."""
+    base, adapter = run_tree.BASE / run_tree.LAST, run_tree.ADAPTER / run_tree.LAST
+    wanted = hub.load_causal_lm(adapter).state_dict()
+    aside = checkpoint.set_aside(base.resolve(), checkpoint.DECAYED)
+    if replaced:
+        shutil.copytree(aside, base)
+        bit_of_the_base(base)
+    found = hub.load_causal_lm(adapter).state_dict()
+    assert len(found) > 8
+    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+
+
 def test_an_adapter_finds_its_own_base_from_any_directory(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the command runs, something else may have the base's path."""
     elsewhere = runs / "elsewhere"

@@ -150,10 +150,12 @@ def test_a_wrong_name_is_told_the_nearest_that_the_command_accepts(
 def test_a_folder_of_runs_is_not_one_of_them() -> None:
     made("sft/full/a")
     made("sft/full/b")
-    for name in ("runs/sft", "sft", "full"):
+    both = "use one of sft/full/a, sft/full/b"
+    of_many = "choose one of the 2 listed by `tinyllm runs list --all`, such as sft/full/b"
+    for name, fix in (("runs/sft", both), ("sft", both), ("full", of_many)):
         with pytest.raises(UserError) as caught:
             find(name)
-        assert "a, sft/full/b" in caught.value.fix or "such as" in caught.value.fix
+        assert caught.value.fix == fix, name
     with pytest.raises(UserError, match="sft is a folder of 2 runs"):
         find("sft")
 

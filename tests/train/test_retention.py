@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -90,3 +91,17 @@ def _look(folder: Path, milestones: set[Path]) -> None:
         assert best.exists(), "pruning has removed the best"
     assert all(path.exists() for path in milestones)
     assert not list(folder.glob(".unfinished*"))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing", "without its manifest"])
+def test_nothing_is_removed_unless_the_newest_has_all_its_files(tmp_path: Path, damage: str) -> None:
+    paths = [checkpoint.save(tmp_path, step, fill) for step in (1, 2, 3)]
+    file = paths[-1] / (checkpoint.MANIFEST if damage == "without its manifest" else "weights")
+    whole = file.read_text()
+    file.write_text("ab") if damage == "truncated" else file.unlink()
+    checkpoint.prune(tmp_path, 1)
+    assert checkpoint.steps(tmp_path) == paths
+    file.write_text(whole)
+    (paths[0] / "weights").unlink()  # an older one does not matter
+    checkpoint.prune(tmp_path, 1)
+    assert checkpoint.steps(tmp_path) == paths[-1:]

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tinyllm.errors import INTEGRITY, RESOURCES, UserError
+from tests.support.trained import planned, train_small
+from tinyllm.errors import INTEGRITY, RESOURCES, USAGE, UserError
+from tinyllm.train.engine import Engine
 from tinyllm.train.fast_dev_runs import is_fast_dev_run
 from tinyllm.train.run import Invocation, Run, read_facts
 
@@ -206,3 +208,46 @@ def test_a_directory_that_is_moved_while_it_is_written_is_an_error(tmp_path: Pat
         run.finish("failed")
     assert not (tmp_path / "run").exists()
     run.close()
+
+
+def test_a_directory_that_is_moved_back_resumes_at_its_newest_checkpoint(tmp_path: Path) -> None:
+    followed: list[int] = []
+
+    def moving(engine: Engine) -> dict[str, float]:
+        followed.append(engine.updates)
+        if engine.updates == 3:
+            (tmp_path / "run").rename(tmp_path / "away")
+        return planned(engine)
+
+    def heard(engine: Engine) -> dict[str, float]:
+        followed.append(engine.updates)
+        return planned(engine)
+
+    with pytest.raises(UserError, match="moved or removed while the run was writing to it") as caught:
+        train_small(tmp_path / "run", steps=4, evaluate=moving)
+    assert caught.value.code == RESOURCES
+    assert not (tmp_path / "run").exists()
+    assert followed == [0, 1, 2, 3]
+    (tmp_path / "away").rename(tmp_path / "run")
+    followed.clear()
+    train_small(tmp_path / "run", steps=4, evaluate=heard)
+    assert followed == [3, 4], "step 2 was the newest checkpoint"
+
+
+def test_moving_a_run_aside_overwrites_nothing(tmp_path: Path) -> None:
+    for session in range(3):
+        run = Run(tmp_path / "run", Invocation(f"a: {session}\n", resume=False), {})
+        run.log({"step": session})
+        run.close()
+    texts = {path.name: (path / "metrics.jsonl").read_text() for path in tmp_path.iterdir()}
+    assert texts == {name: f'{{"step": {step}}}\n' for name, step in (("run~1", 0), ("run~2", 1), ("run", 2))}
+
+
+@pytest.mark.parametrize("role", ["parent", "reward_model"])
+def test_a_run_with_another_parent_or_reward_model_is_refused(role: str, tmp_path: Path) -> None:
+    facts = {role: {"checkpoint": "runs/x", "manifest_sha256": "a" * 64}}
+    begun(tmp_path / "run", **facts)
+    Run(tmp_path / "run", CONFIG, facts).close()
+    with pytest.raises(UserError, match=f"its {role.replace('_', ' ')} is now runs/x") as caught:
+        Run(tmp_path / "run", CONFIG, {role: {"checkpoint": "runs/x", "manifest_sha256": "b" * 64}})
+    assert caught.value.code == USAGE

@@ -125,6 +125,17 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path: Path, kind: dict) 
     assert again.tokens == whole.tokens
 
 
+@pytest.mark.parametrize("keep", [1, 9])
+def test_a_kill_before_the_link_does_not_lose_the_best_checkpoint(tmp_path: Path, keep: int) -> None:
+    """Killed when the checkpoint of step 2, the best, was published and `ckpt_best` still pointed to step 1."""
+    train_small(tmp_path / "whole")
+    folder = cut(tmp_path / "whole", tmp_path / "cut", 2)
+    checkpoint.link(folder / "checkpoints", checkpoint.BEST, folder / "checkpoints" / "step-00000001")
+    found = train_small(folder, keep=keep)
+    assert found.best == {"planned": PLANNED[2]}
+    assert place(folder, checkpoint.BEST) == "step-00000002"
+
+
 def flip_bit(folder: Path) -> None:
     """One bit of the weights."""
     path = folder / "model.safetensors"
@@ -166,6 +177,11 @@ def test_checkpoints_are_float32_in_every_precision(tmp_path: Path, precision: s
 def test_a_run_directory_holds_no_pickle(tmp_path: Path) -> None:
     train_small(tmp_path / "run", steps=2)
     files = [path for path in (tmp_path / "run").rglob("*") if path.is_file() and path.name != "lock"]
-    assert {path.suffix for path in files} <= {".json", ".jsonl", ".yaml", ".log", ".safetensors", ".jinja"}
+    suffixes = {path.suffix for path in files}
+    assert (
+        {".json", ".jsonl", ".safetensors"}
+        <= suffixes
+        <= {".json", ".jsonl", ".yaml", ".log", ".safetensors", ".jinja"}
+    )
     for path in files:
         assert path.read_bytes()[:2] not in (b"PK", b"\x80\x02", b"\x80\x04"), path  # zip (torch.save), pickle

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import synthetic_runs
-from tests.support.symptom_cases import Case, absent, found
+from tests.support.symptom_cases import Case, absent, found, unseen
 
 ENDLESS = {"finished": [0.9, 0.3], "length": [10, 23.5]}
 FLAT = {"reward": [0.20, 0.205]}
@@ -102,29 +102,66 @@ CASES = [
         held_out={**OVEROPTIMIZED, "rewards/reward_model": [0, 1.0, 0.83]},
         why="the score falls from its maximum",
     ),
-    absent(
-        "over_optimised", "ppo", held_out={**OVEROPTIMIZED, "rewards/gold": []}, why="the true reward was not measured"
-    ),
+    unseen("over_optimised", "ppo", "eval rewards/gold", held_out={**OVEROPTIMIZED, "rewards/gold": []}),
+    unseen("over_optimised", "grpo", "no reward model"),
     found("worse_answers", "sft", "warning", "train.steps=200", held_out={"rewards/gold": [0.3, 0.1]}),
-    found(
-        "worse_answers",
-        "dpo",
-        "warning",
-        "learning_rate=0.00033",
-        held_out={"rewards/gold": [0.3, 0.1], "loss": [0.693, 0.5, 0.52]},
-    ),
     found("worse_answers", "sft", "note", "train.steps=200", held_out={"rewards/gold": [-0.4, -0.1]}),
     absent("worse_answers", "sft", held_out={"rewards/gold": [0.3, 0.25]}),
     absent(
         "worse_answers",
         "sft",
-        held_out={"rewards/gold": [-0.4], "loss": [5.46]},
+        held_out={"rewards/gold": [0.3, 0.1], "loss": [5.46]},
         why="an unchanged loss is reported by never_moved",
     ),
 ]
 
+# just on either side of each bound
+EDGES = [
+    found("endless", "sft", "warning", "train.steps=200", held_out={"finished": [0.9, 0.45]}),
+    found("endless", "sft", "note", "train.steps=200", held_out={"finished": [0.9, 0.55]}),
+    found("endless", "sft", "note", "train.steps=200", held_out={"finished": [0.9, 0.78]}),
+    absent("endless", "sft", held_out={"finished": [0.9, 0.82]}),
+    found("endless", "grpo", "warning", "max_new_tokens=48", held_out={**ENDLESS, "length": [10, 22.0]}),
+    found("endless", "grpo", "warning", "unfinished_penalty=1", held_out={**ENDLESS, "length": [10, 21.0]}),
+    found("repeats", "sft", "warning", "train.steps=200", held_out={"repetition": [0.42, 0.54]}),
+    found("repeats", "sft", "note", "train.steps=200", held_out={"repetition": [0.46, 0.54]}),
+    absent("repeats", "sft", held_out={"repetition": [0.2, 0.46]}),
+    found("length_runs_away", "grpo", "note", "overlong_buffer=6", held_out={"length": [4, 13]}),
+    absent("length_runs_away", "grpo", held_out={"length": [4, 11]}),
+    found("length_runs_away", "grpo", "note", "overlong_buffer=6", held_out={"length": [10, 21]}),
+    absent("length_runs_away", "grpo", held_out={"length": [10, 19]}),
+    found("reward_stays", "grpo", "warning", "=0.003", held_out=FLAT, train={"reward": noisy(0.294)}),
+    absent("reward_stays", "grpo", held_out=FLAT, train={"reward": noisy(0.300)}),
+    found("reward_fell", "grpo", "warning", "=0.00033", held_out={"reward": [0.1, 0.5, 0.45, 0.385]}),
+    absent("reward_fell", "grpo", held_out={"reward": [0.1, 0.5, 0.45, 0.415]}),
+    found(
+        "reward_fell",
+        "grpo",
+        "warning",
+        "=0.00033",
+        held_out={"reward": [0.1, 0.5, 0.3]},
+        config={"train.eval_every": 6},
+        why="three evaluations",
+    ),
+    unseen(
+        "reward_fell",
+        "grpo",
+        "2 of at least 3 evaluations",
+        held_out={"reward": [0.5, 0.1]},
+        config={"train.eval_every": 12},
+    ),
+    found(
+        "over_optimised",
+        "ppo",
+        "warning",
+        "ppo.kl_coef=0.1",
+        held_out={**OVEROPTIMIZED, "rewards/reward_model": [0, 1.0, 0.92]},
+    ),
+    absent("over_optimised", "ppo", held_out={**OVEROPTIMIZED, "rewards/reward_model": [0, 1.0, 0.88]}),
+]
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+
+@pytest.mark.parametrize("case", CASES + EDGES, ids=str)
 def test_finding(case: Case, tmp_path: Path) -> None:
     case.check_in(tmp_path)
 

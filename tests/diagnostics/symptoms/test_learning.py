@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import synthetic_runs
-from tests.support.symptom_cases import Case, absent, found
+from tests.support.symptom_cases import Case, absent, found, unseen
 
 FLAT = {"train": {"loss": [5.46]}, "held_out": {"loss": [5.46, 5.459]}}
 SPIKY = [1.0, 1.1, 0.9, 1.2, 1.0, 0.8, 30.0, 1.0, 1.1, 0.9, 1.0, 1.2, 0.9, 1.0, 25.0, 1.0, 1.1, 0.9, 1.0, 1.1, 1.0]
@@ -16,11 +16,11 @@ SPIKY = [1.0, 1.1, 0.9, 1.2, 1.0, 0.8, 30.0, 1.0, 1.1, 0.9, 1.0, 1.2, 0.9, 1.0, 
 LONG = {"config": {"train.steps": 1000, "optim.warmup_steps": 0}}  # 201 lines
 
 CASES = [
-    found("not_finite", "sft", "broken", "learning_rate=0.00033", train={"loss": [5.6, 4.0, None]}),
-    found("not_finite", "grpo", "broken", "learning_rate=0.00033", train={"loss": [float("inf")]}),
+    found("not_finite", "sft", "broken", "learning_rate=0.0001", train={"loss": [5.6, 4.0, None]}),
+    found("not_finite", "grpo", "broken", "learning_rate=0.0001", train={"loss": [float("inf")]}),
     absent("not_finite", "dpo", train={"logps/chosen": [None]}, why="a batch without chosen answers is harmless"),
     found("not_finite", "grpo", "broken", "functions under `rewards`", held_out={"reward": [0.1, None]}),
-    found("not_finite", "dpo", "warning", "learning_rate=", train={"approx": [1.0, float("inf")]}),
+    found("not_finite", "dpo", "warning", "learning_rate=0.0001", train={"approx": [1.0, float("inf")]}),
     found("still_warming", "pretrain", "warning", "warmup_steps=12", config={"optim.warmup_steps": 120}),
     absent("still_warming", "pretrain", config={"optim.warmup_steps": 119}),
     found("never_moved", "sft", "broken", "learning_rate=0.01", **FLAT),
@@ -86,8 +86,62 @@ CASES = [
     absent("never_improved", "grpo", held_out={"rewards/gold": [0.3, 0.1]}, why="best_by is another metric"),
 ]
 
+# just on either side of each bound
+EDGES = [
+    found("never_moved", "sft", "broken", "=0.01", **FLAT | {"held_out": {"loss": [5.46, 5.4354]}}),
+    absent("never_moved", "sft", **FLAT | {"held_out": {"loss": [5.46, 5.4272]}}),
+    found("never_moved", "sft", "broken", "max_length=256", **FLAT | {"train": {"loss": [5.46], "grad_norm": [9e-7]}}),
+    found("never_moved", "sft", "broken", "=0.01", **FLAT | {"train": {"loss": [5.46], "grad_norm": [1.2e-6]}}),
+    found("never_moved", "sft", "broken", "=0.0001", **FLAT | {"config": {"optim.learning_rate": 9e-6}}),
+    found("never_moved", "sft", "broken", "=0.00011", **FLAT | {"config": {"optim.learning_rate": 1.1e-5}}),
+    found("never_moved", "sft", "warning", "world:4000", **FLAT | {"train": {"loss": [5.0] * 10 + [4.4] * 11}}),
+    found("never_moved", "sft", "broken", "=0.01", **FLAT | {"train": {"loss": [5.0] * 10 + [4.6] * 11}}),
+    found("eval_turned", "sft", "warning", "world:4000", held_out={"loss": [5.4, 2.5, 2.58]}),
+    absent("eval_turned", "sft", held_out={"loss": [5.4, 2.5, 2.568]}),
+    found("eval_turned", "rm", "warning", "world:4000", held_out={"loss": [0.8, 0.010, 0.022]}),
+    absent("eval_turned", "rm", held_out={"loss": [0.8, 0.010, 0.018]}),
+    found("gradient_spikes", "sft", "note", "clip_norm=1", train={"grad_norm": [1.0] * 10 + [11.0] + [1.0] * 10}),
+    absent("gradient_spikes", "sft", train={"grad_norm": [1.0] * 10 + [9.0] + [1.0] * 10}),
+    found("gradient_spikes", "rm", "note", "clip_norm=0.06", train={"grad_norm": [0.06] * 6 + [3.0] + [0.06] * 6}),
+    absent("gradient_spikes", "rm", train={"grad_norm": [0.045] * 6 + [3.0] + [0.045] * 6}),
+    found(
+        "gradient_spikes",
+        "sft",
+        "warning",
+        "clip_norm=1",
+        **LONG | {"train": {"grad_norm": [1.0] + ([1.0] * 39 + [30.0]) * 5}},
+    ),
+    found(
+        "gradient_spikes",
+        "sft",
+        "note",
+        "clip_norm=1",
+        **LONG | {"train": {"grad_norm": [1.0] * 81 + ([1.0] * 39 + [30.0]) * 3}},
+    ),
+    found(
+        "gradient_spikes",
+        "sft",
+        "note",
+        "clip_norm=1",
+        train={"grad_norm": [1.0] * 10 + [30.0]},
+        config={"train.steps": 50},
+    ),
+    unseen(
+        "gradient_spikes",
+        "sft",
+        "9 of at least 10",
+        train={"grad_norm": [1.0] * 9 + [30.0]},
+        config={"train.steps": 45},
+    ),
+    found("never_improved", "grpo", "warning", "=0.00033", held_out={"reward": [0.3, 0.28, 0.275]}),
+    absent("never_improved", "grpo", held_out={"reward": [0.3, 0.29, 0.283]}),
+    absent("never_improved", "grpo", held_out={"reward": [0.1, 0.5, 0.3]}, why="the best is not the first"),
+    unseen("eval_turned", "sft", "2 of at least 3", held_out={"loss": [2.0, 2.5]}, config={"train.eval_every": 100}),
+    unseen("never_moved", "sft", "1 of at least 2", held_out={"loss": [2.0, *[None] * 2]}),
+]
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+
+@pytest.mark.parametrize("case", CASES + EDGES, ids=str)
 def test_finding(case: Case, tmp_path: Path) -> None:
     case.check_in(tmp_path)
 
@@ -116,6 +170,31 @@ def test_a_figure_named_by_the_log_as_not_finite_is_reported_with_its_step(tmp_p
         ("infinite", row["step"]),
         ("not a number", row["step"]),
     ]
+
+
+def test_at_most_four_figures_are_named(tmp_path: Path) -> None:
+    infinite = {f"metric/{number}": [float("inf")] for number in range(6)}
+    finding = synthetic_runs.findings(synthetic_runs.write_run(tmp_path / "run", "sft", train=infinite))["not_finite"]
+    assert [e.value for e in finding.evidence[:-1]] == ["infinite"] * 4
+    assert finding.evidence[-1].figure == "train grad_norm"
+
+
+@pytest.mark.parametrize(
+    ("loss", "norm", "named"),
+    [("nan", "nan", ["train loss", "train grad_norm"]), ("4.1", "inf", ["train grad_norm"]), ("4.1", "2", [])],
+)
+def test_a_step_that_was_refused_is_read_from_the_error_of_the_run(
+    tmp_path: Path, loss: str, norm: str, named: list[str]
+) -> None:
+    """The engine stops before such a step is logged, so metrics.jsonl does not have it."""
+    error = f"step 7: loss {loss}, gradient norm {norm} at learning rate 0.001; the weights were not updated"
+    run = synthetic_runs.write_run(tmp_path / "run", "sft", facts={"status": "failed", "error": error})
+    found = synthetic_runs.findings(run)
+    assert ("not_finite" in found) == bool(named)
+    if named:
+        finding = found["not_finite"]
+        assert finding.severity == "broken"
+        assert [(e.figure, e.step) for e in finding.evidence if e.file == "run.json"] == [(name, 7) for name in named]
 
 
 def test_non_finite_loss_reports_its_step_and_the_last_gradient_norm(tmp_path: Path) -> None:

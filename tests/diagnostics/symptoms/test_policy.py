@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import synthetic_runs
-from tests.support.symptom_cases import Case, absent, found
+from tests.support.symptom_cases import Case, absent, found, unseen
 from tests.support.synthetic_runs import alternating
 from tinyllm.diagnostics.run_log import read_run_log
 
@@ -24,15 +24,24 @@ def spike(usual: float, once: float) -> list[float]:
     return [*alternating(usual, steps=11), once, *alternating(usual, steps=12)]
 
 
-ZERO = {"rewards/exact_answer": [0.0]}
+def jump(size: float, *, usual: float, back: bool = False) -> list[float]:
+    """Return the KL of eight rollouts with one jump; it changes by `usual` between the others, up, or up and down."""
+    steps = [usual * (-1 if back and number % 2 else 1) for number in range(7)]
+    steps[3] = size
+    return per_rollout(*(sum(steps[:number]) for number in range(8)))
+
+
+ONE_STEP = {"rollout.minibatches": 1}
+CONSTANT = {"train": {"constant_groups": [0.95]}}
+ZERO = {"rewards/exact_answer": [0.0], "rewards/gold": []}
 OTHER_TASK = "easier prompts or a reward that grades partly"
 
 CASES = [
     found("zero_reward", "grpo", "broken", OTHER_TASK, train=ZERO, held_out=ZERO),
     found("zero_reward", "grpo", "broken", OTHER_TASK, train={**ZERO, "rewards/style": [1.0]}),
     found("zero_reward", "grpo", "warning", OTHER_TASK, train={**ZERO, "rewards/style": [0.1, 0.5]}),
-    absent("zero_reward", "grpo", train={"rewards/exact_answer": [0.0, 0.1]}),
-    absent("zero_reward", "grpo", train={"rewards/style": [1.0], "rewards/style/applied": [0.0]}),
+    absent("zero_reward", "grpo", train={"rewards/gold": [], "rewards/exact_answer": [0.0, 0.1]}),
+    absent("zero_reward", "grpo", train={"rewards/gold": [], "rewards/style": [1.0], "rewards/style/applied": [0.0]}),
     absent("zero_reward", "grpo", train=ZERO, held_out={"rewards/exact_answer": [0.0, 0.1]}),
     found("constant_groups", "grpo", "broken", OTHER_TASK, train={"constant_groups": [1.0], **ZERO}),
     found("on_policy", "grpo", "broken", OTHER_TASK, train={**FROZEN, **ZERO}),
@@ -61,14 +70,6 @@ CASES = [
         "broken",
         "learning_rate=0.00033",
         train={"constant_groups": [0, 1, 1], **LOW_ENTROPY},
-    ),
-    found(
-        "constant_groups",
-        "grpo",
-        "broken",
-        "group_size=8",
-        train={"constant_groups": [1]},
-        config={"rollout.group_size": 1},
     ),
     found(
         "constant_groups",
@@ -146,10 +147,79 @@ CASES = [
     ),
     absent("idle_critic", "ppo", train={"value_loss": [1.0, 0.7]}),
     absent("idle_critic", "ppo", train={"value_loss": [0.004]}, why="the value loss was low from the start"),
+    unseen("idle_critic", "grpo", "grpo has no critic"),
+    unseen("constant_groups", "ppo", "group_size is 1"),
+    unseen("clipping", "grpo", "every step uses a new rollout", config=ONE_STEP),
+    unseen("kl_spike", "grpo", "every step uses a new rollout", config=ONE_STEP),
+    unseen("clipping", "grpo", "keeps every gradient", config={"algorithm": "cispo"}),
+    unseen("far_from_parent", "grpo", "track_kl is false", config={"track_kl": False}, train={"objective/kl": []}),
+    unseen("far_from_parent", "grpo", "not logged by grpo", train={"objective/kl": []}),
+]
+
+# just on either side of each bound
+EDGES = [
+    found("zero_reward", "grpo", "broken", OTHER_TASK, train=ZERO, config={"train.steps": 6}, why="three rollouts"),
+    unseen("zero_reward", "grpo", "2 of at least 3 rollouts", train=ZERO, config={"train.steps": 4}),
+    found("constant_groups", "grpo", "warning", "sampling_rounds=4", train={"constant_groups": [0.55]}),
+    absent("constant_groups", "grpo", train={"constant_groups": [0.45]}),
+    found("constant_groups", "grpo", "broken", "sampling_rounds=4", train={"constant_groups": [0.92]}),
+    found("constant_groups", "grpo", "warning", "sampling_rounds=4", train={"constant_groups": [0.88]}),
+    found("constant_groups", "grpo", "note", "harder prompts", **CONSTANT | {"held_out": {"reward": [0.2, 0.92]}}),
+    found("constant_groups", "grpo", "broken", "rounds=4", **CONSTANT | {"held_out": {"reward": [0.2, 0.88]}}),
+    found("clipping", "grpo", "warning", "=0.00033", train={"clip_fraction": alternating(0.33)}),
+    absent("clipping", "grpo", train={"clip_fraction": alternating(0.27)}),
+    found(
+        "clipping",
+        "grpo",
+        "warning",
+        "=0.00033",
+        train={"clip_fraction": alternating(0.82), "sequence_ratio": [1.0]},
+    ),
+    absent("clipping", "grpo", train={"clip_fraction": alternating(0.75), "sequence_ratio": [1.0]}),
+    found("on_policy", "grpo", "broken", "=0.01", train={**FROZEN, "ratio": alternating(1 + 9e-5, first=1.0)}),
+    absent("on_policy", "grpo", train={**FROZEN, "ratio": alternating(1 + 1.2e-4, first=1.0)}),
+    found("on_policy", "grpo", "broken", "=0.01", train={**FROZEN, "approx_kl": alternating(9e-9)}),
+    absent("on_policy", "grpo", train={**FROZEN, "approx_kl": alternating(1.2e-8)}),
+    found("kl_spike", "grpo", "warning", "=0.00033", train={"approx_kl": alternating(0.55)}),
+    absent("kl_spike", "grpo", train={"approx_kl": alternating(0.45)}),
+    found("kl_spike", "grpo", "warning", "=0.00033", train={"approx_kl": spike(0.03, 0.33)}),
+    absent("kl_spike", "grpo", train={"approx_kl": spike(0.03, 0.27)}),
+    found("kl_spike", "grpo", "warning", "=0.00033", train={"approx_kl": spike(0.002, 0.22)}),
+    absent("kl_spike", "grpo", train={"approx_kl": spike(0.002, 0.18)}),
+    found("far_from_parent", "ppo", "warning", "ppo.kl_coef=0.1", train={"objective/kl": [0, 8, 16]}),
+    absent("far_from_parent", "ppo", train={"objective/kl": [0, 7, 14]}),
+    found("far_from_parent", "ppo", "warning", "kl_coef=0.1", train={"objective/kl": [0, 10, 20], "length": [180]}),
+    absent("far_from_parent", "ppo", train={"objective/kl": [0, 10, 20], "length": [225]}),
+    found("far_from_parent", "ppo", "warning", "kl_coef=0.1", train={"objective/kl": jump(5.5, usual=0.1)}),
+    absent("far_from_parent", "ppo", train={"objective/kl": jump(4.5, usual=0.1)}),
+    found("far_from_parent", "ppo", "warning", "kl_coef=0.1", train={"objective/kl": jump(5.5, usual=1.3, back=True)}),
+    absent("far_from_parent", "ppo", train={"objective/kl": jump(5.5, usual=1.45, back=True)}),
+    found(
+        "far_from_parent",
+        "ppo",
+        "warning",
+        "kl_coef=0.1",
+        train={"objective/kl": [0, 10, 20]},
+        config={"train.steps": 20},
+        why="five rollouts",
+    ),
+    unseen("far_from_parent", "ppo", "4 of at least 5", train={"objective/kl": [0, 20]}, config={"train.steps": 16}),
+    found("entropy_collapse", "grpo", "note", "nothing", train={"entropy": [2.0] * 12 + [0.18] * 12}),
+    absent("entropy_collapse", "grpo", train={"entropy": [2.0] * 12 + [0.22] * 12}),
+    found("sampler_gap", "grpo", "warning", "precision=fp32", train={"sampler_gap": [0.055]}),
+    absent("sampler_gap", "grpo", train={"sampler_gap": [0.045]}),
+    found("idle_critic", "ppo", "warning", "vf_coef=0.5", train={"value_loss": [1.0] * 16 + [0.92] * 16}),
+    absent("idle_critic", "ppo", train={"value_loss": [1.0] * 16 + [0.88] * 16}),
+    found("idle_critic", "ppo", "warning", "vf_coef=0.5", train={"value_loss": [0.0055]}),
+    absent("idle_critic", "ppo", train={"value_loss": [0.0045]}),
+    found(
+        "idle_critic", "ppo", "warning", "=0.5", train={"value_loss": [0.8]}, config={"train.steps": 12}, why="12 steps"
+    ),
+    unseen("idle_critic", "ppo", "8 of at least 10", train={"value_loss": [0.8]}, config={"train.steps": 8}),
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", CASES + EDGES, ids=str)
 def test_finding(case: Case, tmp_path: Path) -> None:
     case.check_in(tmp_path)
 

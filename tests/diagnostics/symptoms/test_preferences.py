@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from tests.support import synthetic_runs
-from tests.support.symptom_cases import Case, absent, found
+from tests.support.symptom_cases import Case, absent, found, unseen
 
 LN_2 = math.log(2)
 STUCK = {"loss": [LN_2], "rewards/margins": [0.0]}
+LOST = {"logps/rejected": [-58.9, -73.2]}
 MEMORIZED = {
     "train": {"rewards/accuracies": [0.0, 0.9, 1.0, 1.0, 1.0, 1.0]},
     "held_out": {"rewards/accuracies": [0, 0.7, 0.7]},
@@ -151,10 +152,68 @@ CASES = [
     ),
 ]
 
+# just on either side of each bound
+EDGES = [
+    found("stuck", "dpo", "broken", "=0.01", held_out={"loss": [LN_2, 0.691], "rewards/margins": [0, 0.009]}),
+    absent("stuck", "dpo", held_out={"loss": [LN_2, 0.691], "rewards/margins": [0, 0.012]}),
+    found("chosen_falls", "dpo", "note", "nothing", held_out={"logps/chosen": [-20, -22.4]}),
+    absent("chosen_falls", "dpo", held_out={"logps/chosen": [-20, -21.7]}),
+    found("chosen_falls", "dpo", "note", "nothing", held_out={**LOST, "logps/chosen": [-20, -29]}),
+    found("chosen_falls", "dpo", "warning", "dpo.beta=0.3", held_out={**LOST, "logps/chosen": [-20, -31]}),
+    found("below_chance", "dpo", "warning", "chosen: rejected", held_out={"rewards/accuracies": [0, 0.44]}),
+    absent("below_chance", "dpo", held_out={"rewards/accuracies": [0, 0.46]}),
+    found("margin_explodes", "dpo", "warning", "dpo.beta=0.3", train={"rewards/margins": [8.5]}),
+    absent("margin_explodes", "dpo", train={"rewards/margins": [7.5]}),
+    found(
+        "margin_explodes",
+        "orpo",
+        "warning",
+        "=0.00033",
+        train={"log_odds_chosen": [8.5], "rewards/margins": [0.8]},
+        why="the odds of ORPO, whose margin has a small weight",
+    ),
+    found(
+        "margin_explodes",
+        "dpo",
+        "warning",
+        "dpo.beta=0.3",
+        train={"rewards/margins": [9.0]},
+        config={"train.steps": 20},
+        why="five lines",
+    ),
+    unseen("margin_explodes", "dpo", "4 of at least 5", train={"rewards/margins": [9.0]}, config={"train.steps": 15}),
+    found("memorised", "dpo", "warning", "world:4000", **MEMORIZED | {"train": {"rewards/accuracies": [0.992]}}),
+    absent("memorised", "dpo", **MEMORIZED | {"train": {"rewards/accuracies": [0.987]}}),
+    found("memorised", "dpo", "warning", "4000", **MEMORIZED | {"held_out": {"rewards/accuracies": [0, 0.89, 0.89]}}),
+    absent("memorised", "dpo", **MEMORIZED | {"held_out": {"rewards/accuracies": [0, 0.91, 0.91]}}),
+    found("memorised", "dpo", "warning", "4000", **MEMORIZED | {"held_out": {"rewards/accuracies": [0, 0.7, 0.717]}}),
+    absent("memorised", "dpo", **MEMORIZED | {"held_out": {"rewards/accuracies": [0, 0.7, 0.725]}}),
+    found("at_chance", "rm", "warning", "=0.003", held_out={"accuracy": [0.47, 0.54]}, train={"accuracy": [0.5]}),
+    absent("at_chance", "rm", held_out={"accuracy": [0.47, 0.56]}, train={"accuracy": [0.5]}),
+    found(
+        "rewards_drift",
+        "rm",
+        "warning",
+        "centering=0.1",
+        held_out={"rewards/chosen": [0.9, 6.2], "rewards/rejected": [1.0, 5.2]},
+    ),
+    absent("rewards_drift", "rm", held_out={"rewards/chosen": [0.9, 5.0], "rewards/rejected": [1.0, 4.0]}),
+    absent("rewards_drift", "rm", held_out={"rewards/chosen": [0.9, 8.0], "rewards/rejected": [1.0, 4.5]}),
+    absent("rewards_drift", "rm", held_out={"rewards/chosen": [3.4, 6.2], "rewards/rejected": [3.0, 5.6]}),
+]
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+
+@pytest.mark.parametrize("case", CASES + EDGES, ids=str)
 def test_finding(case: Case, tmp_path: Path) -> None:
     case.check_in(tmp_path)
+
+
+@pytest.mark.parametrize(("loss", "named"), [(0.045, True), (0.055, False)])
+def test_a_small_training_loss_is_evidence_of_overfitting(tmp_path: Path, loss: float, named: bool) -> None:
+    train = {**MEMORIZED["train"], "loss": [loss]}
+    run = synthetic_runs.write_run(tmp_path / "run", "dpo", train=train, held_out=MEMORIZED["held_out"])
+    finding = synthetic_runs.findings(run)["memorised"]
+    assert any(e.figure.startswith("train loss") for e in finding.evidence) == named
 
 
 def test_stuck_loss_names_ln_2_and_tells_low_rate_from_missing_gradient(tmp_path: Path) -> None:

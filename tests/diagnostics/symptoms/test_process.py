@@ -10,22 +10,59 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.symptom_cases import Case, absent, found
+from tests.support.symptom_cases import Case, absent, found, unseen
 from tests.support.synthetic_runs import findings, write_run
 from tinyllm.diagnostics.symptoms.finding import Finding
 
 DIVERGED = "step 7: loss 4.1, gradient norm nan at learning rate 0.001; the weights were not updated"
 FAST, SLOW, HALF = 60000.0, 20000.0, 30000.0
-ROLLOUTS = [130000.0] * 12 + [20000.0, 120000.0] * 6  # the slow steps sample a rollout
+ROLLOUTS = [200000.0] * 12 + [20000.0, 120000.0] * 6  # the slow steps sample a rollout
+
+FAILED = {"status": "failed", "error": "something else"}
 
 CASES = [
+    found("failed", "sft", "broken", "tinyllm by-hand", facts=FAILED),
+    absent("failed", "sft"),
+    found("nothing_logged", "sft", "broken", "tinyllm by-hand", lines=0),
+    absent("nothing_logged", "sft", lines=1),
+    found("unfinished", "sft", "note", "tinyllm by-hand", facts={"status": "stopped"}),
+    absent("unfinished", "sft"),
+    found("rows_missing", "sft", "warning", "another --name", lines=18),
+    absent("rows_missing", "sft"),
+    unseen("rows_missing", "sft", "no train lines", lines=1),
+    unseen("not_finite", "sft", "no eval lines", lines=0),
+    found("damaged_lines", "sft", "note", "grep", damaged=1),
+    absent("damaged_lines", "sft"),
     found("slowed", "pretrain", "note", "top", train={"tokens_per_second": [100.0] + [FAST] * 15 + [SLOW] * 9}),
     absent("slowed", "grpo", train={"tokens_per_second": ROLLOUTS}, why="sampling is slow"),
     absent("slowed", "pretrain", train={"tokens_per_second": [FAST] * 16 + [HALF] * 9}, why="half the speed is usual"),
 ]
 
+# just on either side of each bound
+EDGES = [
+    found("slowed", "pretrain", "note", "top", train={"tokens_per_second": [FAST] * 16 + [0.38 * FAST] * 9}),
+    absent("slowed", "pretrain", train={"tokens_per_second": [FAST] * 16 + [0.42 * FAST] * 9}),
+    found(
+        "slowed",
+        "pretrain",
+        "note",
+        "top",
+        train={"tokens_per_second": [100.0] + [FAST] * 6 + [SLOW] * 6},
+        config={"train.steps": 60},
+        why="twelve lines after the first step",
+    ),
+    unseen(
+        "slowed",
+        "pretrain",
+        "11 of at least 12",
+        train={"tokens_per_second": [100.0] + [FAST] * 5 + [SLOW] * 6},
+        config={"train.steps": 55},
+    ),
+    unseen("slowed", "sft", "not logged by sft", train={"tokens_per_second": []}),
+]
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+
+@pytest.mark.parametrize("case", CASES + EDGES, ids=str)
 def test_finding(case: Case, tmp_path: Path) -> None:
     case.check_in(tmp_path)
 
@@ -92,13 +129,13 @@ def test_stopped_fast_dev_run_is_not_resumed(tmp_path: Path) -> None:
 def test_run_is_taken_for_dead_after_two_minutes_of_silence(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", "sft", facts={"status": "running"})
     assert findings(run)["unfinished"].severity == "note"
-    assert silent_for(run, 100).severity == "note"
-    killed = silent_for(run, 200)
+    assert silent_for(run, 110).severity == "note"
+    killed = silent_for(run, 130)
     assert killed.severity == "warning"
     assert "from the beginning" in killed.try_this
 
 
-@pytest.mark.parametrize(("silence", "severity"), [(600, "note"), (7200, "warning")])
+@pytest.mark.parametrize(("silence", "severity"), [(2700, "note"), (3300, "warning")])
 def test_slow_run_is_taken_for_dead_after_ten_times_its_usual_interval(
     tmp_path: Path, silence: float, severity: str
 ) -> None:

@@ -1,0 +1,152 @@
+"""The exam of whole lifecycles, built and not trained: nothing in common with training and selection, and refused where there is."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tinyllm.cli.lifecycle import pipeline_configs
+from tinyllm.cli.options import Common
+from tinyllm.errors import UserError
+from tinyllm.lifecycle import examination, overlap, sources
+from tinyllm.lifecycle.pipeline import Pipeline
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+import overlap as benchmark
+import planted_faults
+
+COUNTS = {"documents": 300, "conversations": 600, "pairs": 600, "prompts": 400}
+SETS = [  # the model is not trained
+    "pretrain:model={vocab_size: 400, hidden_size: 32, intermediate_size: 48, num_hidden_layers: 1, head_dim: 16}",
+    "data.max_length=96",
+]
+WORLD = [*SETS, "data.train=['world:2000']"]
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
+    monkeypatch.chdir(tmp_path)
+    return planted_faults.own_files(tmp_path / "own", COUNTS, 0)
+
+
+def zeros(rows: dict[str, dict[str, Any]], units: set[str], tolerated: tuple[str, ...] = ()) -> None:
+    """Assert that both overlaps of every stage were counted, over the units that it has, and are 0."""
+    for stage, row in rows.items():
+        for side, counts in row["overlap"].items():
+            assert counts, (stage, side)
+            assert not any(count for unit, count in counts.items() if unit not in tolerated), (stage, side, counts)
+        assert len({row[part]["sha256"] for part in ("train", "selection", "exam")}) == 3
+    assert {unit for row in rows.values() for unit in row["overlap"]["train/exam"]} == units
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_exam_of_the_world_is_in_no_training_or_selection_data(seed: int) -> None:
+    rows = benchmark.overlaps("laptop", seed, WORLD, documents=False)
+    assert set(rows) == {"sft", "sft-lora", "rm", "dpo", "orpo", "ppo", "gspo", "grpo"}
+    zeros(rows, {overlap.QUESTIONS, overlap.LAST, overlap.PAIRS})
+    assert all(row["exam"]["n"][overlap.QUESTIONS] > 400 for row in rows.values())
+    assert rows["rm"]["exam"]["n"][overlap.PAIRS] > 900
+    asked = {row["exam"]["sha256"] for row in rows.values()}
+    assert len(asked) == 4  # conversations, 1,000 pairs, 256 pairs, prompts
+
+
+def test_the_exam_of_own_data_is_in_no_training_or_selection_data(own: tuple[str, ...]) -> None:
+    rows = benchmark.overlaps("laptop", 0, [*SETS, "data.val_fraction=0.2"], own)
+    assert set(rows) >= {"pretrain", "sft", "rm", "dpo", "grpo"}
+    zeros(rows, {overlap.DOCUMENTS, overlap.QUESTIONS, overlap.LAST, overlap.PAIRS}, sources.TOLERATED)
+    assert rows["pretrain"]["exam"]["n"][overlap.DOCUMENTS] > 10
+    assert rows["grpo"]["exam"]["n"][overlap.QUESTIONS] > 10
+    assert benchmark.failures(rows, own=True) == 0
+
+
+def test_without_prompts_the_last_questions_of_test_conversations_are_asked(own: tuple[str, ...]) -> None:
+    rows = benchmark.overlaps("laptop", 0, [*SETS, "data.val_fraction=0.2"], own[:3], documents=False)
+    assert set(rows) == {"sft", "sft-lora", "rm", "dpo", "orpo"}
+    zeros(rows, {overlap.QUESTIONS, overlap.LAST, overlap.PAIRS}, sources.TOLERATED)
+
+
+def pipeline(name: str, seed: int = 0, files: tuple[str, ...] = ()) -> Pipeline:
+    sets = [*SETS, "data.val_fraction=0.2"] if files else WORLD
+    resolved = pipeline_configs("laptop", Common(set=sets, name=name, seed=seed), list(files), 1, {})[name]
+    stages = ("pretrain", "sft", "rm", "grpo")
+    return Pipeline(name, {stage: resolved[stage] for stage in stages if stage in resolved}, questions=64)
+
+
+def leaking(part: str) -> Any:
+    """Return `read_split` with the test split replaced by another one: an exam that reads what selected, or trained."""
+    real = sources.read_split
+
+    def read_split(*args: Any, **options: Any) -> Any:
+        found = real(*args, **options)
+        return found._replace(test=list(getattr(found, part)))
+
+    return read_split
+
+
+@pytest.mark.parametrize(("part", "words"), [("val", "selected the checkpoint of"), ("train", "trained")])
+@pytest.mark.parametrize("where", ["world", "own"])
+def test_an_exam_that_reads_another_split_is_refused_before_training(
+    part: str, words: str, where: str, own: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = pipeline("good", files=own if where == "own" else ())
+    good.prepare()
+    good.close()
+    monkeypatch.setattr(sources, "read_split", leaking(part))
+    bad = pipeline("bad", files=own if where == "own" else ())
+    with pytest.raises(UserError, match=f"of the exam also {words} (sft|grpo)") as caught:
+        bad.run()
+    assert "data.test" in caught.value.fix
+    assert not Path("runs/pretrain").exists()
+    bad.close()
+
+
+def test_a_document_that_selects_and_examines_is_refused_before_it_is_judged(
+    own: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = examination.held_out_documents
+    monkeypatch.setattr(examination, "held_out_documents", lambda *args: real(*args[:3], "val", args[4]))
+    with pytest.raises(AssertionError, match="selection/exam"):
+        zeros(benchmark.overlaps("laptop", 0, [*SETS, "data.val_fraction=0.2"], own[:3]), set())
+    found = pipeline("documents", files=own[:3])
+    found.prepare()
+    with pytest.raises(UserError, match="documents of the exam also selected the checkpoint of pretrain"):
+        found.check_splits("pretrain")
+    found.close()
+
+
+def test_questions_that_other_files_ask_are_left_out(own: tuple[str, ...], capsys: pytest.CaptureFixture) -> None:
+    found = pipeline("others", files=own)
+    found.prepare()
+    before = found.exam.records
+    found.close()
+    talks = Path(own[1])
+    asked = before[0].messages[-1]["content"]
+    extra = '{"messages": [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Hi."}, '
+    extra += f'{{"role": "user", "content": "{asked}"}}, {{"role": "assistant", "content": "x"}}]}}\n'
+    talks.write_text(talks.read_text() + extra * 2)
+    again = pipeline("again", files=own)
+    again.prepare()
+    assert [p.messages for p in again.exam.records] == [p.messages for p in before[1:]]
+    assert "test questions are also asked in training data: not used" in capsys.readouterr().err
+    again.close()
+
+
+def test_data_that_changed_after_the_exam_was_drawn_are_refused(
+    own: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run records hashes of what it read; the exam was compared with the same."""
+    found = pipeline("changed", files=own)
+    found.prepare()
+    facts = {"splits": {part: dict(one) for part, one in found.parts_facts["sft"].items()}}
+    monkeypatch.setattr("tinyllm.lifecycle.pipeline.read_facts", lambda folder: facts)
+    found.check_splits("sft")
+    facts["splits"]["train"]["sha256"] = "0" * 64
+    with pytest.raises(UserError, match="sft was trained on other records than the exam was compared with"):
+        found.check_splits("sft")
+    facts.update(splits=found.parts_facts["sft"], test={"records": 9, "before": None, "best": None, "last": None})
+    with pytest.raises(UserError, match="sft began without a test split"):
+        found.check_splits("sft")
+    found.close()

@@ -1,0 +1,135 @@
+"""The evidence: what a part counts, when its result is current, and that README and docs/evidence.md show the same figures."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.evidence import parts, rendering, running
+from tests.evidence.parts import BY_NAME, PARTS, Part
+
+SHOWN = {"smoke", "lifecycle", "faults", "verify", "parity", "crash"}  # blocks that a README cannot be without
+VERSION = Part(
+    "smoke",
+    "The version",
+    "tinyllm --version",
+    lambda stdout, file: ({"words": len(stdout.split())}, {}),
+    "words",
+    0,
+    ("tests/evidence",),
+)
+
+
+def different(readme: str, page: str) -> list[str]:
+    """Return the blocks of a README that the page does not have in the same words, and those that it lacks."""
+    found, wanted = rendering.blocks_of(readme), rendering.blocks_of(page)
+    return sorted({name for name in found if found[name] != wanted.get(name)} | (SHOWN - set(found)))
+
+
+@pytest.mark.parametrize("readme", rendering.READMES, ids=lambda path: path.name)
+def test_a_readme_shows_the_figures_of_the_page(readme: Path) -> None:
+    page, text = rendering.PAGE.read_text("utf-8"), readme.read_text("utf-8")
+    assert set(rendering.blocks_of(page)) == set(rendering.SECTIONS)
+    assert different(text, page) == []
+    edited = text.replace("<!-- evidence: parity -->\n`", "<!-- evidence: parity -->\nabout `")
+    assert edited != text
+    assert different(edited, page) == ["parity"]
+    assert different(text.replace("<!-- evidence: faults -->", "<!-- -->"), page) == ["faults"]
+
+
+def test_a_part_records_what_it_ran_and_counted(tmp_path: Path) -> None:
+    assert not running.is_current(tmp_path, VERSION)
+    record = running.run(VERSION, tmp_path, {})
+    assert json.loads((tmp_path / "smoke.json").read_text()) == record
+    assert record["command"] == "tinyllm --version"
+    assert record["passed"]
+    assert record["counts"]["words"] >= 2
+    assert record["output"].startswith("tinyllm ")
+    assert record["versions"]["tinyllm"] == record["output"].split()[1]
+    assert str(running.ROOT) not in json.dumps(record)
+    assert running.is_current(tmp_path, VERSION)
+    assert not running.is_current(tmp_path, replace(VERSION, depends=("tests/support",)))  # other files
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"command": "tinyllm --no-such-option"},
+        {"read": lambda stdout, file: ({"words": 0}, {})},
+        {"read": lambda stdout, file: ({}, {})},
+        {"read": lambda stdout, file: ({"words": 3, "lost": 1}, {}), "bad": ("lost",)},
+    ],
+    ids=["exit code", "nothing seen", "nothing counted", "something lost"],
+)
+def test_a_part_that_saw_nothing_or_lost_something_has_not_passed(tmp_path: Path, change: dict) -> None:
+    assert not running.run(replace(VERSION, **change), tmp_path, {})["passed"]
+
+
+def test_the_page_names_parts_that_were_not_run_and_results_of_other_code(tmp_path: Path) -> None:
+    empty = rendering.render(tmp_path)
+    assert empty.count(f"| {rendering.NOT_RUN} |") == len(PARTS)
+    running.run(VERSION, tmp_path, {})
+    page = rendering.render(tmp_path)
+    assert page.count(f"| {rendering.NOT_RUN} |") == len(PARTS) - 1
+    assert "| smoke | `tinyllm --version` | words" in page
+    assert "passed, by an earlier version" in page  # the record is of other files than those of the part
+    assert "tinyllm 0." in rendering.blocks_of(page)["smoke"]
+
+
+def test_a_block_is_filled_and_nothing_else_is_changed() -> None:
+    old = "old\n"
+    text = f"before\n{rendering.block('smoke', old)}\nbetween\n{rendering.block('crash', old)}\nafter\n"
+    filled = rendering.fill(text, {"smoke": "new\n", "crash": "other\n"})
+    assert rendering.blocks_of(filled) == {"smoke": "new\n", "crash": "other\n"}
+    assert rendering.BLOCK.sub("", filled) == "before\n\nbetween\n\nafter\n"
+    with pytest.raises(KeyError):
+        rendering.fill(text, {"smoke": "new\n"})
+
+
+def test_every_reader_counts(tmp_path: Path) -> None:
+    file = tmp_path / "x.json"
+    table = "dpo             TRL  0.69314718  0.69314718  1.2e-07  3.7e-06\n\nworst 3.7e-06, allowed 1e-05\n"
+    assert parts.parity(table, file)[0] == {"cases": 1, "largest difference": 3.7e-06}
+    sweep = 'noise\n{"events": 5, "killed at events": 5,\n "lost": ["event 3: leftovers"]}\n'
+    assert parts.swept(sweep, file)[0] == {"events": 5, "killed at events": 5, "lost": 1}
+    checks = "ok      repeat  0 <= 0\nok      repeat  0 <= 1\nfailed  lora 3 <= 1\nskipped ranks  one core\nverify: 4\n"
+    assert parts.verify(checks, file)[0] == {"checks": 3, "comparisons": 4, "failed": 1, "skipped": 1}
+    (tmp_path / "slow.xml").write_text(
+        '<testsuites><testsuite><testcase name="a"/><testcase name="b"><skipped message="no folder"/></testcase>'
+        '<testcase classname="t" name="c"><failure/></testcase></testsuite></testsuites>'
+    )
+    counts, details = parts.slow("", file)
+    assert counts == {"tests": 3, "passed": 1, "failed": 1, "skipped": 1}
+    assert details == {"skipped": {"no folder": 1}, "failed": ["t::c"]}
+
+
+def test_mutants_are_counted_by_room(tmp_path: Path) -> None:
+    file = tmp_path / "x.json"
+    planted = [
+        {"name": "a", "file": "model/lora.py", "caught_by": "model/test_lora.py"},
+        {"name": "b", "file": "tinyllm/model/heads.py", "caught_by": ""},
+        {"name": "c", "file": "mean.py", "caught_by": "", "problem": "no end after 240 s"},
+    ]
+    file.write_text(json.dumps({"mutants": planted}))
+    counts, details = parts.mutants("", file)
+    assert counts == {"planted": 3, "killed": 1, "survived": 1, "unclear": 1}
+    assert details["rooms"]["model"] == {"planted": 2, "killed": 1, "survived": 1}
+    assert details["survived"] == ["b"]
+    lines = [
+        {"file": "lifecycle/gates.py", "room": "gates", "line": 9, "outcome": kind} for kind in ("killed", "equivalent")
+    ]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    counts, details = parts.mutants("", file)
+    assert counts == {"planted": 2, "killed": 1, "survived": 0, "equivalent": 1}
+    assert set(details["rooms"]) == {"gates"}
+
+
+def test_every_part_names_what_it_must_have_seen() -> None:
+    assert len(BY_NAME) == len(PARTS)
+    for part in PARTS:
+        counts, _ = part.read("", Path("no such file"))
+        assert not counts.get(part.saw), f"{part.name} counts something in nothing"
+        assert not part.after or part.after in BY_NAME
