@@ -106,7 +106,7 @@ def touched(mutant: Mutant, paths: set[str]) -> bool:
 def in_time(copy: Copy, mutants: Sequence[Mutant], limit: float) -> list[Mutant]:
     """Return the mutants whose tests take at most `QUICK` seconds untouched, as many as can be tried in half of the time.
 
-    Ends the command with 1 where a test fails untouched.
+    Tests that fail untouched would seem to catch a mistake; their mutants are named and left out.
     """
     began, kept = time.monotonic(), []
     for mutant in mutants:
@@ -116,9 +116,7 @@ def in_time(copy: Copy, mutants: Sequence[Mutant], limit: float) -> list[Mutant]
         if found.code == 0:
             kept.append(mutant)
         elif not found.late:
-            sys.exit(
-                f"untouched, the tests of {mutant.name} fail: {found.failed or found.broken or found.output[-300:]}"
-            )
+            print(f"left out: {mutant.name}, whose tests fail in a copy: {found.failed or found.broken}", flush=True)
     print(f"untouched: the tests of {len(kept)} mutants passed in {time.monotonic() - began:.0f} s", flush=True)
     return kept
 
