@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import IO
+from typing import IO, Any
 
 import pytest
 
@@ -110,22 +110,22 @@ class Copy:
             os.utime(path, (changed, changed))
 
 
-class Forks:
-    """The process that is forked, seen from outside."""
+class Worker:
+    """A process that is asked in lines of JSON and answers in lines of JSON."""
 
-    def __init__(self, folder: Path):
-        environment = {**os.environ, "PYTHONPATH": str(folder), "NO_COLOR": "1"}
-        environment["OMP_NUM_THREADS"] = "1"
-        command = [sys.executable, "-m", "tests.support.forks"]
+    def __init__(self, folder: Path, *command: str):
+        environment = {**os.environ, "PYTHONPATH": str(folder), "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-m", *command],
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
 
-    def run(
-        self, targets: Sequence[str], *options: str, only: Sequence[str] = (), limit: float = 240, trace: bool = False
-    ) -> Found:
-        """Test `targets`, of these `only` in this order if any are given, for `limit` seconds at most."""
-        request = {"arguments": [*OPTIONS, *options, *targets], "only": list(only), "limit": limit, "trace": trace}
+    def ask(self, request: Any) -> Any:
+        """Raises: RuntimeError if the process has ended."""
         questions, answers = self.process.stdin, self.process.stdout
         assert questions is not None
         assert answers is not None
@@ -133,10 +133,24 @@ class Forks:
         line = answers.readline()
         if not line:
             raise RuntimeError(f"the process that runs the tests has ended with {self.process.wait()}")
-        return Found(**json.loads(line))
+        return json.loads(line)
 
     def close(self) -> None:
         self.process.communicate()
+
+
+class Forks(Worker):
+    """The process that is forked, seen from outside."""
+
+    def __init__(self, folder: Path):
+        super().__init__(folder, "tests.support.forks")
+
+    def run(
+        self, targets: Sequence[str], *options: str, only: Sequence[str] = (), limit: float = 240, trace: bool = False
+    ) -> Found:
+        """Test `targets`, of these `only` in this order if any are given, for `limit` seconds at most."""
+        request = {"arguments": [*OPTIONS, *options, *targets], "only": list(only), "limit": limit, "trace": trace}
+        return Found(**self.ask(request))
 
 
 class Watch:

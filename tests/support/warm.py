@@ -11,7 +11,6 @@ import gc
 import json
 import os
 import resource
-import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -20,22 +19,17 @@ from types import CodeType, FunctionType
 
 import pytest
 
-from tests.support.forks import OPTIONS, Found, Watch, forked
+from tests.support.forks import OPTIONS, Found, Watch, Worker, forked
 
 _FUNCTION = 1  # CO_OPTIMIZED: set for functions, not for the bodies of classes and modules
 Functions = dict[tuple[str, str, int], list[FunctionType]]
 
 
-class Warm:
+class Warm(Worker):
     """The pytest that waits with everything collected, seen from outside."""
 
     def __init__(self, folder: Path, files: Sequence[str]):
-        environment = {**os.environ, "PYTHONPATH": str(folder), "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "tests.support.warm", *files]
-        self.process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-
+        super().__init__(folder, "tests.support.warm", *files)
         assert self.process.stdout is not None
         if self.process.stdout.readline() != "ready\n":  # nothing may be planted before everything has been imported
             raise RuntimeError(f"the tests cannot be collected: pytest ended with {self.process.wait()}")
@@ -43,18 +37,8 @@ class Warm:
     def run(self, file: str, before: str, after: str, only: Sequence[str], limit: float) -> Found | None:
         """Test with a file's text changed, `only` in this order; None where the change needs a fresh import."""
         request = {"file": file, "before": before, "after": after, "only": list(only), "limit": limit}
-        questions, answers = self.process.stdin, self.process.stdout
-        assert questions is not None
-        assert answers is not None
-        print(json.dumps(request), file=questions, flush=True)
-        line = answers.readline()
-        if not line:
-            raise RuntimeError(f"the process that runs the tests has ended with {self.process.wait()}")
-        found = json.loads(line)
+        found = self.ask(request)
         return None if found is None else Found(**found)
-
-    def close(self) -> None:
-        self.process.communicate()
 
 
 def _differences(old: CodeType, new: CodeType) -> Iterator[tuple[CodeType, CodeType] | None]:
