@@ -91,8 +91,10 @@ def test_a_block_is_filled_and_nothing_else_is_changed() -> None:
 
 def test_every_reader_counts(tmp_path: Path) -> None:
     file = tmp_path / "x.json"
-    table = "dpo             TRL  0.69314718  0.69314718  1.2e-07  3.7e-06\n\nworst 3.7e-06, allowed 1e-05\n"
-    assert parts.parity(table, file)[0] == {"cases": 1, "largest difference": 3.7e-06}
+    table = "dpo / x  TRL  19  8.489  0.693147  0.693147  1.2e-07  3.7e-06  5.0e-02 normalizer, of 4  \n\n"
+    table += "worst 3.7e-06, allowed 1e-05; 2 comparisons that saw nothing or miss a planted mistake\n"
+    expected = {"cases": 1, "largest difference": 3.7e-06, "nearest planted mistake": 0.05, "weak": 2}
+    assert parts.parity(table, file)[0] == expected
     sweep = 'noise\n{"events": 5, "killed at events": 5,\n "lost": ["event 3: leftovers"]}\n'
     assert parts.swept(sweep, file)[0] == {"events": 5, "killed at events": 5, "lost": 1}
     checks = "ok      repeat  0 <= 0\nok      repeat  0 <= 1\nfailed  lora 3 <= 1\nskipped ranks  one core\nverify: 4\n"

@@ -89,10 +89,14 @@ def verify(stdout: str, file: Path) -> Found:
 
 
 def parity(stdout: str, file: Path) -> Found:
-    """Count the rows of the table: six columns that end in two differences."""
-    rows = re.findall(r" (\d\.\de[+-]\d\d) +(\d\.\de[+-]\d\d)$", stdout, re.MULTILINE)
-    worst = max((float(number) for row in rows for number in row), default=0.0)
-    return {"cases": len(rows), "largest difference": worst}, {}
+    """Count the rows of the table by their differences of loss and gradient and the nearest planted mistake, and read its last line."""
+    number = r"(\d\.\de[+-]\d\d)"
+    rows = re.findall(rf" {number} +{number} +{number} .*, of \d+ *$", stdout, re.MULTILINE)
+    worst = max((float(difference) for row in rows for difference in row[:2]), default=0.0)
+    nearest = min((float(row[2]) for row in rows), default=0.0)
+    weak = re.search(r"(\d+) comparisons that saw nothing or miss a planted mistake", stdout)
+    counts: Counts = {"cases": len(rows), "largest difference": worst, "nearest planted mistake": nearest}
+    return counts | ({"weak": int(weak[1])} if weak else {}), {}
 
 
 def slow(stdout: str, file: Path) -> Found:
@@ -180,7 +184,7 @@ PARTS: tuple[Part, ...] = (
     Part("smoke", "Every stage once, tiny", "tinyllm lifecycle --smoke", smoke, "stages", 1, PACKAGE, "smoke"),
     Part("verify", "Two ways of computing the same", "tinyllm verify", verify, "comparisons", 0.5, PACKAGE, "smoke", bad=("failed",)),
     Part("parity", "Losses and gradients against TRL, transformers and PEFT", "python -m tests.parity.table", parity, "cases", 1,
-         needs="trl"),
+         needs="trl", bad=("weak",)),
     Part("lifecycle", "A lifecycle on a seed that no bound was chosen by", "tinyllm lifecycle --seed {seed}", lifecycle, "gates", 15,
          PACKAGE, "life"),
     Part("faults", "Faults planted in that lifecycle, and the gates that catch them",
