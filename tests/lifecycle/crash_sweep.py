@@ -103,6 +103,7 @@ def killed(arm: Callable[[], None], statuses: set[int], wanted: dict[str, Any]) 
 
 
 def main() -> int:
+    kills.use_one_thread()
     base, stride = Path(sys.argv[1]).resolve(), int(sys.argv[2])
     whole, here = base / "whole", base / "killed"
     whole.mkdir(parents=True)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors.torch
+import torch
 
 from tinyllm.errors import UserError
 
@@ -27,6 +28,12 @@ CUT_OFF = {signal.SIGKILL, signal.SIGXFSZ, 0x80 | signal.SIGXFSZ}  # statuses of
 _STEP = re.compile(r"step-(\d{8})")
 
 Event = tuple[str, tuple]
+
+
+def use_one_thread() -> None:
+    """Compute in this thread from now on: a forked child would wait forever for the threads of its parent."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # which every stage reads
+    torch.set_num_threads(1)
 
 
 def in_child(go: Callable[[], None], arm: Callable[[], None] | None = None) -> int:

@@ -237,6 +237,7 @@ def rehearsals(base: Path, stride: int) -> dict[str, Any]:
 
 
 def main() -> int:
+    kills.use_one_thread()
     base, stride = Path(sys.argv[1]).resolve(), int(sys.argv[2])
     base.mkdir(parents=True, exist_ok=True)
     runs, rehearsed = sweep(base, stride), rehearsals(base, stride)
