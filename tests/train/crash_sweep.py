@@ -96,8 +96,9 @@ class Sweep:
         """Return three places in every write of the resumed run: after its first byte, in the middle, and before its last byte."""
         newest = straight / "checkpoints" / f"step-{STEPS:08d}"
         sizes = {path.name: path.stat().st_size for path in newest.rglob("*") if path.is_file()}
-        sizes |= {f"{name}.new": (self.begun / name).stat().st_size for name in ("run.json", "metrics.jsonl")}
-        shortest = min(map(len, (straight / "metrics.jsonl").read_text().splitlines()))
+        digits = 40  # seconds and tokens per second may have so many fewer in another run
+        sizes |= {f"{name}.new": (self.begun / name).stat().st_size - digits for name in ("run.json", "metrics.jsonl")}
+        shortest = min(map(len, (straight / "metrics.jsonl").read_text().splitlines())) - digits
         sizes |= {"metrics.jsonl": shortest, "run.log": 9, "lock": 9}
         names = [(path.name, False) for path in kills.opened_for_writing(events)]
         calls = [(name, True) for _ in range(STEPS - 1) for name in TENSORS]
