@@ -97,7 +97,9 @@ class Sweep:
         newest = straight / "checkpoints" / f"step-{STEPS:08d}"
         sizes = {path.name: path.stat().st_size for path in newest.rglob("*") if path.is_file()}
         digits = 40  # seconds and tokens per second may have so many fewer in another run
-        sizes |= {f"{name}.new": (self.begun / name).stat().st_size - digits for name in ("run.json", "metrics.jsonl")}
+        sizes["run.json.new"] = (self.begun / "run.json").stat().st_size - digits
+        lines = (self.begun / "metrics.jsonl").read_text().splitlines(keepends=True)
+        sizes["metrics.jsonl.new"] = len("".join(lines[:-1])) - digits  # the line of step 2 is dropped
         shortest = min(map(len, (straight / "metrics.jsonl").read_text().splitlines())) - digits
         sizes |= {"metrics.jsonl": shortest, "run.log": 9, "lock": 9}
         names = [(path.name, False) for path in kills.opened_for_writing(events)]
