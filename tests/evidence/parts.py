@@ -178,6 +178,7 @@ def _read(file: Path) -> Any:
 
 EVERYTHING = ("tinyllm", "configs", "tests", "benchmarks")
 PACKAGE = ("tinyllm", "configs")
+BENCHMARKS = ("tinyllm", "configs", "benchmarks")
 
 # fmt: off
 PARTS: tuple[Part, ...] = (
@@ -188,10 +189,10 @@ PARTS: tuple[Part, ...] = (
     Part("lifecycle", "A lifecycle on a seed that no bound was chosen by", "tinyllm lifecycle --seed {seed}", lifecycle, "gates", 15,
          PACKAGE, "life"),
     Part("faults", "Faults planted in that lifecycle, and the gates that catch them",
-         "python benchmarks/planted_faults.py --seed {seed} --json {json}", faults, "faults", 20, EVERYTHING, "life",
+         "python benchmarks/planted_faults.py --seed {seed} --json {json}", faults, "faults", 40, BENCHMARKS, "life",
          after="lifecycle"),
     Part("overlap", "What the exam shares with training and selection, on three seeds",
-         "python benchmarks/overlap.py --seed 0 --seed 1 --seed {seed}", overlap, "stages", 3, EVERYTHING, "smoke",
+         "python benchmarks/overlap.py --seed 0 --seed 1 --seed {seed}", overlap, "stages", 1, BENCHMARKS, "smoke",
          bad=("records in common",)),
     Part("crash", "A run killed at every event, and in the middle of writes", "python -m tests.train.crash_sweep {out}/crash 1", swept,
          "events", 5, bad=("lost",)),
@@ -209,9 +210,9 @@ PARTS: tuple[Part, ...] = (
          "python -m tests.mutate --sample {sample} --seed {seed} --json {json}", mutants, "planted", 30, needs="tests.mutate",
          bad=("survived",), resumes=True),
     Part("throughput", "Training throughput", "python benchmarks/throughput.py --rounds 3 --steps 3", throughput, "contestants", 2,
-         EVERYTHING, "smoke", needs="transformers"),
+         BENCHMARKS, "smoke", needs="transformers"),
     Part("preparation", "Preparation of text", "python benchmarks/preparation.py --megabytes 200 --rounds 1 --scale 20", preparation,
-         "contestants", 3, EVERYTHING, "smoke", needs="datasets"),
+         "contestants", 3, BENCHMARKS, "smoke", needs="datasets"),
 )
 # fmt: on
 BY_NAME = {part.name: part for part in PARTS}

@@ -190,6 +190,24 @@ def test_a_setting_with_a_stage_in_front_is_for_that_stage_alone() -> None:
         pipeline_configs("laptop", Common(set=["sfd:flawed=0.1"]), [], 1, {})
 
 
+@pytest.mark.parametrize(
+    ("given", "fix"),
+    [
+        ("sft.train.steps=5", "sft:train.steps=5"),
+        ("sft-lora.flawed=0.1", "sft-lora:flawed=0.1"),
+        ("dpo.train.steps=5", "dpo:train.steps=5"),
+        ("dpo.beta=0.7", "dpo:dpo.beta=0.7"),
+        ("model.hidden_size=64", "pretrain:model.hidden_size=64"),
+        ("lora.r=4", "sft-lora:lora.r=4"),
+    ],
+)
+def test_a_setting_of_one_stage_without_its_stage_is_refused_with_the_stage(given: str, fix: str) -> None:
+    with pytest.raises(UserError, match="is a setting of one stage") as refused:
+        pipeline_configs("laptop", Common(set=[given]), [], 1, {})
+    assert refused.value.fix == f"use --set {fix}"
+    pipeline_configs("laptop", Common(set=[fix]), [], 1, {})  # what the fix says is accepted
+
+
 ROWS = {
     "documents": {"text": "a story"},
     "conversations": {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},

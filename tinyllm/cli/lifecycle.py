@@ -154,6 +154,9 @@ def _sets_of(stage: str, sets: Sequence[str]) -> list[str]:
     for text in sets:
         name, colon, rest = text.partition(":")
         if not colon or "=" in name:
+            if one := _with_stage(text):
+                what = f"{text.partition('=')[0]} is a setting of one stage"
+                raise UserError(what, where="--set", fix=f"use --set {quote(one)}")
             found.append(text)
         elif name not in STAGES:
             from tinyllm.config import suggest
@@ -164,6 +167,19 @@ def _sets_of(stage: str, sets: Sequence[str]) -> list[str]:
         elif name == stage:
             found.append(rest)
     return found
+
+
+def _with_stage(text: str) -> str:
+    """Return `KEY=VALUE` with the one stage in front that it can be for; empty if it may be for every stage."""
+    from tinyllm.lifecycle.stages import STAGES, names_of
+
+    section, _, rest = text.partition("=")[0].partition(".")
+    owner = {"model": "pretrain", "lora": "sft-lora"}.get(section, section)
+    if owner not in STAGES or not rest:
+        return ""
+    # `dpo.beta` is a key of the stage dpo; `dpo.train.steps` and `sft.flawed` have the stage where a section would be
+    has_section = owner != section or (section in names_of("offline", "online") and "." not in rest)
+    return f"{owner}:{text}" if has_section else f"{owner}:{text.partition('.')[2]}"
 
 
 def _stage_config(
