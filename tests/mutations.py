@@ -173,7 +173,12 @@ def main() -> int:
     parser.add_argument(
         "--seed", type=int, default=random.SystemRandom().randrange(10_000), help="of the sample; printed"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="append a line for each outcome")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="append a line for each outcome; mutants that it names are not run again",
+    )
     parser.add_argument("--seconds", type=float, default=math.inf, metavar="LIMIT", help="begin none after these")
     parser.add_argument("--list", action="store_true", help="name them and stop")
     parser.add_argument("--jobs", type=int, default=1, help="copies at work at once")
@@ -188,15 +193,25 @@ def main() -> int:
     if given.sample is not None:
         mutants = random.Random(given.seed).sample(mutants, min(given.sample, len(mutants)))
         print(f"seed {given.seed}: {len(mutants)} mutants")
+    done = _read(given.json)
+    if known := {mutant.name for mutant in mutants} & set(done):
+        mutants = [mutant for mutant in mutants if mutant.name not in known]
+        print(f"{len(known)} mutants are in {given.json}, {sum(not done[name] for name in known)} of them not caught")
     if given.list:
         for mutant in mutants:
             print(f"{mutant.mistake:<8}{mutant.name:<30}{mutant.file:<28}{mutant.plants}")
         return 0
-    if not mutants and given.changed:
-        return 0
+    if not mutants and (given.changed or known):
+        return int(not all(done[name] for name in known))
     if not mutants:
         parser.error(f"no mutant's name contains {given.only!r}; --list names them")
-    return run(mutants, given.jobs, given.json, given.seconds)
+    return run(mutants, given.jobs, given.json, given.seconds) or int(not all(done[name] for name in known))
+
+
+def _read(results: Path | None) -> dict[str, bool]:
+    """Return name -> whether the mutant was caught, of the lines of a file."""
+    text = results.read_text(encoding="utf-8") if results and results.is_file() else ""
+    return {found["name"]: bool(found["caught_by"]) for found in map(json.loads, text.splitlines())}
 
 
 if __name__ == "__main__":

@@ -205,7 +205,7 @@ PARTS: tuple[Part, ...] = (
     Part("slow", "Tests that take minutes", "pytest -q -m slow --junitxml {out}/slow.xml", slow, "tests", 15, EVERYTHING,
          bad=("failed",)),
     Part("mutations", "The table of planted bugs", "python tests/mutations.py --json {json}", mutants, "planted", 45,
-         bad=("survived", "unclear")),
+         bad=("survived", "unclear"), resumes=True),
     Part("machine", "Bugs planted by machine, a sample",
          "python -m tests.mutate --sample {sample} --seed {seed} --json {json}", mutants, "planted", 30, needs="tests.mutate",
          bad=("survived",), resumes=True),

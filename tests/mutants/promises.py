@@ -16,6 +16,9 @@ WORLD, GOLD = "data/test_world.py", "data/test_world_gold.py"
 DOWNLOAD, HUB = "stages/test_download.py", "stages/test_hostile_hub.py"
 FILES, PARENTS = "data/test_source_files.py::test_what_a_folder_holds_beside_data_is_not_read", "stages/test_parents.py"
 
+FUZZ = "data/test_fuzz.py::test_odd_values_inside_valid_rows data/test_fuzz.py::test_edited_files"
+ONE_STAGE = "lifecycle/test_pipeline.py::test_a_setting_of_one_stage_without_its_stage_is_refused_with_the_stage"
+
 LINKS = "data/test_source_files.py::test_links_to_folders_are_not_followed"
 
 # fmt: off
@@ -169,5 +172,24 @@ MUTANTS = [
     M("onset-before-best", "extra", "the onset is found although the proxy fell as well", "lifecycle/overoptimization.py",
       ' and point["proxy"] >= best["proxy"]:', ":", "lifecycle/test_overoptimization.py",
       keeps="lifecycle: onset while the proxy is not below its value"),
+    # --- data.md: malformed rows of every kind end in one located error
+    *(M(f"fuzz-{name}", "extra", plants, f"data/records/{file}", old, new, FUZZ, keeps=f"data: malformed {kind}: a record or one error")
+      for name, kind, plants, file, old, new in (
+          ("roles", "conversations", "a role that is no text is looked up", "messages.py",
+           "role = ROLE_NAMES.get(turn[role_key]) if isinstance(turn[role_key], str) else None",
+           "role = ROLE_NAMES.get(turn[role_key])"),
+          ("parts", "conversations", "a part of a content that is no object is read as one", "messages.py",
+           'if not isinstance(part, dict) or part.get("type") != "text":', 'if part.get("type") != "text":'),
+          ("margins", "pairs", "a margin of any type is a number", "turns.py",
+           "if not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value):", "if math.isfinite(value):"),
+          ("labels", "unpaired", "a label of any type is accepted", "turns.py", "if not isinstance(good, bool):", "if False:"),
+          ("choices", "prompts", "choices of any type have a length", "formats/columns.py",
+           "if not isinstance(choices, list) or len(choices) < 2", "if len(choices) < 2"))),
+    # --- lifecycle.md: settings of one stage
+    M("stage-missing-untold", "extra", "a setting without its stage is tried on every stage", "cli/lifecycle.py",
+      "if one := _with_stage(text):", "if (one := _with_stage(text)) and False:", ONE_STAGE, keeps="lifecycle: STAGE:KEY=VALUE"),
+    M("section-of-a-stage-lost", "extra", "the fix for dpo.beta is dpo:beta", "cli/lifecycle.py",
+      'has_section = owner != section or (section in names_of("offline", "online") and "." not in rest)',
+      "has_section = owner != section", ONE_STAGE, keeps="lifecycle: STAGE:KEY=VALUE"),
 ]
 # fmt: on
