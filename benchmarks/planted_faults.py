@@ -4,7 +4,7 @@
 
 Run it in the folder of `tinyllm lifecycle`, with the same --preset, --seed and --set: parents come from that lifecycle, and only the faulty
 stage is trained. The faults of the gates for own data are planted in a second lifecycle, of files that the bundled world writes; it is
-trained first. Every stage is also trained in the same way without a fault and must then pass all its gates.
+trained first. Both lifecycles must pass all gates without a fault; `--control` trains each of their stages once more for that.
 
 Prints a table. Exit code 1 if a fault is not caught by the gates it names, a gate was never seen to fail, or a stage without a fault fails.
 An error that no fault expects ends the script. The faults are in `faults.py`; `--only` selects some.
@@ -143,7 +143,6 @@ def outcome(setting: Setting, stage: str, fault: Fault | None) -> dict[str, Any]
 
     Raises: UserError that the fault does not expect.
     """
-    row = {"data": "user" if setting.files else "world", "stage": stage, "fault": fault.name if fault else None}
     with faulty_pipeline(setting, stage, fault.sets if fault else ()) as pipeline:
         try:
             with fault.plant() if fault else nullcontext():
@@ -151,15 +150,25 @@ def outcome(setting: Setting, stage: str, fault: Fault | None) -> dict[str, Any]
         except UserError as error:
             if not (fault and fault.refusal and fault.refusal in error.what):
                 raise
-            return row | {"what": fault.what, "refusal": error.what, "gates": [], "as_expected": True}
+            refused = {"what": fault.what, "refusal": error.what, "gates": [], "as_expected": True}
+            return _named(setting, stage, fault) | refused
+    return row_of(setting, stage, fault, record)
+
+
+def _named(setting: Setting, stage: str, fault: Fault | None) -> dict[str, Any]:
+    return {"data": "user" if setting.files else "world", "stage": stage, "fault": fault.name if fault else None}
+
+
+def row_of(setting: Setting, stage: str, fault: Fault | None, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the row of a stage that was trained, from its record."""
+    row = _named(setting, stage, fault) | {"best_step": record["best_step"], "last_step": record["last"]["step"]}
     gates = record["gates"]
-    steps = {"best_step": record["best_step"], "last_step": record["last"]["step"]}
     if fault is None:
-        return row | steps | {"gates": gates, "as_expected": all(gate["passed"] for gate in gates)}
+        passed = bool(gates) and all(gate["passed"] for gate in gates)
+        return row | {"gates": gates, "as_expected": passed}
     gates = [gate | {"expected": gate["name"] in (*fault.gates, *fault.empty)} for gate in gates]
     red, caught = verdict(fault, gates)
-    row |= {"what": fault.what, "checkpoint": fault.checkpoint, **steps, "gates": gates, "red": red}
-    return row | {"as_expected": caught}
+    return row | {"what": fault.what, "checkpoint": fault.checkpoint, "gates": gates, "red": red, "as_expected": caught}
 
 
 def verdict(fault: Fault, gates: Sequence[Mapping[str, Any]]) -> tuple[list[str], bool]:
@@ -238,7 +247,7 @@ def chosen_faults(only: Sequence[str]) -> list[Fault]:
 
 
 def run(given: argparse.Namespace) -> dict[str, Any]:
-    """Run both lifecycles as far as they are not finished, then every stage without a fault, then every fault."""
+    """Run both lifecycles as far as they are not finished, and then every fault."""
     faults, settings = chosen_faults(given.only), settings_of(given)
     rows: list[dict[str, Any]] = []
     print(_LINE.format("stage", "fault", "gate", "best", "last", "bound", "n", "(* must fail)"))
@@ -247,12 +256,13 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
         if not mine:
             continue
         good = Pipeline(setting.name, setting.configs(setting.name), questions=setting.questions)
-        for stage in _with_ancestors([fault.stage for fault in mine]):
-            good.run_stage(stage)
+        trained = {stage: good.run_stage(stage) for stage in _with_ancestors([fault.stage for fault in mine])}
         good.close()
         for stage in dict.fromkeys(fault.stage for fault in mine):
             for fault in (None, *(fault for fault in mine if fault.stage == stage)):
-                rows.append(outcome(setting, stage, fault))
+                again = fault or given.control
+                row = outcome(setting, stage, fault) if again else row_of(setting, stage, None, trained[stage])
+                rows.append(row)
                 show(rows[-1])
     planted = [row for row in rows if row["fault"]]
     red = {name for row in planted for name in row.get("red", ())}
@@ -276,6 +286,7 @@ def main() -> int:
     parser.add_argument("--questions", type=int, default=512, help="the same as for the finished lifecycle")
     parser.add_argument("--small", action="store_true", help="a tiny model: shows the mechanism, and passes no gate")
     parser.add_argument("--only", action="append", default=[], metavar="[world/|user/]STAGE[/NAME]", help="repeatable")
+    parser.add_argument("--control", action="store_true", help="train every stage once more without a fault")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result to a file")
     given = parser.parse_args()
     if given.seed is None:

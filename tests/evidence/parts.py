@@ -179,13 +179,14 @@ def _read(file: Path) -> Any:
 EVERYTHING = ("tinyllm", "configs", "tests", "benchmarks")
 PACKAGE = ("tinyllm", "configs")
 BENCHMARKS = ("tinyllm", "configs", "benchmarks")
+SWEEPS = (*PACKAGE, "tests/support")
 
 # fmt: off
 PARTS: tuple[Part, ...] = (
     Part("smoke", "Every stage once, tiny", "tinyllm lifecycle --smoke", smoke, "stages", 1, PACKAGE, "smoke"),
     Part("verify", "Two ways of computing the same", "tinyllm verify", verify, "comparisons", 0.5, PACKAGE, "smoke", bad=("failed",)),
     Part("parity", "Losses and gradients against TRL, transformers and PEFT", "python -m tests.parity.table", parity, "cases", 1,
-         needs="trl", bad=("weak",)),
+         (*PACKAGE, "tests/parity"), needs="trl", bad=("weak",)),
     Part("lifecycle", "A lifecycle on a seed that no bound was chosen by", "tinyllm lifecycle --seed {seed}", lifecycle, "gates", 15,
          PACKAGE, "life"),
     Part("faults", "Faults planted in that lifecycle, and the gates that catch them",
@@ -195,13 +196,14 @@ PARTS: tuple[Part, ...] = (
          "python benchmarks/overlap.py --seed 0 --seed 1 --seed {seed}", overlap, "stages", 1, BENCHMARKS, "smoke",
          bad=("records in common",)),
     Part("crash", "A run killed at every event, and in the middle of writes", "python -m tests.train.crash_sweep {out}/crash 1", swept,
-         "events", 5, bad=("lost",)),
+         "events", 5, (*SWEEPS, "tests/train"), bad=("lost",)),
     Part("crash-lifecycle", "A lifecycle killed at every event in its folder",
-         "python -m tests.lifecycle.crash_sweep {out}/crash-lifecycle 1", swept, "events", 5, bad=("lost",)),
+         "python -m tests.lifecycle.crash_sweep {out}/crash-lifecycle 1", swept, "events", 5,
+         (*SWEEPS, "tests/train", "tests/lifecycle"), bad=("lost",)),
     Part("kills", "A lifecycle killed at random while it trains", "python -m tests.lifecycle.kill_sweep {out}/kills 6 {seed}", swept,
-         "kills", 5, bad=("different", "wrong")),
+         "kills", 5, (*SWEEPS, "tests/lifecycle"), bad=("different", "wrong")),
     Part("signals", "A signal in every phase of every command", "python -m tests.signal_sweep {out}/signals", swept, "phases", 10,
-         bad=("wrong",)),
+         (*SWEEPS, "tests/signal_sweep.py"), bad=("wrong",)),
     Part("slow", "Tests that take minutes", "pytest -q -m slow --junitxml {out}/slow.xml", slow, "tests", 15, EVERYTHING,
          bad=("failed",)),
     Part("mutations", "The table of planted bugs", "python tests/mutations.py --json {json}", mutants, "planted", 45,

@@ -32,10 +32,10 @@ LONGEST = 40_000  # characters of output that a record keeps, the end
 
 
 def code(folders: Sequence[str]) -> str:
-    """Return a hash of all files that a result depends on; documents are not among them. It needs no git."""
+    """Return a hash of all files (of folders, or named) that a result depends on; documents are not among them. It needs no git."""
     joint = hashlib.sha256()
     for folder in folders:
-        for path in sorted((ROOT / folder).rglob("*")):
+        for path in sorted((ROOT / folder).rglob("*")) or [ROOT / folder]:
             if path.is_file() and "__pycache__" not in path.parts:
                 joint.update(f"{path.relative_to(ROOT).as_posix()}\0".encode())
                 joint.update(hashlib.sha256(path.read_bytes()).digest())
@@ -99,7 +99,8 @@ def missing(out: Path, part: Part) -> str:
 
 def run(part: Part, out: Path, given: dict[str, Any]) -> dict[str, Any]:
     """Run the part and return its record."""
-    own = out / f"{part.name}-{code(part.depends)}.json"  # what the command itself writes as JSON
+    version = code(part.depends)  # before: files may change while the part runs
+    own = out / f"{part.name}-{version}.json"  # what the command itself writes as JSON
     if not part.resumes:
         own.unlink(missing_ok=True)
     folder = _folder(part, out)
@@ -117,7 +118,7 @@ def run(part: Part, out: Path, given: dict[str, Any]) -> dict[str, Any]:
         "passed": code_ == 0 and bool(counts.get(part.saw)) and not any(counts.get(name) for name in part.bad),
         "commit": git("rev-parse", "--short=12", "HEAD"),
         "dirty": bool(git("status", "--porcelain", "--", *EVERYTHING)),
-        "code": code(part.depends),
+        "code": version,
         "versions": versions(),
         "machine": machine(),
         "counts": counts,
