@@ -30,6 +30,7 @@ from queue import SimpleQueue
 
 from tests.mutants.equivalent import EQUIVALENT
 from tests.mutants.operators import Change, apply, changes
+from tests.support import records as lines
 from tests.support.forks import ROOT, Copy, Found
 from tests.support.warm import Warm
 
@@ -212,8 +213,7 @@ def outcome(found: Found) -> str:
 
 def read(path: Path | None) -> dict[str, dict]:
     """Return the last outcome of each change that a file of results holds."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path and path.is_file() else []
-    return {record["key"]: record for record in map(json.loads, lines)}
+    return {record["key"]: record for record in lines.read(path)}
 
 
 def explained(records: Iterable[Mapping]) -> Iterator[dict]:
@@ -267,8 +267,7 @@ def run(chosen: Sequence[Change], folders: Sequence[str], jobs: int, path: Path 
                 text = f"{record['file']}:{record['line']} {record['operator']}: {record['after']}"
                 print(f"{record['outcome']:<10}{record['seconds']:>5.1f} s  {text[:150]}  {record['test']}", flush=True)
                 if path:
-                    with path.open("a", encoding="utf-8") as file:
-                        print(json.dumps(record), file=file)
+                    lines.append(path, record)
         for _ in range(jobs):
             judges.get().close()
     return records

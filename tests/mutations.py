@@ -14,7 +14,6 @@ mistake survives, where the copy fails as it is, or where the table no longer fi
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import pkgutil
 import random
@@ -35,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import mutants
 from mutants.kind import Mutant
 
+from tests.support import records
 from tests.support.forks import ROOT, Copy, Found
 
 MODULES = [import_module(f"mutants.{module.name}") for module in pkgutil.iter_modules(mutants.__path__)]
@@ -106,7 +106,7 @@ def touched(mutant: Mutant, paths: set[str]) -> bool:
 def in_time(copy: Copy, mutants: Sequence[Mutant], limit: float) -> list[Mutant]:
     """Return the mutants whose tests take at most `QUICK` seconds untouched, as many as can be tried in half of the time.
 
-    Tests that fail untouched would seem to catch a mistake; their mutants are named and left out.
+    Tests that fail untouched would seem to catch a mistake: they end the command with 1.
     """
     began, kept = time.monotonic(), []
     for mutant in mutants:
@@ -116,7 +116,7 @@ def in_time(copy: Copy, mutants: Sequence[Mutant], limit: float) -> list[Mutant]
         if found.code == 0:
             kept.append(mutant)
         elif not found.late:
-            print(f"left out: {mutant.name}, whose tests fail in a copy: {found.failed or found.broken}", flush=True)
+            sys.exit(f"the tests of {mutant.name} fail in an untouched copy: {found.failed or found.broken}")
     print(f"untouched: the tests of {len(kept)} mutants passed in {time.monotonic() - began:.0f} s", flush=True)
     return kept
 
@@ -151,16 +151,15 @@ def run(mutants: Sequence[Mutant], jobs: int, results: Path | None = None, limit
                 planted = f"{mutant.name}: {mutant.plants}"
                 print(f"{mutant.mistake:<8}{planted:<92}{outcome.seconds:>3.0f}  {caught}", flush=True)
                 if results:
-                    with results.open("a", encoding="utf-8") as file:
-                        record = {"name": mutant.name, "file": mutant.file, "keeps": mutant.keeps, **asdict(outcome)}
-                        print(json.dumps(record), file=file)
+                    own = {"name": mutant.name, "digest": mutant.digest, "file": mutant.file, "keeps": mutant.keeps}
+                    records.append(results, own | asdict(outcome))
         for _ in range(jobs):
             copies.get().tests.close()
     caught = sum(bool(outcome.caught_by) for outcome in found)
     if len(found) < len(mutants):
         print(f"\n{len(mutants) - len(found)} were not begun: {limit:.0f} s are over")
     print(f"\n{caught} of {len(found)} caught, in {time.monotonic() - began:.0f} s")
-    return int(caught < len(found))
+    return int(caught < len(found) or not found)
 
 
 def main() -> int:
@@ -193,7 +192,11 @@ def main() -> int:
     if given.sample is not None:
         mutants = random.Random(given.seed).sample(mutants, min(given.sample, len(mutants)))
         print(f"seed {given.seed}: {len(mutants)} mutants")
-    done = _read(given.json)
+        if given.seconds < math.inf:  # where the tests of all of them take too long, others are tried
+            names = {mutant.name for mutant in mutants}
+            rest = [mutant for mutant in MUTANTS if mutant.name not in names]
+            mutants += random.Random(given.seed).sample(rest, len(rest))
+    done = _read(given.json, mutants)
     if known := {mutant.name for mutant in mutants} & set(done):
         mutants = [mutant for mutant in mutants if mutant.name not in known]
         print(f"{len(known)} mutants are in {given.json}, {sum(not done[name] for name in known)} of them not caught")
@@ -208,10 +211,11 @@ def main() -> int:
     return run(mutants, given.jobs, given.json, given.seconds) or int(not all(done[name] for name in known))
 
 
-def _read(results: Path | None) -> dict[str, bool]:
-    """Return name -> whether the mutant was caught, of the lines of a file."""
-    text = results.read_text(encoding="utf-8") if results and results.is_file() else ""
-    return {found["name"]: bool(found["caught_by"]) for found in map(json.loads, text.splitlines())}
+def _read(results: Path | None, mutants: Sequence[Mutant]) -> dict[str, bool]:
+    """Return name -> whether the mutant was caught, of the lines of a file; not of those that said nothing about the tests."""
+    digests = {mutant.name: mutant.digest for mutant in mutants}
+    known = [found for found in records.read(results) if not found["problem"]]
+    return {found["name"]: bool(found["caught_by"]) for found in known if digests.get(found["name"]) == found["digest"]}
 
 
 if __name__ == "__main__":

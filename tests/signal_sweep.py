@@ -147,12 +147,22 @@ def sent(phase: Phase, number: int, folder: Path) -> dict[str, Any]:
     seconds = time.monotonic() - at
     thread.join(3)
     after = [(round(when - at, 2), line) for when, line in lines if when >= at]
-    left = subprocess.run(["pgrep", "-s", str(process.pid)], capture_output=True, text=True).stdout.split()
+    left = _left(process.pid)
     return {"seconds": round(seconds, 2), "code": code, "lines": after, "processes left": len(left)}
 
 
+def _left(session: int) -> list[str]:
+    """Return the processes of a session that are there two seconds after its leader ended: workers end when their pipe is closed."""
+    until = time.monotonic() + 2
+    while True:
+        left = subprocess.run(["pgrep", "-s", str(session)], capture_output=True, text=True).stdout.split()
+        if not left or time.monotonic() > until:
+            return left
+        time.sleep(0.1)
+
+
 def prepare(folder: Path) -> None:
-    """Make the runs that the phases start from, and a text of some megabytes."""
+    """Make the runs that the phases start from, and a text of many megabytes."""
     folder.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     for stage, run, name in (("pretrain", "pretrain", "base"), ("sft", "sft/full", "tuned")):
@@ -162,7 +172,7 @@ def prepare(folder: Path) -> None:
             shutil.copytree(folder / "runs" / run / "fast-dev-run" / "checkpoints" / "ckpt_best", folder / name)
     if not (folder / "big.txt").exists():
         words = " ".join(f"word{i * 7919 % 100003} of{i % 97}" for i in range(1500))
-        (folder / "big.txt").write_text("\n\n".join(f"{i} {words[i % 500 :]} {i * 31}" for i in range(1500)), "utf-8")
+        (folder / "big.txt").write_text("\n\n".join(f"{i} {words[i % 500 :]} {i * 31}" for i in range(6000)), "utf-8")
 
 
 def wrong(phase: Phase, found: dict[str, Any]) -> str:

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.evidence import __main__ as evidence
 from tests.evidence import parts, rendering, running
 from tests.evidence.parts import BY_NAME, PARTS, Part
+from tests.mutants.equivalent import EQUIVALENT
+from tests.support import records
 
 SHOWN = {"smoke", "lifecycle", "faults", "verify", "parity", "crash"}  # blocks that a README cannot be without
 VERSION = Part(
@@ -98,7 +101,7 @@ def test_every_reader_counts(tmp_path: Path) -> None:
     sweep = 'noise\n{"events": 5, "killed at events": 5,\n "lost": ["event 3: leftovers"]}\n'
     assert parts.swept(sweep, file)[0] == {"events": 5, "killed at events": 5, "lost": 1}
     checks = "ok      repeat  0 <= 0\nok      repeat  0 <= 1\nfailed  lora 3 <= 1\nskipped ranks  one core\nverify: 4\n"
-    assert parts.verify(checks, file)[0] == {"checks": 3, "comparisons": 4, "failed": 1, "skipped": 1}
+    assert parts.verify(checks, file)[0] == {"checks": 3, "comparisons": 4, "ok": 2, "failed": 1, "skipped": 1}
     (tmp_path / "slow.xml").write_text(
         '<testsuites><testsuite><testcase name="a"/><testcase name="b"><skipped message="no folder"/></testcase>'
         '<testcase classname="t" name="c"><failure/></testcase></testsuite></testsuites>'
@@ -108,25 +111,56 @@ def test_every_reader_counts(tmp_path: Path) -> None:
     assert details == {"skipped": {"no folder": 1}, "failed": ["t::c"]}
 
 
-def test_mutants_are_counted_by_room(tmp_path: Path) -> None:
+def test_mutants_are_counted_by_room_and_by_what_they_break(tmp_path: Path) -> None:
     file = tmp_path / "x.json"
-    planted = [
-        {"name": "a", "file": "model/lora.py", "caught_by": "model/test_lora.py"},
-        {"name": "b", "file": "tinyllm/model/heads.py", "caught_by": ""},
-        {"name": "c", "file": "mean.py", "caught_by": "", "problem": "no end after 240 s"},
-    ]
-    file.write_text(json.dumps({"mutants": planted}))
+    for name, path, caught, problem, keeps in (
+        ("a", "model/lora.py", "model/test_lora.py", "", "gate: emits EOS"),
+        ("b", "model/heads.py", "", "", "gate: wins against parent"),
+        ("c", "mean.py", "", "no end after 240 s", ""),
+        ("c", "mean.py", "test_mean.py", "", ""),  # run again, since the first time said nothing
+        ("d", "model/heads.py", "x.py", "", "gate: wins against parent"),
+    ):
+        records.append(file, {"name": name, "file": path, "keeps": keeps, "caught_by": caught, "problem": problem})
     counts, details = parts.mutants("", file)
-    assert counts == {"planted": 3, "killed": 1, "survived": 1, "unclear": 1}
-    assert details["rooms"]["model"] == {"planted": 2, "killed": 1, "survived": 1}
+    assert counts == {"planted": 4, "killed": 3, "survived": 1}
+    assert details["rooms"]["model"] == {"planted": 3, "killed": 2, "survived": 1}
     assert details["survived"] == ["b"]
-    lines = [
-        {"file": "lifecycle/gates.py", "room": "gates", "line": 9, "outcome": kind} for kind in ("killed", "equivalent")
-    ]
-    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    counts, details = parts.mutants("", file)
-    assert counts == {"planted": 2, "killed": 1, "survived": 0, "equivalent": 1}
+    assert details["kept"] == {"gate": {"with a planted bug": 2, "seen red": 1}}
+
+
+def test_changes_by_machine_that_change_nothing_are_not_survivors(tmp_path: Path) -> None:
+    same, file = EQUIVALENT[0], tmp_path / "x.json"
+    own = {"room": "gates", "line": 9}
+    records.append(file, own | {"key": "1", "file": "f.py", "before": "a", "after": "b", "outcome": "survived"})
+    records.append(file, own | {"key": "1", "file": "f.py", "before": "a", "after": "b", "outcome": "killed"})
+    records.append(
+        file,
+        own | {"key": "2", "file": same.file, "before": same.before, "after": same.after, "outcome": "survived"},
+    )
+    records.append(file, own | {"key": "3", "file": "f.py", "before": "a", "after": "c", "outcome": "timeout"})
+    counts, details = parts.machine("", file)
+    assert counts == {"planted": 3, "killed": 1, "survived": 0, "equivalent": 1, "timeout": 1}
     assert set(details["rooms"]) == {"gates"}
+
+
+def test_results_outlive_a_kill_in_the_middle_of_a_line(tmp_path: Path) -> None:
+    file = tmp_path / "x.jsonl"
+    assert records.read(file) == records.read(None) == []
+    records.append(file, {"name": "a"})
+    with file.open("a") as torn:
+        torn.write('{"name": "b"')
+    assert records.read(file) == [{"name": "a"}]
+    records.append(file, {"name": "c"})
+    assert records.read(file) == [{"name": "a"}, {"name": "c"}]
+
+
+def test_a_result_that_failed_is_not_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    failing = replace(VERSION, read=lambda stdout, file: ({"words": 0}, {}))
+    assert evidence.run([failing], tmp_path, {}, again=False) == 1
+    assert evidence.run([failing], tmp_path, {}, again=False) == 1
+    assert "FAILED, there is a result of this version" in capsys.readouterr().out
+    assert evidence.run([VERSION], tmp_path, {}, again=True) == 0
+    assert evidence.run([VERSION], tmp_path, {}, again=False) == 0
 
 
 def test_every_part_names_what_it_must_have_seen() -> None:

@@ -294,7 +294,7 @@ def test_no_command_imports_torch(tree: Path) -> None:
     assert results == ["result 0 False"] * len(VERBS), done.stdout + done.stderr
 
 
-def test_a_hundred_runs_are_listed_in_half_a_second(tmp_path: Path) -> None:
+def test_a_hundred_runs_are_listed_in_a_second_and_a_half(tmp_path: Path) -> None:
     first = write_run(Path("runs/sft/full/run0"), "sft")
     with (first / "metrics.jsonl").open("a") as file:
         file.writelines(json.dumps({"step": 101 + i, "split": "train", "loss": 1.0}) + "\n" for i in range(20_000))

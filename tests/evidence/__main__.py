@@ -46,7 +46,9 @@ def run(parts: list[Part], out: Path, given: dict[str, int], again: bool) -> int
     bad = 0
     for part in parts:
         if not again and running.is_current(out, part):
-            print(f"{part.name}: there is a result of this version", flush=True)
+            passed = (running.load(out, part.name) or {})["passed"]
+            print(f"{part.name}: {'passed' if passed else 'FAILED'}, there is a result of this version", flush=True)
+            bad = bad if passed else 1
             continue
         if reason := running.missing(out, part):
             print(f"{part.name}: cannot run: {reason}", flush=True)

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.support import records
+
 Counts = dict[str, int | float]
 Found = tuple[Counts, dict[str, Any]]  # (counts, details)
 
@@ -85,7 +87,8 @@ def verify(stdout: str, file: Path) -> Found:
     rows = re.findall(r"^(ok|failed|FAILED|skipped) +(\S+)", stdout, re.MULTILINE)
     kinds = Counter(kind.lower() for kind, _ in rows)
     checks = len({check for _, check in rows})
-    return {"checks": checks, "comparisons": len(rows), "failed": kinds["failed"], "skipped": kinds["skipped"]}, {}
+    counts = {"checks": checks, "comparisons": len(rows), "ok": kinds["ok"]}
+    return counts | {"failed": kinds["failed"], "skipped": kinds["skipped"]}, {}
 
 
 def parity(stdout: str, file: Path) -> Found:
@@ -120,8 +123,18 @@ def slow(stdout: str, file: Path) -> Found:
 
 
 def mutants(stdout: str, file: Path) -> Found:
-    """Count mutants by room: every object with `file` in the JSON, or else the lines of the table."""
-    found = _mutants(_read(file))
+    """Count the planted bugs of the table by room, and what they break: checks, gates, symptoms and promises."""
+    return _by_room(list({found["name"]: found for found in records.read(file)}.values()))
+
+
+def machine(stdout: str, file: Path) -> Found:
+    """Count the changes by room; survivors that change nothing, as `tests/mutants/equivalent.py` explains, are equivalent."""
+    from tests import mutate
+
+    return _by_room(list(mutate.explained(mutate.read(file).values())))
+
+
+def _by_room(found: list[dict[str, Any]]) -> Found:
     rooms: dict[str, dict[str, int]] = {}
     for mutant in found:
         path = str(mutant["file"]).removeprefix("tinyllm/")
@@ -132,24 +145,31 @@ def mutants(stdout: str, file: Path) -> Found:
     survived = [str(m.get("name") or f"{m['file']}:{m.get('line', '')}") for m in found if _outcome(m) == "survived"]
     kinds = dict.fromkeys(("planted", "killed", "survived", *(kind for room in rooms.values() for kind in room)))
     total = {kind: sum(room.get(kind, 0) for room in rooms.values()) for kind in kinds}
-    return total, {"rooms": rooms, "survived": survived}
+    return total, {"rooms": rooms, "survived": survived, "kept": _kept(found)}
+
+
+def _kept(found: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    """Return kind (gate, symptom, …) -> how many of its things have a planted bug, and for how many one was caught."""
+    kept: dict[str, dict[str, set[str]]] = {}
+    for mutant in found:
+        kind, _, thing = str(mutant.get("keeps", "")).partition(": ")
+        if thing:
+            own = kept.setdefault(kind, {"all": set(), "red": set(), "missed": set()})
+            own["all"].add(thing)
+            own["red" if _outcome(mutant) == "killed" else "missed"].add(thing)
+    return {
+        kind: {"with a planted bug": len(own["all"]), "seen red": len(own["red"] - own["missed"])}
+        for kind, own in sorted(kept.items())
+    }
 
 
 def _outcome(mutant: dict[str, Any]) -> str:
     """Return killed, survived, or unclear where the run says nothing about the tests."""
-    for key in ("outcome", "status", "result"):
-        if isinstance(word := mutant.get(key), str):
-            return {"caught": "killed"}.get(word.lower(), word.lower())
+    if isinstance(word := mutant.get("outcome"), str):
+        return word
     if mutant.get("caught_by"):
         return "killed"
     return "unclear" if mutant.get("problem") else "survived"
-
-
-def _mutants(value: Any) -> list[dict[str, Any]]:
-    if isinstance(value, dict) and isinstance(value.get("file"), str):
-        return [value]
-    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return [mutant for inner in inside for mutant in _mutants(inner)]
 
 
 def overlap(stdout: str, file: Path) -> Found:
@@ -168,12 +188,7 @@ def preparation(stdout: str, file: Path) -> Found:
 
 
 def _read(file: Path) -> Any:
-    """Return a JSON value, or the list of those that a file has one a line."""
-    text = file.read_text("utf-8") if file.is_file() else "{}"
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return [json.loads(line) for line in text.splitlines()]
+    return json.loads(file.read_text("utf-8")) if file.is_file() else {}
 
 
 EVERYTHING = ("tinyllm", "configs", "tests", "benchmarks")
@@ -184,7 +199,7 @@ SWEEPS = (*PACKAGE, "tests/support")
 # fmt: off
 PARTS: tuple[Part, ...] = (
     Part("smoke", "Every stage once, tiny", "tinyllm lifecycle --smoke", smoke, "stages", 1, PACKAGE, "smoke"),
-    Part("verify", "Two ways of computing the same", "tinyllm verify", verify, "comparisons", 0.5, PACKAGE, "smoke", bad=("failed",)),
+    Part("verify", "Two ways of computing the same", "tinyllm verify", verify, "ok", 0.5, PACKAGE, "smoke", bad=("failed",)),
     Part("parity", "Losses and gradients against TRL, transformers and PEFT", "python -m tests.parity.table", parity, "cases", 1,
          (*PACKAGE, "tests/parity"), needs="trl", bad=("weak",)),
     Part("lifecycle", "A lifecycle on a seed that no bound was chosen by", "tinyllm lifecycle --seed {seed}", lifecycle, "gates", 15,
@@ -192,24 +207,27 @@ PARTS: tuple[Part, ...] = (
     Part("faults", "Faults planted in that lifecycle, and the gates that catch them",
          "python benchmarks/planted_faults.py --seed {seed} --json {json}", faults, "faults", 40, BENCHMARKS, "life",
          after="lifecycle"),
+    Part("control", "Two of those stages trained once more without a fault, in the way of the faults",
+         "python benchmarks/planted_faults.py --seed {seed} --control --only 'rm/shuffled labels' --only 'grpo/frozen policy' "
+         "--json {json}", faults, "passed", 10, BENCHMARKS, "life", after="faults"),
     Part("overlap", "What the exam shares with training and selection, on three seeds",
          "python benchmarks/overlap.py --seed 0 --seed 1 --seed {seed}", overlap, "stages", 1, BENCHMARKS, "smoke",
          bad=("records in common",)),
     Part("crash", "A run killed at every event, and in the middle of writes", "python -m tests.train.crash_sweep {out}/crash 1", swept,
-         "events", 5, (*SWEEPS, "tests/train"), bad=("lost",)),
+         "kills in the middle of a write", 5, (*SWEEPS, "tests/train"), bad=("lost",)),
     Part("crash-lifecycle", "A lifecycle killed at every event in its folder",
-         "python -m tests.lifecycle.crash_sweep {out}/crash-lifecycle 1", swept, "events", 5,
+         "python -m tests.lifecycle.crash_sweep {out}/crash-lifecycle 1", swept, "kills in the middle of a write", 5,
          (*SWEEPS, "tests/train", "tests/lifecycle"), bad=("lost",)),
     Part("kills", "A lifecycle killed at random while it trains", "python -m tests.lifecycle.kill_sweep {out}/kills 6 {seed}", swept,
          "kills", 5, (*SWEEPS, "tests/lifecycle"), bad=("different", "wrong")),
     Part("signals", "A signal in every phase of every command", "python -m tests.signal_sweep {out}/signals", swept, "phases", 10,
          (*SWEEPS, "tests/signal_sweep.py"), bad=("wrong",)),
-    Part("slow", "Tests that take minutes", "pytest -q -m slow --junitxml {out}/slow.xml", slow, "tests", 15, EVERYTHING,
+    Part("slow", "Tests that take minutes", "pytest -q -m slow --junitxml {out}/slow.xml", slow, "passed", 15, EVERYTHING,
          bad=("failed",)),
-    Part("mutations", "The table of planted bugs", "python tests/mutations.py --json {json}", mutants, "planted", 45,
+    Part("mutations", "The table of planted bugs", "python tests/mutations.py --json {json}", mutants, "killed", 45,
          bad=("survived", "unclear"), resumes=True),
     Part("machine", "Bugs planted by machine, a sample",
-         "python -m tests.mutate --sample {sample} --seed {seed} --json {json}", mutants, "planted", 30, needs="tests.mutate",
+         "python -m tests.mutate --sample {sample} --seed {seed} --json {json}", machine, "killed", 30, needs="tests.mutate",
          bad=("survived",), resumes=True),
     Part("throughput", "Training throughput", "python benchmarks/throughput.py --rounds 3 --steps 3", throughput, "contestants", 2,
          BENCHMARKS, "smoke", needs="transformers"),

@@ -18,7 +18,19 @@ READMES = (ROOT / "README.md", ROOT / "README.zh.md")
 BLOCK = re.compile(r"<!-- evidence: ([a-z-]+) -->\n(.*?)<!-- end of evidence -->", re.DOTALL)
 NOT_RUN = "not run with this version"
 SECTIONS = (
-    *("smoke", "lifecycle", "faults", "overlap", "crash", "crash-lifecycle", "kills", "signals", "verify", "parity"),
+    *(
+        "smoke",
+        "lifecycle",
+        "faults",
+        "control",
+        "overlap",
+        "crash",
+        "crash-lifecycle",
+        "kills",
+        "signals",
+        "verify",
+        "parity",
+    ),
     *("mutations", "machine", "throughput", "preparation"),
 )
 COUNTED = ("signals", "crash", "crash-lifecycle", "kills", "parity", "mutations", "machine")  # shown by their counts
@@ -129,9 +141,12 @@ def _rooms(record: dict[str, Any] | None) -> str:
         for name, room in sorted(record["details"]["rooms"].items())
     ]
     survived = record["details"]["survived"]
-    return "\n".join(
-        [*rows, *([f"\nSurvived: {', '.join(f'`{name}`' for name in survived)}."] if survived else []), ""]
-    )
+    rows += [f"\nSurvived: {', '.join(f'`{name}`' for name in survived)}."] if survived else []
+    if kept := record["details"].get("kept"):
+        rows += ["\nWhat they break (the part before the colon of `keeps` in `tests/mutants`):\n"]
+        rows += ["| | with a planted bug | seen red |", "|---|---:|---:|"]
+        rows += [f"| {kind} | {n['with a planted bug']} | {n['seen red']} |" for kind, n in kept.items()]
+    return "\n".join([*rows, ""])
 
 
 def _kinds(rooms: dict[str, dict[str, int]]) -> list[str]:

@@ -99,9 +99,11 @@ def missing(out: Path, part: Part) -> str:
 
 def run(part: Part, out: Path, given: dict[str, Any]) -> dict[str, Any]:
     """Run the part and return its record."""
-    version = code(part.depends)  # before: files may change while the part runs
+    before = _version(part)  # files may change while the part runs
+    version = before["code"]
     own = out / f"{part.name}-{version}.json"  # what the command itself writes as JSON
-    if not part.resumes:
+    known = load(out, part.name)
+    if not part.resumes or (known and known["code"] == version):  # only a part that was interrupted goes on
         own.unlink(missing_ok=True)
     folder = _folder(part, out)
     shown = part.command.format(out="FOLDER", json="FILE", **given)
@@ -116,10 +118,7 @@ def run(part: Part, out: Path, given: dict[str, Any]) -> dict[str, Any]:
         "seconds": round(time.time() - started, 1),
         "exit_code": code_,
         "passed": code_ == 0 and bool(counts.get(part.saw)) and not any(counts.get(name) for name in part.bad),
-        "commit": git("rev-parse", "--short=12", "HEAD"),
-        "dirty": bool(git("status", "--porcelain", "--", *EVERYTHING)),
-        "code": version,
-        "versions": versions(),
+        **before,
         "machine": machine(),
         "counts": counts,
         "details": details,
@@ -127,6 +126,15 @@ def run(part: Part, out: Path, given: dict[str, Any]) -> dict[str, Any]:
     }
     write_text_atomically(out / f"{part.name}.json", strict_json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     return record
+
+
+def _version(part: Part) -> dict[str, Any]:
+    return {
+        "commit": git("rev-parse", "--short=12", "HEAD"),
+        "dirty": bool(git("status", "--porcelain", "--", *EVERYTHING)),
+        "code": code(part.depends),
+        "versions": versions(),
+    }
 
 
 def _folder(part: Part, out: Path) -> Path:

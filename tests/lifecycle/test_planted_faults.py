@@ -89,7 +89,15 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         only = ["world/pretrain/frozen model", "world/sft/no end token"]
-        given = {"lifecycle": None, "preset": "laptop", "seed": 0, "set": [], "small": True, "only": only}
+        given = {
+            "lifecycle": None,
+            "preset": "laptop",
+            "seed": 0,
+            "set": [],
+            "small": True,
+            "only": only,
+            "control": True,
+        }
         return folder, planted_faults.run(argparse.Namespace(**given))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 MISTAKES = {  # seen in public code for the whole life of a model; "extra" are those of our own invention
@@ -33,3 +34,8 @@ class Mutant:
     targets: str  # pytest's files and node ids under tests/, separated by spaces
     count: int = 1  # how often `old` stands there
     keeps: str = ""  # the check, gate, symptom or promise that it breaks, as "gate: KL within bound"
+
+    @property
+    def digest(self) -> str:
+        """A hash of the change and of the names of its tests: a result is of this mutant, and not of one that had its name."""
+        return hashlib.sha256("\0".join((self.file, self.old, self.new, self.targets)).encode()).hexdigest()[:16]
