@@ -48,8 +48,9 @@ MUTANTS = [
           "sequence_mean(scores.log_probs - batch.old_log_probs, mask).exp()",
           "((scores.log_probs - batch.old_log_probs) * mask).sum(1).exp()"),
     stage("cispo", "the weight has a gradient", "algorithms/cispo.py", ".exp().detach().clamp(", ".exp().clamp("),
-    stage("rloo", "distance from the reference is rewarded", "algorithms/rloo.py",
-          "reward = reward - settings.kl_coef", "reward = reward + settings.kl_coef"),
+    stage("rloo", "the ratio of an answer is the mean of its tokens' ratios", "algorithms/rloo.py",
+          "ratio = ((scores.log_probs - batch.old_log_probs) * mask).sum(1).exp()",
+          "ratio = ((scores.log_probs - batch.old_log_probs).exp() * mask).sum(1) / mask.sum(1)"),
     stage("ppo", "advantages are not whitened", "algorithms/ppo.py",
           "advantages = masked_whiten(advantages, samples.mask)", "advantages = advantages * samples.mask"),
 ]
