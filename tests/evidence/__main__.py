@@ -16,6 +16,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from tests.evidence import rendering, running
 from tests.evidence.parts import BY_NAME, PARTS, Part
@@ -45,10 +46,10 @@ def run(parts: list[Part], out: Path, given: dict[str, int], again: bool) -> int
     """Run the parts one after another and return the exit code."""
     bad = 0
     for part in parts:
-        if not again and running.is_current(out, part):
-            passed = (running.load(out, part.name) or {})["passed"]
-            print(f"{part.name}: {'passed' if passed else 'FAILED'}, there is a result of this version", flush=True)
-            bad = bad if passed else 1
+        known = running.load(out, part.name)
+        if known and not again and running.is_current(out, part):
+            print(f"{part.name}: {_word(known)}, there is a result of this version", flush=True)
+            bad = bad if known["passed"] else 1
             continue
         if reason := running.missing(out, part):
             print(f"{part.name}: cannot run: {reason}", flush=True)
@@ -56,12 +57,13 @@ def run(parts: list[Part], out: Path, given: dict[str, int], again: bool) -> int
             continue
         print(f"{part.name}: {part.command.format(out='FOLDER', json='FILE', **given)}", flush=True)
         record = running.run(part, out, given)
-        print(
-            f"{part.name}: {'passed' if record['passed'] else 'FAILED'} in {record['seconds']} s, {record['counts']}",
-            flush=True,
-        )
+        print(f"{part.name}: {_word(record)} in {record['seconds']} s, {record['counts']}", flush=True)
         bad = bad if record["passed"] else 1
     return bad
+
+
+def _word(record: dict[str, Any]) -> str:
+    return "passed" if record["passed"] else "FAILED"
 
 
 def main() -> int:

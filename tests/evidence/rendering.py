@@ -18,20 +18,8 @@ READMES = (ROOT / "README.md", ROOT / "README.zh.md")
 BLOCK = re.compile(r"<!-- evidence: ([a-z-]+) -->\n(.*?)<!-- end of evidence -->", re.DOTALL)
 NOT_RUN = "not run with this version"
 SECTIONS = (
-    *(
-        "smoke",
-        "lifecycle",
-        "faults",
-        "control",
-        "overlap",
-        "crash",
-        "crash-lifecycle",
-        "kills",
-        "signals",
-        "verify",
-        "parity",
-    ),
-    *("mutations", "machine", "throughput", "preparation"),
+    *("smoke", "lifecycle", "faults", "control", "overlap", "verify", "parity", "throughput", "preparation"),
+    *("crash", "crash-lifecycle", "kills", "signals", "mutations", "machine"),
 )
 COUNTED = ("signals", "crash", "crash-lifecycle", "kills", "parity", "mutations", "machine")  # shown by their counts
 _HEAD = """# Evidence

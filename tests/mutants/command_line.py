@@ -5,17 +5,14 @@ from __future__ import annotations
 from mutants.kind import Mutant
 
 HERE = "parity/test_command_line.py"
+ONLINE = ("grpo", "dapo", "dr_grpo", "gspo", "cispo", "rloo", "ppo")
 
 
 def stage(name: str, plants: str, file: str, old: str, new: str) -> Mutant:
-    test = (
-        "test_learning_from_a_rollout" if file.endswith(f"{name}.py") and name in ONLINE else "test_learning_from_files"
-    )
+    test = "test_learning_from_a_rollout" if name in ONLINE else "test_learning_from_files"
     keeps = f"parity: `{name}` as a command computes TRL's loss and gradient"
     return Mutant(f"command-{name}", "extra", plants, file, old, new, f"{HERE}::{test}[{name}]", keeps=keeps)
 
-
-ONLINE = ("grpo", "dapo", "dr_grpo", "gspo", "cispo", "rloo", "ppo")
 
 # fmt: off
 MUTANTS = [

@@ -24,7 +24,15 @@ KEPT = "reliability: nothing is removed unless the newest has all its files"
 
 def plant(name: str, plants: str, file: str, old: str, new: str, targets: str, keeps: str, count: int = 1) -> Mutant:
     return Mutant(
-        name, "extra", plants, file, old, new, targets, count, keeps if ":" in keeps else f"reliability: {keeps}"
+        name,
+        "extra",
+        plants,
+        file,
+        old,
+        new,
+        targets,
+        count,
+        keeps if keeps.startswith("reliability: ") else f"reliability: {keeps}",
     )
 
 
