@@ -163,6 +163,24 @@ def test_a_result_that_failed_is_not_passed_over(tmp_path: Path, capsys: pytest.
     assert evidence.run([VERSION], tmp_path, {}, again=False) == 0
 
 
+def test_a_single_file_is_part_of_a_version() -> None:
+    versions = {running.code(names) for names in ((), ("tests/mutate.py",), ("tests/signal_sweep.py",))}
+    assert len(versions) == 3
+
+
+def test_only_a_part_that_was_interrupted_goes_on_with_its_results(tmp_path: Path) -> None:
+    goes_on = replace(
+        VERSION, resumes=True, read=lambda stdout, file: ({"words": 1, "lines": len(records.read(file))}, {})
+    )
+    own = tmp_path / f"smoke-{running.code(VERSION.depends)}.json"
+    records.append(own, {"name": "a"})
+    assert running.run(goes_on, tmp_path, {})["counts"]["lines"] == 1  # no result yet: it was interrupted
+    assert running.run(goes_on, tmp_path, {})["counts"]["lines"] == 0  # it had ended
+    (tmp_path / "smoke.json").unlink()
+    records.append(own, {"name": "a"})
+    assert running.run(replace(goes_on, resumes=False), tmp_path, {})["counts"]["lines"] == 0
+
+
 def test_every_part_names_what_it_must_have_seen() -> None:
     assert len(BY_NAME) == len(PARTS)
     for part in PARTS:

@@ -15,7 +15,7 @@ from tests import mutate, mutations
 from tests.mutants import kind
 from tests.mutants.equivalent import EQUIVALENT
 from tests.mutants.operators import apply, changes
-from tests.support import warm
+from tests.support import records, warm
 from tests.support.forks import Found
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -175,3 +175,22 @@ def test_every_equivalent_change_is_still_one_that_the_machine_makes():
     made = {(c.file, c.before, c.after) for file in {e.file for e in EQUIVALENT} for c in changes(file, source(file))}
     assert [e for e in EQUIVALENT if (e.file, e.before, e.after) not in made] == []
     assert all(e.reason for e in EQUIVALENT)
+
+
+def test_only_outcomes_of_the_same_mutant_that_say_something_are_known(tmp_path: Path) -> None:
+    file, (first, second, third) = tmp_path / "x.json", MUTANTS[:3]
+    for mutant, digest, caught, problem in (
+        (first, first.digest, "", ""),
+        (second, "of another change with this name", "x.py", ""),
+        (third, third.digest, "", "no end after 240 s"),
+    ):
+        records.append(file, {"name": mutant.name, "digest": digest, "caught_by": caught, "problem": problem})
+    assert mutations._read(file, MUTANTS) == {first.name: False}
+    records.append(file, {"name": third.name, "digest": third.digest, "caught_by": "x.py", "problem": ""})
+    assert mutations._read(file, MUTANTS) == {first.name: False, third.name: True}
+    assert mutations._read(None, MUTANTS) == {}
+
+
+def test_nothing_begun_is_no_success(capsys: pytest.CaptureFixture) -> None:
+    assert mutations.run([], 1, limit=0) == 1
+    assert "0 of 0 caught" in capsys.readouterr().out
