@@ -2,9 +2,11 @@
 
     python benchmarks/overlap.py --seed 0 --seed 1 --seed 2
     python benchmarks/overlap.py --data stories.txt --data talks.jsonl --data pairs.jsonl
+    python benchmarks/overlap.py --own
 
 Prints a line for each stage: distinct records that train, select and examine it, and the numbers in common, ancestors included. Exit code 1
-if one is not 0. Of the questions of your own data, a last message in another context ("Tell me more.") is counted and no failure.
+if one is not 0, or nothing could be compared. Of the questions of your own data, a last message in another context ("Tell me more.") is
+counted and no failure. `--own` writes files as a user has them, of records of the bundled world, and counts theirs.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from planted_faults import OWN_SETS, RECORDS, own_files
 
 from tinyllm.cli.lifecycle import pipeline_configs
 from tinyllm.cli.options import Common
@@ -41,11 +45,28 @@ def overlaps(
     return {stage: splits.rows(stage) for stage in resolved if stage in splits.uses}
 
 
+def compared(rows: dict[str, dict[str, Any]]) -> tuple[int, int]:
+    """Return the number of records that were looked for in training and selection data, and of sides where there were none.
+
+    A record of the exam counts once for each side and unit.
+    """
+    sides = [[row["exam"]["n"][unit] for unit in counts] for row in rows.values() for counts in row["overlap"].values()]
+    return sum(map(sum, sides)), sum(not sum(side) for side in sides)
+
+
 def failures(rows: dict[str, dict[str, Any]], *, own: bool) -> int:
     """Return the number of overlaps that a lifecycle refuses."""
-    tolerated = sources.TOLERATED if own else ()
+    return _in_common(rows) - (tolerated(rows) if own else 0)
+
+
+def tolerated(rows: dict[str, dict[str, Any]]) -> int:
+    """Return the number of overlaps that a lifecycle of own data counts and does not refuse."""
+    return _in_common(rows, sources.TOLERATED)
+
+
+def _in_common(rows: dict[str, dict[str, Any]], units: Sequence[str] | None = None) -> int:
     pairs = [pair for row in rows.values() for side in row["overlap"].values() for pair in side.items()]
-    return sum(count for unit, count in pairs if unit not in tolerated)
+    return sum(count for unit, count in pairs if units is None or unit in units)
 
 
 def main() -> int:
@@ -54,21 +75,33 @@ def main() -> int:
     parser.add_argument("--seed", type=int, action="append", default=[], help="repeatable; default: 0")
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--data", action="append", default=[], metavar="FILE", help="as for tinyllm lifecycle")
+    parser.add_argument("--own", action="store_true", help="count those of files of a user too, of the first seed")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result to a file")
     given = parser.parse_args()
-    found = {}
-    print(f"{'seed':>4} {'stage':9} {'trained on':>44} {'selected by':>44} {'examined on':>44}  in common")
-    for seed in given.seed or [0]:
-        found[seed] = overlaps(given.preset, seed, given.set, given.data)
-        for stage, row in found[seed].items():
-            sets = [_counts(row[part]["n"]) for part in ("train", "selection", "exam")]
+    seeds = given.seed or [0]
+    cases = [(f"{seed}", seed, given.set, given.data) for seed in seeds]
+    if given.own:
+        files = own_files(Path("runs") / "overlap" / f"own-data-{seeds[0]}", RECORDS, seeds[0])
+        cases.append((f"own {seeds[0]}", seeds[0], [*given.set, *OWN_SETS], files))
+    found, failed, passed_over, looked, nothing = {}, 0, 0, 0, 0
+    print(f"{'seed':>6} {'stage':9} {'trained on':>44} {'selected by':>44} {'examined on':>44}  in common")
+    for name, seed, sets, files in cases:
+        found[name] = rows = overlaps(given.preset, seed, sets, files)
+        for stage, row in rows.items():
+            parts = [_counts(row[part]["n"]) for part in ("train", "selection", "exam")]
             common = "; ".join(f"{side}: {_counts(counts)}" for side, counts in row["overlap"].items())
-            print(f"{seed:>4} {stage:9} {sets[0]:>44} {sets[1]:>44} {sets[2]:>44}  {common}", flush=True)
+            print(f"{name:>6} {stage:9} {parts[0]:>44} {parts[1]:>44} {parts[2]:>44}  {common}", flush=True)
+        n, empty = compared(rows)
+        failed, looked, nothing = failed + failures(rows, own=bool(files)), looked + n, nothing + empty
+        passed_over += tolerated(rows) if files else 0
     if given.json:
         given.json.write_text(strict_json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    failed = sum(failures(rows, own=bool(given.data)) for rows in found.values())
-    print(f"{failed} records of the exam are in training or selection data")
-    return int(failed > 0)
+    print(f"{failed} of {looked:,} records of the exam are in training or selection data")
+    if passed_over:
+        print(f"{passed_over} last messages of own data also occur there in another conversation")
+    if nothing or not looked:
+        print(f"nothing was compared for {nothing} sides of stages")
+    return int(failed > 0 or nothing > 0 or not looked)
 
 
 def _counts(counts: dict[str, int]) -> str:

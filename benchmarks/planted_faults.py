@@ -51,7 +51,7 @@ SMALL = (  # the mechanism in a minute; a model of this size passes no gate
 )
 OWN_STAGES = tuple(dict.fromkeys(fault.stage for fault in FAULTS if fault.data == "user"))
 OWN_SETS = ("data.val_fraction=0.2",)  # half of it for the test split
-_RECORDS = {"documents": 8000, "conversations": 8000, "pairs": 6000, "prompts": 2000}
+RECORDS = {"documents": 8000, "conversations": 8000, "pairs": 6000, "prompts": 2000}
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ def settings_of(given: argparse.Namespace) -> dict[str, Setting]:
     sets = [*(SMALL if given.small else ()), *given.set]
     small = ("data.train=['world:300']",) if given.small else ()
     name = given.lifecycle or given.preset
-    counts = dict.fromkeys(_RECORDS, 300) if given.small else _RECORDS
+    counts = dict.fromkeys(RECORDS, 300) if given.small else RECORDS
     folder = Path("runs") / "planted-faults" / f"own-data-{given.seed}{'-small' * given.small}"
     files = own_files(folder, counts, given.seed)
     questions = 16 if given.small else given.questions

@@ -173,10 +173,21 @@ def _outcome(mutant: dict[str, Any]) -> str:
 
 
 def overlap(stdout: str, file: Path) -> Found:
-    """Count the stages of all seeds, and the records that their exams share with training and selection."""
-    rows = re.findall(r"^ *\d+ [a-z-]+ .*\d", stdout, re.MULTILINE)
-    found = re.search(r"^(\d+) records of the exam are in", stdout, re.MULTILINE)
-    return {"stages": len(rows), "records in common": int(found[1])} if found else {}, {}
+    """Count the stages of all seeds and of own data, and the records that their exams share with training and selection."""
+    rows = re.findall(r"^ *(own )?\d+ [a-z-]+ .*\d", stdout, re.MULTILINE)
+    found = re.search(r"^(\d+) of ([\d,]+) records of the exam are in", stdout, re.MULTILINE)
+    if not found:
+        return {}, {}
+    counts = {
+        "stages": len(rows),
+        "of own data": sum(map(bool, rows)),
+        "records compared": int(found[2].replace(",", "")),
+    }
+    elsewhere = re.search(r"^(\d+) last messages of own data", stdout, re.MULTILINE)
+    return counts | {
+        "records in common": int(found[1]),
+        "last messages in another context": int(elsewhere[1]) if elsewhere else 0,
+    }, {}
 
 
 def throughput(stdout: str, file: Path) -> Found:
@@ -210,8 +221,8 @@ PARTS: tuple[Part, ...] = (
     Part("control", "Two of those stages trained once more without a fault, in the way of the faults",
          "python benchmarks/planted_faults.py --seed {seed} --control --only 'rm/shuffled labels' --only 'grpo/frozen policy' "
          "--json {json}", faults, "passed", 10, BENCHMARKS, "life", after="faults"),
-    Part("overlap", "What the exam shares with training and selection, on three seeds",
-         "python benchmarks/overlap.py --seed 0 --seed 1 --seed {seed}", overlap, "stages", 1, BENCHMARKS, "smoke",
+    Part("overlap", "What the exam shares with training and selection, on three seeds and on files of a user",
+         "python benchmarks/overlap.py --seed 0 --seed 1 --seed {seed} --own", overlap, "of own data", 1, BENCHMARKS, "smoke",
          bad=("records in common",)),
     Part("crash", "A run killed at every event, and in the middle of writes", "python -m tests.train.crash_sweep {out}/crash 1", swept,
          "kills in the middle of a write", 5, (*SWEEPS, "tests/train"), bad=("lost",)),

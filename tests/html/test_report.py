@@ -75,8 +75,8 @@ def used(i: int) -> dict[str, Any]:
     part = {"n": {"questions": 1000 + i, "last questions": 990 + i}, "sha256": f"{i}fedcba0" * 8}
     overlap = {"questions": 0, "last questions": 0}
     return {
-        "train": part,
-        "selection": part,
+        "train": {**part, "n": {"questions": 5000, "last questions": 4000}},
+        "selection": {**part, "n": {"questions": 300, "last questions": 200}},
         "exam": part,
         "overlap": {"train/exam": overlap, "selection/exam": overlap},
     }
@@ -249,12 +249,31 @@ def test_a_gate_shows_what_it_was_measured_on_and_what_the_last_checkpoint_does(
 def test_overlaps_are_shown_with_what_was_compared(card: dict[str, Any]) -> None:
     found = section(report.page(card), "splits")
     assert "1,001 questions, 991 last questions<small>1fedcba01fed</small>" in found
-    assert found.count("0 questions, 0 last questions") == 2 * len(PARENTS)
-    assert report.overlap_line(card) == "records in common: train and exam 0, selection and exam 0"
+    sets = [row["exam"]["n"] for row in card["splits"].values()]
+    for n in sets:
+        assert found.count(f"0 of {n['questions']:,} questions, 0 of {n['last questions']:,} last questions<") == 2
+    total = f"{sum(sum(n.values()) for n in sets):,}"
+    assert (
+        report.overlap_line(card) == f"records in common: train and exam 0 of {total}, selection and exam 0 of {total}"
+    )
     card["splits"]["sft"]["overlap"]["selection/exam"]["questions"] = 3
-    assert ">3 questions, 0 last questions<" in report.page(card)
-    assert report.overlap_line(card).endswith("selection and exam 3")
+    assert ">3 of 1,001 questions, 0 of 991 last questions<" in report.page(card)
+    assert report.overlap_line(card).endswith(f"selection and exam 3 of {total}")
     assert report.overlap_line({}) == ""
+
+
+def test_an_overlap_of_nothing_is_not_shown_as_zero(card: dict[str, Any]) -> None:
+    """An exam that has no unit in common with what trained: 0 records in common would say that there was a comparison."""
+    card["splits"]["sft"]["overlap"]["train/exam"] = {}
+    assert section(report.page(card), "splits").count(">nothing compared<") == 1
+    for row in card["splits"].values():
+        row["overlap"]["train/exam"] = {}
+        row["overlap"]["selection/exam"] = {"questions": 0}
+        row["exam"]["n"] = {"questions": 0}
+    assert (
+        report.overlap_line(card)
+        == "records in common: train and exam nothing compared, selection and exam nothing compared"
+    )
 
 
 def terminal(card: dict[str, Any]) -> str:

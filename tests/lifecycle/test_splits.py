@@ -60,6 +60,21 @@ def test_the_exam_of_own_data_is_in_no_training_or_selection_data(own: tuple[str
     assert rows["pretrain"]["exam"]["n"][overlap.DOCUMENTS] > 10
     assert rows["grpo"]["exam"]["n"][overlap.QUESTIONS] > 10
     assert benchmark.failures(rows, own=True) == 0
+    seen = [row["exam"]["n"][unit] for row in rows.values() for counts in row["overlap"].values() for unit in counts]
+    assert benchmark.compared(rows) == (sum(seen), 0)
+
+
+def test_the_count_of_overlaps_says_how_much_it_saw() -> None:
+    """What a user's files tolerate, what is refused, and sides without anything to compare."""
+    exam = {"n": {overlap.QUESTIONS: 10, overlap.LAST: 8, overlap.PAIRS: 5}}
+    sides = {"train/exam": {overlap.QUESTIONS: 2, overlap.LAST: 3}, "selection/exam": {}}
+    rows = {"sft": {"exam": exam, "overlap": sides}}
+    assert benchmark.compared(rows) == (18, 1)
+    assert (benchmark.failures(rows, own=False), benchmark.failures(rows, own=True), benchmark.tolerated(rows)) == (
+        5,
+        2,
+        3,
+    )
 
 
 def test_without_prompts_the_last_questions_of_test_conversations_are_asked(own: tuple[str, ...]) -> None:

@@ -9,6 +9,7 @@ from tinyllm.html.tables import cell, intro, right, table
 from tinyllm.html.text import MISSING, Scorecard, escape, number, stage_names
 
 _SIDES = ("train/exam", "selection/exam")
+NOTHING = "nothing compared"
 
 
 def splits(card: Scorecard) -> str:
@@ -17,13 +18,13 @@ def splits(card: Scorecard) -> str:
     for name in stage_names(card, found):
         row = found[name]
         sets = [_set(row.get(part, {})) for part in ("train", "selection", "exam")]
-        rows.append((escape(name), *sets, *(_overlap(row.get("overlap", {}).get(side, {})) for side in _SIDES)))
+        rows.append((escape(name), *sets, *(_overlap(row, side) for side in _SIDES)))
     if not rows:
         return ""
     text = (
         "What trained each stage, what selected its best checkpoint, and what examined it, in distinct records, with the first digits of a "
         "hash over all of them. The overlaps count what the exam has in common with the other two, of the stage and of the models it "
-        "started from."
+        "started from, of the records that could be compared."
     )
     head = ("stage", "trained on", "selected by", "examined on", *(right(f"overlap {side}") for side in _SIDES))
     return intro(text) + table(head, rows, "Splits", "splits")
@@ -34,15 +35,25 @@ def _set(part: Mapping[str, Any]) -> str:
     return f"<td>{escape(counts or MISSING)}<small>{escape(str(part.get('sha256', ''))[:12])}</small></td>"
 
 
-def _overlap(counts: Mapping[str, int]) -> str:
-    return cell(", ".join(f"{number(count)} {unit}" for unit, count in counts.items()) or MISSING)
+def _compared(row: Mapping[str, Any], side: str) -> dict[str, tuple[int, int]]:
+    """Return unit -> (records of the exam in common, records of the exam compared)."""
+    there = row.get("exam", {}).get("n", {})
+    return {unit: (count, there.get(unit, 0)) for unit, count in row.get("overlap", {}).get(side, {}).items()}
+
+
+def _overlap(row: Mapping[str, Any], side: str) -> str:
+    counts = _compared(row, side).items()
+    return cell(", ".join(f"{number(count)} of {number(n)} {unit}" for unit, (count, n) in counts) or NOTHING)
 
 
 def overlap_line(card: Scorecard) -> str:
     """Return the overlaps of all stages in one line; empty if the scorecard has none."""
     rows = card.get("splits", {}).values()
-    totals = {side: sum(sum(row.get("overlap", {}).get(side, {}).values()) for row in rows) for side in _SIDES}
     if not rows:
         return ""
-    counted = ", ".join(f"{side.split('/')[0]} and exam {number(total)}" for side, total in totals.items())
-    return f"records in common: {counted}"
+    found = []
+    for side in _SIDES:
+        pairs = [pair for row in rows for pair in _compared(row, side).values()]
+        common, n = (sum(column) for column in zip(*pairs, strict=True)) if pairs else (0, 0)
+        found.append(f"{side.split('/')[0]} and exam {f'{number(common)} of {number(n)}' if n else NOTHING}")
+    return f"records in common: {', '.join(found)}"
