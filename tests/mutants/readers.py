@@ -11,6 +11,7 @@ FILES, ENCODINGS, TABLES, LOADING = (
 )
 
 ROWS = f"{FILES} data/test_rows.py"
+PIECES, IMPORT, IMPORTING = "text/sentencepiece.py", "text/importing.py", "text/test_importing.py"
 INVALID = "data/test_fuzz.py::test_bytes_invalid_in_the_named_encoding_are_a_bad_row"
 
 
@@ -97,5 +98,38 @@ MUTANTS = [
     plant("utf16-as-is", "UTF-16 without a byte order mark is not seen", "data/sources/encodings.py",
           '        return ""\n    return "utf-16-le" if odd > even else "utf-16-be"', '        return ""\n    return ""',
           f"{ENCODINGS} data/test_fuzz.py", "data: UTF-16 without a byte order mark is read"),
+    # --- vocabularies of other programs ------------------------------------------------------------------------------------------
+    plant("vocabulary-low-scores-first", "the pair with the lowest score is merged first", PIECES, "(-score, -at,", "(score, -at,",
+          IMPORTING, "data: ids are those of the original program, sentencepiece"),
+    plant("vocabulary-spaces-from-the-right", "a run of spaces is merged from the right", PIECES, "(-score, -at,", "(-score, at,",
+          IMPORTING, "data: ids are those of the original program, sentencepiece"),
+    plant("vocabulary-without-space-in-front", "a text does not begin with a space", PIECES,
+          '[{"type": "Prepend", "prepend": SPACE}] * leading_space', "[]", IMPORTING,
+          "data: ids are those of the original program, sentencepiece"),
+    plant("vocabulary-symbols-as-text", "user-defined symbols are pieces like others", PIECES,
+          "if piece.type in (UNKNOWN, CONTROL, USER_DEFINED)", "if piece.type in (UNKNOWN, CONTROL)", IMPORTING,
+          "data: user-defined symbols of sentencepiece are control tokens"),
+    plant("vocabulary-qwen-as-gpt2", "Qwen2's text is split and normalized as GPT-2's", IMPORT,
+          '({"type": "NFC"}, vocabulary.SPLIT)', "(None, None)", IMPORTING,
+          "data: ids are those of the original program, Qwen2"),
+    plant("vocabulary-class-ignored", "the class in tokenizer_config.json does not matter", IMPORT,
+          'str(config.get("tokenizer_class", "GPT2Tokenizer"))', '"GPT2Tokenizer"', IMPORTING,
+          "data: tokenizer_class decides how vocab.json is read"),
+    plant("vocabulary-gpt2-pieces", "GPT-2's text is not split before the merges", IMPORT, '"use_regex": split is None',
+          '"use_regex": False', IMPORTING, "data: ids are those of the original program, GPT-2"),
+    plant("vocabulary-llama2c-spaces", "spaces of llama2.c's pieces stay spaces", IMPORT,
+          'text.replace(" ", sentencepiece.SPACE)', "text", IMPORTING, "data: ids are those of the original program, llama2.c"),
+    plant("vocabulary-llama2c-order", "llama2.c's vocabulary is read in any order", IMPORT,
+          "if names != control + byte_names:", "if not names:", IMPORTING, "data: llama2.c's order is Llama's"),
+    plant("vocabulary-unspelled-bytes", "a vocabulary without all bytes is read", "text/vocabulary.py",
+          'if not spelled or not (byte_level or model["byte_fallback"]):', "if False:", f"{IMPORTING} text/test_vocabulary.py",
+          "data: BPE over bytes, or with byte fallback"),
+    plant("vocabulary-keeps-bos", "the beginning-of-text token stays in the vocabulary of a new model", "text/tokenizer.py",
+          'if key != "bos_token"', "if key", IMPORTING, "data: the beginning-of-text token of an import is not used"),
+    plant("vocabulary-two-of-one-id", "two tokens may share an id", "text/vocabulary.py",
+          "if len(set(vocab.values())) < len(vocab):", "if False:", "text/test_vocabulary.py", "data: ids are those of the file"),
+    plant("vocabulary-other-id", "an added token may get another id than in the file", "text/vocabulary.py",
+          'if whole.token_to_id(added["content"]) != added["id"]:', "if False:", "text/test_vocabulary.py",
+          "data: ids are those of the file"),
 ]
 # fmt: on
