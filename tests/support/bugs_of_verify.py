@@ -78,7 +78,11 @@ BUGS = {
         _bug(planted_bugs.no_texts, "tokenizer: round trip: distinct tokens", "template: ids: distinct tokens"),
         _bug(planted_bugs.template_without_newline, "template: ids"),
         _bug(planted_bugs.manifest_not_verified, "checkpoint: damage", "checkpoint: fallback"),
-        _bug(planted_bugs.newest_checkpoint_is_the_oldest, "checkpoint: fallback: intact one used"),
+        _bug(
+            planted_bugs.newest_checkpoint_is_the_oldest,
+            "checkpoint: fallback: intact one used",
+            elsewhere=("resume: first step",),
+        ),  # it continues from an earlier step
         _bug(
             planted_bugs.wrong_rope_theta_in_config_json, "export: outputs", elsewhere=("resume",)
         ),  # it refuses another model
