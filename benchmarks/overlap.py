@@ -4,9 +4,12 @@
     python benchmarks/overlap.py --data stories.txt --data talks.jsonl --data pairs.jsonl
     python benchmarks/overlap.py --own
 
-Prints a line for each stage: distinct records that train, select and examine it, and the numbers in common, ancestors included. Exit code 1
-if one is not 0, or nothing could be compared. Of the questions of your own data, a last message in another context ("Tell me more.") is
-counted and no failure. `--own` writes files as a user has them, of records of the bundled world, and counts theirs.
+Prints a line for each stage: distinct records that train, select and examine it, and the numbers in common, ancestors included. A
+comparison looks for one record of the exam in the training data of a stage, or in what selected it; it counts for every stage.
+`--own` adds files as a user has them, of records of the bundled world.
+
+Exit code 1 if a record was found, or nothing could be compared. In own data the same last message may follow other ones ("Tell me more.");
+where it is found it is counted and no failure, as in the lifecycle itself. Other codes are those of `tinyllm`.
 """
 
 from __future__ import annotations
@@ -22,9 +25,17 @@ from planted_faults import OWN_SETS, RECORDS, own_files
 
 from tinyllm.cli.lifecycle import pipeline_configs
 from tinyllm.cli.options import Common
+from tinyllm.config import Resolved
+from tinyllm.errors import UserError
 from tinyllm.io import strict_json
 from tinyllm.lifecycle import sources
 from tinyllm.lifecycle.examination import QUESTIONS, Exam
+
+
+def configs(preset: str, seed: int, sets: Sequence[str], files: Sequence[str]) -> dict[str, Resolved]:
+    """Return stage -> configuration of the lifecycle that `tinyllm lifecycle` would run."""
+    name = f"overlap-{seed}"
+    return pipeline_configs(preset, Common(set=list(sets), name=name, seed=seed), files, 1, os.environ)[name]
 
 
 def overlaps(
@@ -35,8 +46,7 @@ def overlaps(
     Args:
         documents: prepare the data of pretraining too.
     """
-    name = f"overlap-{seed}"
-    resolved = pipeline_configs(preset, Common(set=list(sets), name=name, seed=seed), files, 1, os.environ)[name]
+    resolved = configs(preset, seed, sets, files)
     parts = sources.parts(resolved)
     asked = sources.questions(resolved, parts, QUESTIONS)
     splits = sources.uses(resolved, parts, asked)
@@ -45,13 +55,14 @@ def overlaps(
     return {stage: splits.rows(stage) for stage in resolved if stage in splits.uses}
 
 
-def compared(rows: dict[str, dict[str, Any]]) -> tuple[int, int]:
-    """Return the number of records that were looked for in training and selection data, and of sides where there were none.
-
-    A record of the exam counts once for each side and unit.
-    """
-    sides = [[row["exam"]["n"][unit] for unit in counts] for row in rows.values() for counts in row["overlap"].values()]
-    return sum(map(sum, sides)), sum(not sum(side) for side in sides)
+def compared(rows: dict[str, dict[str, Any]]) -> tuple[int, list[str]]:
+    """Return the number of comparisons, and the sides of stages that had none, as "sft train/exam"."""
+    sides = {
+        f"{stage} {side}": sum(row["exam"]["n"][unit] for unit in counts)
+        for stage, row in rows.items()
+        for side, counts in row["overlap"].items()
+    }
+    return sum(sides.values()), [name for name, n in sides.items() if not n]
 
 
 def failures(rows: dict[str, dict[str, Any]], *, own: bool) -> int:
@@ -69,7 +80,37 @@ def _in_common(rows: dict[str, dict[str, Any]], units: Sequence[str] | None = No
     return sum(count for unit, count in pairs if units is None or unit in units)
 
 
-def main() -> int:
+def count(given: argparse.Namespace) -> int:
+    """Print what every lifecycle has in common with its exam, and return the exit code."""
+    seeds = list(dict.fromkeys(given.seed or [0]))
+    cases = {f"{seed}": (seed, given.set, given.data) for seed in seeds}
+    if given.own:
+        files = own_files(Path("runs") / "overlap" / f"own-data-{seeds[0]}", RECORDS, seeds[0])
+        cases[f"own {seeds[0]}"] = seeds[0], [*OWN_SETS, *given.set], files
+    found, failed, passed_over, looked, nothing = {}, 0, 0, 0, []
+    print(f"{'seed':>6} {'stage':9} {'trained on':>44} {'selected by':>44} {'examined on':>44}  in common")
+    for name, (seed, sets, files) in cases.items():
+        own = sources.is_user_data(configs(given.preset, seed, sets, files))
+        found[name] = rows = overlaps(given.preset, seed, sets, files)
+        for stage, row in rows.items():
+            parts = [_counts(row[part]["n"]) for part in ("train", "selection", "exam")]
+            common = "; ".join(f"{side}: {_counts(counts)}" for side, counts in row["overlap"].items())
+            print(f"{name:>6} {stage:9} {parts[0]:>44} {parts[1]:>44} {parts[2]:>44}  {common}", flush=True)
+        n, empty = compared(rows)
+        failed, looked = failed + failures(rows, own=own), looked + n
+        nothing += [f"{name} {side}" for side in empty]
+        passed_over += tolerated(rows) if own else 0
+    if given.json:
+        given.json.write_text(strict_json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(f"in common: {failed} in {looked:,} comparisons")
+    if passed_over:
+        print(f"of own data: {passed_over} comparisons found the last message alone, which is not refused")
+    if nothing:
+        print(f"nothing to compare: {', '.join(nothing)}")
+    return int(failed > 0 or bool(nothing) or not looked)
+
+
+def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="laptop")
     parser.add_argument("--seed", type=int, action="append", default=[], help="repeatable; default: 0")
@@ -77,31 +118,14 @@ def main() -> int:
     parser.add_argument("--data", action="append", default=[], metavar="FILE", help="as for tinyllm lifecycle")
     parser.add_argument("--own", action="store_true", help="count those of files of a user too, of the first seed")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result to a file")
-    given = parser.parse_args()
-    seeds = given.seed or [0]
-    cases = [(f"{seed}", seed, given.set, given.data) for seed in seeds]
-    if given.own:
-        files = own_files(Path("runs") / "overlap" / f"own-data-{seeds[0]}", RECORDS, seeds[0])
-        cases.append((f"own {seeds[0]}", seeds[0], [*given.set, *OWN_SETS], files))
-    found, failed, passed_over, looked, nothing = {}, 0, 0, 0, 0
-    print(f"{'seed':>6} {'stage':9} {'trained on':>44} {'selected by':>44} {'examined on':>44}  in common")
-    for name, seed, sets, files in cases:
-        found[name] = rows = overlaps(given.preset, seed, sets, files)
-        for stage, row in rows.items():
-            parts = [_counts(row[part]["n"]) for part in ("train", "selection", "exam")]
-            common = "; ".join(f"{side}: {_counts(counts)}" for side, counts in row["overlap"].items())
-            print(f"{name:>6} {stage:9} {parts[0]:>44} {parts[1]:>44} {parts[2]:>44}  {common}", flush=True)
-        n, empty = compared(rows)
-        failed, looked, nothing = failed + failures(rows, own=bool(files)), looked + n, nothing + empty
-        passed_over += tolerated(rows) if files else 0
-    if given.json:
-        given.json.write_text(strict_json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(f"{failed} of {looked:,} records of the exam are in training or selection data")
-    if passed_over:
-        print(f"{passed_over} last messages of own data also occur there in another conversation")
-    if nothing or not looked:
-        print(f"nothing was compared for {nothing} sides of stages")
-    return int(failed > 0 or nothing > 0 or not looked)
+    given = parser.parse_args(words)
+    if given.json and not given.json.parent.is_dir():
+        parser.error(f"--json: there is no folder {given.json.parent}")
+    try:
+        return count(given)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return error.code
 
 
 def _counts(counts: dict[str, int]) -> str:

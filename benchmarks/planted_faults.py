@@ -32,6 +32,7 @@ from tinyllm.config import Resolved
 from tinyllm.data import world
 from tinyllm.errors import UserError
 from tinyllm.io import strict_json
+from tinyllm.io.files import write_text_atomically
 from tinyllm.lifecycle.gates import GATES
 from tinyllm.lifecycle.pipeline import Pipeline
 from tinyllm.lifecycle.stages import PARENTS, STAGES
@@ -102,7 +103,7 @@ def own_files(folder: Path, counts: Mapping[str, int], seed: int) -> tuple[str, 
         if (folder / f"{name}.jsonl").exists():
             continue
         text = "".join(json.dumps(row) + "\n" for row in found)
-        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+        write_text_atomically(folder / f"{name}.jsonl", text)
     return tuple((folder / f"{name}.jsonl").as_posix() for name in rows)
 
 

@@ -80,7 +80,7 @@ def phases() -> dict[str, Phase]:
         "documents are read": Phase(["data", "tokenizer", *text, "--out", "tok-{n}"], "", 1.4, fresh=False),
         "preparation": Phase(["data", "prepare"], "prepare|training a tokenizer", 1.0, sets=("data.train=[big.txt]",)),
         "preparation, after the tokenizer": Phase(
-            ["data", "prepare"], "documents|dedup", 1.0, sets=("data.train=[big.txt]", "tokenizer=base")
+            ["data", "prepare"], "documents|dedup", 0.3, sets=("data.train=[big.txt]", "tokenizer=base")
         ),
         "data inspect": Phase(["data", "inspect", *text], "", 1.2, fresh=False),
         "evaluation of a checkpoint": Phase(

@@ -102,6 +102,14 @@ def test_every_reader_counts(tmp_path: Path) -> None:
     assert parts.swept(sweep, file)[0] == {"events": 5, "killed at events": 5, "lost": 1}
     checks = "ok      repeat  0 <= 0\nok      repeat  0 <= 1\nfailed  lora 3 <= 1\nskipped ranks  one core\nverify: 4\n"
     assert parts.verify(checks, file)[0] == {"checks": 3, "comparisons": 4, "ok": 2, "failed": 1, "skipped": 1}
+    rows = "  seed stage  trained on\n     0 sft        8,564 questions, 2 pairs  common: 0 pairs\n"
+    rows += " own 7 sft-lora   3 documents  x\n own 7 rm  4 pairs\n"
+    total = "in common: 2 in 47,620 comparisons\n"
+    last = "of own data: 643 comparisons found the last message alone, which is not refused\n"
+    expected = {"stages": 3, "of own data": 2, "comparisons": 47620, "in common": 2, "last message alone": 643}
+    assert parts.overlap(rows + total + last, file)[0] == expected
+    assert parts.overlap(rows + total, file)[0] == {**expected, "last message alone": 0}
+    assert parts.overlap(rows, file)[0] == {}
     (tmp_path / "slow.xml").write_text(
         '<testsuites><testsuite><testcase name="a"/><testcase name="b"><skipped message="no folder"/></testcase>'
         '<testcase classname="t" name="c"><failure/></testcase></testsuite></testsuites>'
@@ -161,6 +169,9 @@ def test_a_result_that_failed_is_not_passed_over(tmp_path: Path, capsys: pytest.
     assert "FAILED, there is a result of this version" in capsys.readouterr().out
     assert evidence.run([VERSION], tmp_path, {}, again=True) == 0
     assert evidence.run([VERSION], tmp_path, {}, again=False) == 0
+    cannot = replace(VERSION, name="smoke", needs="no_such_module")
+    assert evidence.run([cannot, VERSION], tmp_path, {}, again=True) == 2
+    assert evidence.run([failing, cannot], tmp_path, {}, again=True) == 1
 
 
 def test_a_single_file_is_part_of_a_version() -> None:
@@ -181,9 +192,25 @@ def test_only_a_part_that_was_interrupted_goes_on_with_its_results(tmp_path: Pat
     assert running.run(replace(goes_on, resumes=False), tmp_path, {})["counts"]["lines"] == 0
 
 
+BAD = {  # what may not be counted by a part that passes; of the others the exit code decides
+    "verify": ("failed",), "parity": ("weak",), "overlap": ("in common",), "crash": ("lost",), "crash-lifecycle": ("lost",),
+    "kills": ("different", "wrong"), "signals": ("wrong",), "slow": ("failed",), "mutations": ("survived", "unclear"),
+    "machine": ("survived",),
+}  # fmt: skip
+SAW = {
+    "smoke": "stages", "verify": "ok", "parity": "cases", "lifecycle": "gates", "faults": "faults", "control": "passed",
+    "overlap": "of own data", "crash": "kills in the middle of a write", "crash-lifecycle": "kills in the middle of a write",
+    "kills": "kills", "signals": "phases", "slow": "passed", "mutations": "killed", "machine": "killed",
+    "throughput": "contestants", "preparation": "contestants",
+}  # fmt: skip
+
+
 def test_every_part_names_what_it_must_have_seen() -> None:
     assert len(BY_NAME) == len(PARTS)
+    assert {part.name: part.bad for part in PARTS if part.bad} == BAD
+    assert {part.name: part.saw for part in PARTS} == SAW
     for part in PARTS:
+        assert all((running.ROOT / name).exists() for name in part.depends), part.name
         counts, _ = part.read("", Path("no such file"))
         assert not counts.get(part.saw), f"{part.name} counts something in nothing"
         assert not part.after or part.after in BY_NAME

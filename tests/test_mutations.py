@@ -20,6 +20,7 @@ from tests.support.forks import Found
 
 ROOT = Path(__file__).resolve().parents[1]
 MUTANTS = mutations.MUTANTS
+TARGET = "html/test_report.py::test_an_overlap_of_nothing_is_not_shown_as_zero"
 
 
 @cache
@@ -194,3 +195,26 @@ def test_only_outcomes_of_the_same_mutant_that_say_something_are_known(tmp_path:
 def test_nothing_begun_is_no_success(capsys: pytest.CaptureFixture) -> None:
     assert mutations.run([], 1, limit=0) == 1
     assert "0 of 0 caught" in capsys.readouterr().out
+
+
+def test_a_bug_that_is_not_caught_fails_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """A real run of two bugs: one that a test sees, and a change of a comment, which no test can see."""
+    line = "_SIDES = ("
+    seen = kind.Mutant("seen", "extra", "", "html/splits.py", 'NOTHING = "nothing', 'NOTHING = "no', TARGET)
+    unseen = kind.Mutant("unseen", "extra", "", "html/splits.py", line, f"# changed\n{line}", TARGET)
+    results = tmp_path / "x.jsonl"
+    assert mutations.run([seen], 1) == 0
+    assert mutations.run([seen, unseen], 1, results) == 1
+    found = {one["name"]: (bool(one["caught_by"]), one["problem"]) for one in records.read(results)}
+    assert found == {"seen": (True, ""), "unseen": (False, "")}
+    monkeypatch.setattr(mutations, "MUTANTS", [seen, unseen])
+    monkeypatch.setattr(sys, "argv", ["mutations", "--json", str(results)])
+    assert mutations.main() == 1
+    assert "1 of them not caught" in capsys.readouterr().out
+    monkeypatch.setattr(mutations, "MUTANTS", [seen])
+    assert mutations.main() == 0
+    results.write_text("".join(one for one in results.read_text().splitlines(True) if '"unseen"' in one))
+    monkeypatch.setattr(mutations, "MUTANTS", [seen, unseen])
+    assert mutations.main() == 1  # what is run now is caught, and what was known is not

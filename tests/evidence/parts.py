@@ -174,20 +174,13 @@ def _outcome(mutant: dict[str, Any]) -> str:
 
 def overlap(stdout: str, file: Path) -> Found:
     """Count the stages of all seeds and of own data, and the records that their exams share with training and selection."""
-    rows = re.findall(r"^ *(own )?\d+ [a-z-]+ .*\d", stdout, re.MULTILINE)
-    found = re.search(r"^(\d+) of ([\d,]+) records of the exam are in", stdout, re.MULTILINE)
+    rows = re.findall(r"^ *(own )?\d+ +[a-z-]+ +\d[\d,]* [a-z]", stdout, re.MULTILINE)
+    found = re.search(r"^in common: (\d+) in ([\d,]+) comparisons$", stdout, re.MULTILINE)
     if not found:
         return {}, {}
-    counts = {
-        "stages": len(rows),
-        "of own data": sum(map(bool, rows)),
-        "records compared": int(found[2].replace(",", "")),
-    }
-    elsewhere = re.search(r"^(\d+) last messages of own data", stdout, re.MULTILINE)
-    return counts | {
-        "records in common": int(found[1]),
-        "last messages in another context": int(elsewhere[1]) if elsewhere else 0,
-    }, {}
+    last = re.search(r"^of own data: (\d+) comparisons found the last message alone", stdout, re.MULTILINE)
+    counts = {"stages": len(rows), "of own data": sum(map(bool, rows)), "comparisons": int(found[2].replace(",", ""))}
+    return counts | {"in common": int(found[1]), "last message alone": int(last[1]) if last else 0}, {}
 
 
 def throughput(stdout: str, file: Path) -> Found:
@@ -204,7 +197,7 @@ def _read(file: Path) -> Any:
 
 EVERYTHING = ("tinyllm", "configs", "tests", "benchmarks")
 PACKAGE = ("tinyllm", "configs")
-BENCHMARKS = ("tinyllm", "configs", "benchmarks")
+FAULTS = (*PACKAGE, "benchmarks/faults.py", "benchmarks/planted_faults.py")
 SWEEPS = (*PACKAGE, "tests/support")
 
 # fmt: off
@@ -216,14 +209,14 @@ PARTS: tuple[Part, ...] = (
     Part("lifecycle", "A lifecycle on a seed that no bound was chosen by", "tinyllm lifecycle --seed {seed}", lifecycle, "gates", 15,
          PACKAGE, "life"),
     Part("faults", "Faults planted in that lifecycle, and the gates that catch them",
-         "python benchmarks/planted_faults.py --seed {seed} --json {json}", faults, "faults", 40, BENCHMARKS, "life",
+         "python benchmarks/planted_faults.py --seed {seed} --json {json}", faults, "faults", 40, FAULTS, "life",
          after="lifecycle"),
     Part("control", "Two of those stages trained once more without a fault, in the way of the faults",
          "python benchmarks/planted_faults.py --seed {seed} --control --only 'rm/shuffled labels' --only 'grpo/frozen policy' "
-         "--json {json}", faults, "passed", 10, BENCHMARKS, "life", after="faults"),
+         "--json {json}", faults, "passed", 10, FAULTS, "life", after="faults"),
     Part("overlap", "What the exam shares with training and selection, on three seeds and on files of a user",
-         "python benchmarks/overlap.py --seed 0 --seed 1 --seed {seed} --own", overlap, "of own data", 1, BENCHMARKS, "smoke",
-         bad=("records in common",)),
+         "python benchmarks/overlap.py --seed 0 --seed 1 --seed {seed} --own", overlap, "of own data", 1,
+         (*FAULTS, "benchmarks/overlap.py"), "smoke", bad=("in common",)),
     Part("crash", "A run killed at every event, and in the middle of writes", "python -m tests.train.crash_sweep {out}/crash 1", swept,
          "kills in the middle of a write", 5, (*SWEEPS, "tests/train"), bad=("lost",)),
     Part("crash-lifecycle", "A lifecycle killed at every event in its folder",
@@ -241,9 +234,9 @@ PARTS: tuple[Part, ...] = (
          "python -m tests.mutate --sample {sample} --seed {seed} --json {json}", machine, "killed", 30, needs="tests.mutate",
          bad=("survived",), resumes=True),
     Part("throughput", "Training throughput", "python benchmarks/throughput.py --rounds 3 --steps 3", throughput, "contestants", 2,
-         BENCHMARKS, "smoke", needs="transformers"),
+         (*PACKAGE, "benchmarks/throughput.py"), "smoke", needs="transformers"),
     Part("preparation", "Preparation of text", "python benchmarks/preparation.py --megabytes 200 --rounds 1 --scale 20", preparation,
-         "contestants", 3, BENCHMARKS, "smoke", needs="datasets"),
+         "contestants", 3, (*PACKAGE, "benchmarks/preparation.py"), "smoke", needs="datasets"),
 )
 # fmt: on
 BY_NAME = {part.name: part for part in PARTS}

@@ -256,9 +256,15 @@ def test_overlaps_are_shown_with_what_was_compared(card: dict[str, Any]) -> None
     assert (
         report.overlap_line(card) == f"records in common: train and exam 0 of {total}, selection and exam 0 of {total}"
     )
-    card["splits"]["sft"]["overlap"]["selection/exam"]["questions"] = 3
-    assert ">3 of 1,001 questions, 0 of 991 last questions<" in report.page(card)
-    assert report.overlap_line(card).endswith(f"selection and exam 3 of {total}")
+    card["splits"]["sft"]["overlap"]["selection/exam"] = {"questions": 3, "last questions": 0}
+    row = next(row for row in found.split("<tr>") if "1,001 questions" in row)
+    assert row.index("5,000 questions") < row.index("300 questions") < row.index("1,001 questions")
+    shown = section(report.page(card), "splits")
+    row = next(row for row in shown.split("<tr>") if ">3 of 1,001 questions, 0 of 991 last questions<" in row)
+    assert row.index(">0 of 1,001 questions") < row.index(">3 of 1,001 questions")  # train, then selection
+    assert (
+        report.overlap_line(card) == f"records in common: train and exam 0 of {total}, selection and exam 3 of {total}"
+    )
     assert report.overlap_line({}) == ""
 
 

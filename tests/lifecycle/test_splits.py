@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.evidence import parts
 from tinyllm.cli.lifecycle import pipeline_configs
 from tinyllm.cli.options import Common
 from tinyllm.errors import UserError
@@ -61,7 +63,7 @@ def test_the_exam_of_own_data_is_in_no_training_or_selection_data(own: tuple[str
     assert rows["grpo"]["exam"]["n"][overlap.QUESTIONS] > 10
     assert benchmark.failures(rows, own=True) == 0
     seen = [row["exam"]["n"][unit] for row in rows.values() for counts in row["overlap"].values() for unit in counts]
-    assert benchmark.compared(rows) == (sum(seen), 0)
+    assert benchmark.compared(rows) == (sum(seen), [])
 
 
 def test_the_count_of_overlaps_says_how_much_it_saw() -> None:
@@ -69,12 +71,71 @@ def test_the_count_of_overlaps_says_how_much_it_saw() -> None:
     exam = {"n": {overlap.QUESTIONS: 10, overlap.LAST: 8, overlap.PAIRS: 5}}
     sides = {"train/exam": {overlap.QUESTIONS: 2, overlap.LAST: 3}, "selection/exam": {}}
     rows = {"sft": {"exam": exam, "overlap": sides}}
-    assert benchmark.compared(rows) == (18, 1)
+    assert benchmark.compared(rows) == (18, ["sft selection/exam"])
     assert (benchmark.failures(rows, own=False), benchmark.failures(rows, own=True), benchmark.tolerated(rows)) == (
         5,
         2,
         3,
     )
+
+
+def counted(capsys: pytest.CaptureFixture, *words: str) -> tuple[int, dict[str, int | float], str]:
+    """Run the benchmark. Return its exit code, what the evidence counts in its output, and the output."""
+    sets = [word for one in (*SETS, "data.val_fraction=0.2") for word in ("--set", one)]
+    capsys.readouterr()
+    code = benchmark.main([*sets, *words])
+    printed = capsys.readouterr().out
+    return code, parts.overlap(printed, Path())[0], printed
+
+
+def test_the_benchmark_of_overlaps_counts_own_files_and_fails_on_an_overlap(
+    own: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    files = [word for file in own for word in ("--data", file)]
+    monkeypatch.setattr(benchmark, "overlaps", partial(benchmark.overlaps, documents=False))
+    rows = benchmark.overlaps("laptop", 0, [*SETS, "data.val_fraction=0.2"], own)
+    expected = {"stages": 8, "of own data": 0, "comparisons": benchmark.compared(rows)[0], "in common": 0}
+    code, counts, _ = counted(capsys, *files)
+    assert (code, counts) == (0, expected | {"last message alone": benchmark.tolerated(rows)})
+    assert counts["last message alone"] > 0
+
+    monkeypatch.setattr(benchmark, "RECORDS", COUNTS)
+    code, counts, printed = counted(capsys, "--own", "--set", "data.train=['world:2000']")
+    assert (code, counts["stages"], counts["of own data"], counts["in common"]) == (0, 16, 8, 0)
+    lines = {line.split()[0]: line for line in printed.splitlines() if " sft " in line}
+    assert lines["0"].split("sft")[1] != lines["own"].split("sft")[1]
+    assert Path("runs/overlap/own-data-0/talks.jsonl").is_file()
+
+    monkeypatch.setattr(sources, "read_split", leaking("val"))
+    code, counts, _ = counted(capsys, *files)
+    assert code == 1
+    leaked = benchmark.overlaps("laptop", 0, [*SETS, "data.val_fraction=0.2"], own)
+    assert counts["in common"] == benchmark.failures(leaked, own=True) > 0
+
+
+def test_the_benchmark_of_overlaps_judges_own_files_as_the_lifecycle_does(
+    own: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Files that `--set` names are own data too, and nothing to compare is no success."""
+    row = {"train": {"n": {}}, "selection": {"n": {}}, "exam": {"n": {overlap.LAST: 8}}}
+    sides = {"train/exam": {overlap.LAST: 3}, "selection/exam": {overlap.LAST: 0}}
+    monkeypatch.setattr(benchmark, "overlaps", lambda *_: {"sft": {**row, "overlap": sides}})
+    assert counted(capsys, "--set", f"sft:data.train=[{own[1]}]")[0] == 0
+    assert counted(capsys)[0] == 1
+    sides["train/exam"] = {}
+    code, _, printed = counted(capsys, "--set", f"sft:data.train=[{own[1]}]")
+    assert (code, "nothing to compare: 0 sft train/exam" in printed) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"), [(["--data", "missing.jsonl"], "no such file"), (["--preset", "nosuch"], "nosuch")]
+)
+def test_the_benchmark_of_overlaps_refuses_input_without_a_traceback(
+    words: list[str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert benchmark.main(words) == 2
+    assert expected in capsys.readouterr().err
 
 
 def test_without_prompts_the_last_questions_of_test_conversations_are_asked(own: tuple[str, ...]) -> None:
