@@ -19,7 +19,7 @@ test:
 slow:
 	pytest -m slow
 
-# Everything that was run to find out whether this works; writes docs/evidence.md and the figures of the READMEs. About two hours.
+# Everything that was run to find out whether this works; writes docs/evidence.md and the figures of the READMEs. About four hours on two cores.
 evidence:
 	python -m tests.evidence
 

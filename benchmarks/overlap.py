@@ -6,7 +6,7 @@
 
 Prints a line for each stage: distinct records that train, select and examine it, and the numbers in common, ancestors included. A
 comparison looks for one record of the exam in the training data of a stage, or in what selected it; it counts for every stage.
-`--own` adds files as a user has them, of records of the bundled world.
+`--own` adds files as a user has them, of records of the bundled world. Prepared text and these files stay below `runs/`.
 
 Exit code 1 if a record was found, or nothing could be compared. In own data the same last message may follow other ones ("Tell me more.");
 where it is found it is counted and no failure, as in the lifecycle itself. Other codes are those of `tinyllm`.
@@ -34,7 +34,7 @@ from tinyllm.lifecycle.examination import QUESTIONS, Exam
 
 def configs(preset: str, seed: int, sets: Sequence[str], files: Sequence[str]) -> dict[str, Resolved]:
     """Return stage -> configuration of the lifecycle that `tinyllm lifecycle` would run."""
-    name = f"overlap-{seed}"
+    name = f"overlap-{'own-' * bool(files)}{seed}"
     return pipeline_configs(preset, Common(set=list(sets), name=name, seed=seed), files, 1, os.environ)[name]
 
 
@@ -46,7 +46,11 @@ def overlaps(
     Args:
         documents: prepare the data of pretraining too.
     """
-    resolved = configs(preset, seed, sets, files)
+    return rows_of(configs(preset, seed, sets, files), documents=documents)
+
+
+def rows_of(resolved: dict[str, Resolved], *, documents: bool = True) -> dict[str, dict[str, Any]]:
+    """Return stage -> counts, hashes and overlaps of one lifecycle."""
     parts = sources.parts(resolved)
     asked = sources.questions(resolved, parts, QUESTIONS)
     splits = sources.uses(resolved, parts, asked)
@@ -88,10 +92,13 @@ def count(given: argparse.Namespace) -> int:
         files = own_files(Path("runs") / "overlap" / f"own-data-{seeds[0]}", RECORDS, seeds[0])
         cases[f"own {seeds[0]}"] = seeds[0], [*OWN_SETS, *given.set], files
     found, failed, passed_over, looked, nothing = {}, 0, 0, 0, []
-    print(f"{'seed':>6} {'stage':9} {'trained on':>44} {'selected by':>44} {'examined on':>44}  in common")
     for name, (seed, sets, files) in cases.items():
-        own = sources.is_user_data(configs(given.preset, seed, sets, files))
-        found[name] = rows = overlaps(given.preset, seed, sets, files)
+        resolved = configs(given.preset, seed, sets, files)
+        own = sources.is_user_data(resolved)
+        rows = rows_of(resolved)
+        if not found:
+            print(f"{'seed':>6} {'stage':9} {'trained on':>44} {'selected by':>44} {'examined on':>44}  in common")
+        found[name] = rows
         for stage, row in rows.items():
             parts = [_counts(row[part]["n"]) for part in ("train", "selection", "exam")]
             common = "; ".join(f"{side}: {_counts(counts)}" for side, counts in row["overlap"].items())

@@ -247,6 +247,23 @@ def chosen_faults(only: Sequence[str]) -> list[Fault]:
     return [fault for fault in FAULTS if not only or keys[fault] & set(only)]
 
 
+def records_of(good: Pipeline, stages: Sequence[str], seed: int, *, train: bool) -> dict[str, dict[str, Any]]:
+    """Return stage -> record of a lifecycle.
+
+    Args:
+        train: train the stages that are not finished.
+
+    Raises: UserError if one is not finished and must not be trained: the faults are planted in a lifecycle that exists.
+    """
+    found = {}
+    for stage in stages:
+        if not train and not good.is_finished(stage):
+            fix = f"run it here first, with the same --preset, --seed and --set: tinyllm lifecycle --seed {seed}"
+            raise UserError(f"{stage} of this lifecycle is not finished", where=str(good.folder), fix=fix)
+        found[stage] = good.run_stage(stage)
+    return found
+
+
 def run(given: argparse.Namespace) -> dict[str, Any]:
     """Run both lifecycles as far as they are not finished, and then every fault."""
     faults, settings = chosen_faults(given.only), settings_of(given)
@@ -257,7 +274,8 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
         if not mine:
             continue
         good = Pipeline(setting.name, setting.configs(setting.name), questions=setting.questions)
-        trained = {stage: good.run_stage(stage) for stage in _with_ancestors([fault.stage for fault in mine])}
+        stages = _with_ancestors([fault.stage for fault in mine])
+        trained = records_of(good, stages, given.seed, train=data == "user" or given.small)
         good.close()
         for stage in dict.fromkeys(fault.stage for fault in mine):
             for fault in (None, *(fault for fault in mine if fault.stage == stage)):
@@ -296,7 +314,7 @@ def main() -> int:
     try:
         found = run(given)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(error, file=sys.stderr)
         return error.code
     if given.json:
         given.json.write_text(strict_json.dumps(found, indent=1) + "\n", encoding="utf-8")

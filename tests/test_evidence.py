@@ -133,7 +133,7 @@ def test_mutants_are_counted_by_room_and_by_what_they_break(tmp_path: Path) -> N
     assert counts == {"planted": 4, "killed": 3, "survived": 1}
     assert details["rooms"]["model"] == {"planted": 3, "killed": 2, "survived": 1}
     assert details["survived"] == ["b"]
-    assert details["kept"] == {"gate": {"with a planted bug": 2, "seen red": 1}}
+    assert details["kept"] == {"gate": {"with a planted bug": 2, "seen red": 1, "missed": ["wins against parent"]}}
 
 
 def test_changes_by_machine_that_change_nothing_are_not_survivors(tmp_path: Path) -> None:
@@ -172,6 +172,47 @@ def test_a_result_that_failed_is_not_passed_over(tmp_path: Path, capsys: pytest.
     cannot = replace(VERSION, name="smoke", needs="no_such_module")
     assert evidence.run([cannot, VERSION], tmp_path, {}, again=True) == 2
     assert evidence.run([failing, cannot], tmp_path, {}, again=True) == 1
+
+
+def test_a_page_is_not_replaced_by_one_with_fewer_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """One part run in a clone, whose folder has no other results, or a wrong folder."""
+    page, own, other = tmp_path / "page.md", tmp_path / "own", tmp_path / "other"
+    monkeypatch.setattr(rendering, "PAGE", page)
+    monkeypatch.setattr(rendering, "READMES", ())
+    monkeypatch.setattr(evidence.running, "ROOT", tmp_path)
+    other.mkdir()
+    own.mkdir()
+    for name in ("smoke", "crash"):
+        running.run(replace(VERSION, name=name, depends=()), own, {})
+    page.write_text(rendering.render(own))
+    before = page.read_text()
+    assert rendering.would_lose(own) == []
+    assert rendering.would_lose(other) == ["smoke", "crash"]
+
+    def ended(*words: str) -> int:
+        monkeypatch.setattr("sys.argv", ["evidence", *words])
+        return evidence.main()
+
+    assert ended("--render", "--out", str(other)) == 2
+    assert "there is no result in" in capsys.readouterr().err
+    (other / "crash.json").write_text((own / "crash.json").read_text())
+    monkeypatch.setattr(evidence, "run", lambda *_, **__: 0)
+    assert ended("--only", "crash", "--out", str(other)) == 0
+    assert "has no result of smoke; --render writes it" in capsys.readouterr().out
+    assert page.read_text() == before
+    assert ended("--render", "--out", str(other)) == 0
+    assert "| smoke | `tinyllm lifecycle --smoke` | | | not run" in page.read_text()
+
+
+def test_the_page_names_what_failed(tmp_path: Path) -> None:
+    record = running.run(VERSION, tmp_path, {})
+    for name, details in (("slow", {"failed": ["t::c"]}), ("signals", {"wrong": {"a phase": "exit code -2"}})):
+        (tmp_path / f"{name}.json").write_text(json.dumps({**record, "details": details}))
+    page = rendering.render(tmp_path)
+    assert "- failed: `t::c`\n" in page
+    assert "- wrong: `a phase` (exit code -2)\n" in page
 
 
 def test_a_single_file_is_part_of_a_version() -> None:

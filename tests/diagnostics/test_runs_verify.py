@@ -61,7 +61,7 @@ def test_damage_is_reported_with_its_file_and_nothing_else_is(name: str, capsys:
         assert line.startswith(f"BROKEN {path.as_posix()}: "), line
         assert what in line
     assert summary.startswith("6 runs, ")
-    assert summary.endswith(f": {len(expected)} problems")
+    assert summary.endswith(f": {len(expected)} problem{'s' * (len(expected) != 1)}")
     assert command(["runs", "verify", "--json"]) == INTEGRITY
     assert len(json.loads(capsys.readouterr().out)["problems"]) == len(expected)
 
@@ -78,7 +78,7 @@ def test_only_named_runs_are_verified(capsys: pytest.CaptureFixture) -> None:
     assert command(["runs", "verify", "judge", "dpo-pairs"]) == OK
     assert re.fullmatch(r"2 runs, 6 checkpoints, 57 files, \d+ KB: 0 problems\n", capsys.readouterr().out)
     assert command(["runs", "verify", "runs/sft"]) == INTEGRITY
-    assert re.search(r"\n2 runs, 6 checkpoints, .*: 1 problems\n$", capsys.readouterr().out)
+    assert re.search(r"\n2 runs, 6 checkpoints, .*: 1 problem\n$", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("name", ["jugde", "notes", "empty", "runs/data"])
@@ -102,7 +102,7 @@ def test_verifying_nothing_is_a_problem(
     assert command(["runs", "verify"]) == INTEGRITY
     assert capsys.readouterr().out.splitlines() == [
         "BROKEN runs: there are no runs to verify",
-        "0 runs, 0 checkpoints, 0 files, 0 B: 1 problems",
+        "0 runs, 0 checkpoints, 0 files, 0 B: 1 problem",
     ]
 
 

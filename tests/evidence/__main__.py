@@ -85,6 +85,15 @@ def main() -> int:
         print(f"seed {seed}; results in {out}", flush=True)
         chosen = [part for part in PARTS if part.name in options.only] or list(PARTS)
         bad = run(chosen, out, {"seed": seed, "sample": options.sample}, again=bool(options.only))
+    lost = rendering.would_lose(out)
+    if options.render and not any(running.load(out, part.name) for part in PARTS):
+        print(f"error: there is no result in {out}\nfix: name the folder of the results with --out", file=sys.stderr)
+        return 2
+    if lost and not options.render:
+        print(
+            f"docs/evidence.md stays as it is: {out} has no result of {', '.join(lost)}; --render writes it without them"
+        )
+        return bad
     for path in rendering.write(out):
         print(f"wrote {path.relative_to(running.ROOT)}")
     return bad

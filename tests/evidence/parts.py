@@ -148,8 +148,8 @@ def _by_room(found: list[dict[str, Any]]) -> Found:
     return total, {"rooms": rooms, "survived": survived, "kept": _kept(found)}
 
 
-def _kept(found: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
-    """Return kind (gate, symptom, …) -> how many of its things have a planted bug, and for how many one was caught."""
+def _kept(found: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return kind (gate, symptom, …) -> how many of its things have a planted bug, for how many all were caught, and which were not."""
     kept: dict[str, dict[str, set[str]]] = {}
     for mutant in found:
         kind, _, thing = str(mutant.get("keeps", "")).partition(": ")
@@ -158,7 +158,11 @@ def _kept(found: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
             own["all"].add(thing)
             own["red" if _outcome(mutant) == "killed" else "missed"].add(thing)
     return {
-        kind: {"with a planted bug": len(own["all"]), "seen red": len(own["red"] - own["missed"])}
+        kind: {
+            "with a planted bug": len(own["all"]),
+            "seen red": len(own["red"] - own["missed"]),
+            "missed": sorted(own["missed"]),
+        }
         for kind, own in sorted(kept.items())
     }
 
@@ -206,10 +210,10 @@ PARTS: tuple[Part, ...] = (
     Part("verify", "Two ways of computing the same", "tinyllm verify", verify, "ok", 0.5, PACKAGE, "smoke", bad=("failed",)),
     Part("parity", "Losses and gradients against TRL, transformers and PEFT", "python -m tests.parity.table", parity, "cases", 1,
          (*PACKAGE, "tests/parity"), needs="trl", bad=("weak",)),
-    Part("lifecycle", "A lifecycle on a seed that no bound was chosen by", "tinyllm lifecycle --seed {seed}", lifecycle, "gates", 15,
+    Part("lifecycle", "A lifecycle on a seed that no bound was chosen by", "tinyllm lifecycle --seed {seed}", lifecycle, "gates", 20,
          PACKAGE, "life"),
     Part("faults", "Faults planted in that lifecycle, and the gates that catch them",
-         "python benchmarks/planted_faults.py --seed {seed} --json {json}", faults, "faults", 40, FAULTS, "life",
+         "python benchmarks/planted_faults.py --seed {seed} --json {json}", faults, "faults", 70, FAULTS, "life",
          after="lifecycle"),
     Part("control", "Two of those stages trained once more without a fault, in the way of the faults",
          "python benchmarks/planted_faults.py --seed {seed} --control --only 'rm/shuffled labels' --only 'grpo/frozen policy' "
@@ -226,7 +230,7 @@ PARTS: tuple[Part, ...] = (
          "kills", 5, (*SWEEPS, "tests/lifecycle"), bad=("different", "wrong")),
     Part("signals", "A signal in every phase of every command", "python -m tests.signal_sweep {out}/signals", swept, "phases", 10,
          (*SWEEPS, "tests/signal_sweep.py"), bad=("wrong",)),
-    Part("slow", "Tests that take minutes", "pytest -q -m slow --junitxml {out}/slow.xml", slow, "passed", 15, EVERYTHING,
+    Part("slow", "Tests that take minutes", "pytest -q -m slow --junitxml {out}/slow.xml", slow, "passed", 30, EVERYTHING,
          bad=("failed",)),
     Part("mutations", "The table of planted bugs", "python tests/mutations.py --json {json}", mutants, "killed", 45,
          bad=("survived", "unclear"), resumes=True),

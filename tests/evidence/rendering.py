@@ -19,14 +19,29 @@ BLOCK = re.compile(r"<!-- evidence: ([a-z-]+) -->\n(.*?)<!-- end of evidence -->
 NOT_RUN = "not run with this version"
 SECTIONS = (
     *("smoke", "lifecycle", "faults", "control", "overlap", "verify", "parity", "throughput", "preparation"),
-    *("crash", "crash-lifecycle", "kills", "signals", "mutations", "machine"),
+    *("crash", "crash-lifecycle", "kills", "signals", "slow", "mutations", "machine"),
 )
-COUNTED = ("signals", "crash", "crash-lifecycle", "kills", "parity", "mutations", "machine")  # shown by their counts
+COUNTED = (
+    "signals",
+    "crash",
+    "crash-lifecycle",
+    "kills",
+    "parity",
+    "slow",
+    "mutations",
+    "machine",
+)  # shown by their counts
 _HEAD = """# Evidence
 
 What was run to find out whether this version works, and what it showed. Written by `make evidence` (`python -m tests.evidence`), never by
 hand; the figures in [README](../README.md) are copies of the blocks below, and `tests/test_evidence.py` compares them. A part that counted
-nothing, or that ended with another exit code than 0, has not passed.
+nothing, or that ended with another exit code than 0, has not passed. "By an earlier version" says that a file which the part depends on has
+changed since (`depends` in `tests/evidence/parts.py`); documents are not among them. A part that has no result was not run on this machine.
+
+Terms of the table: a *weak* case of parity saw nothing, or would not notice the mistake planted in it; the *largest difference* is that of
+a loss or a gradient from the peer's, relative to its size, and the *nearest planted mistake* the smallest difference that a wrong loss
+makes. A bug *survived* if no test that should notice it failed. *nan* is a figure of nothing, such as the win rate of a model against
+itself.
 """
 
 
@@ -51,8 +66,19 @@ def render(out: Path) -> str:
     for part in PARTS:
         if part.name in SECTIONS:
             text.append(f"## {part.title}\n\n{block(part.name, _content(part, records[part.name]))}\n")
-            text.append(_rooms(records[part.name]))
+            text += [_failures(records[part.name]), _rooms(records[part.name])]
     return "\n".join(line for line in text if line)
+
+
+def would_lose(out: Path) -> list[str]:
+    """Return the parts that have a result on the page and none in the folder."""
+    page = PAGE.read_text("utf-8") if PAGE.is_file() else ""
+    shown = {
+        name
+        for name, result in re.findall(r"^\| ([a-z-]+) \| `.* \| ([^|]+) \|$", page, re.MULTILINE)
+        if result != NOT_RUN
+    }
+    return [part.name for part in PARTS if part.name in shown and load(out, part.name) is None]
 
 
 def write(out: Path) -> list[Path]:
@@ -91,7 +117,9 @@ def _table(records: dict[str, dict[str, Any] | None]) -> str:
             f"| {part.name} | `{record['command']}` | {counts} | {_duration(record['seconds'])} | {_result(part, record)} |"
         )
     seconds = sum(record["seconds"] for record in records.values() if record)
-    return "\n".join([*rows, f"\nAll of it: {_duration(seconds)}.\n"])
+    left = sum(record is None for record in records.values())
+    more = f", without {left} parts that were not run" if left else ""
+    return "\n".join([*rows, f"\nSum of the durations{more}: {_duration(seconds)}. Some parts ran beside others.\n"])
 
 
 def _result(part: Part, record: dict[str, Any]) -> str:
@@ -118,6 +146,17 @@ def _form(part: Part) -> str:
     return part.command.format(out="FOLDER", json="FILE", seed="…", sample="…")
 
 
+def _failures(record: dict[str, Any] | None) -> str:
+    """Return the names of what failed, was lost or differed, from the details of a part."""
+    details = record["details"] if record else {}
+    lines = []
+    for kind in ("failed", "lost", "different", "wrong"):
+        found = details.get(kind) or {}
+        reasons = found if isinstance(found, dict) else dict.fromkeys(map(str, found), "")
+        lines += [f"- {kind}: `{name}`" + f" ({reason})" * bool(reason) for name, reason in reasons.items()]
+    return "\n".join([*lines, ""]) if lines else ""
+
+
 def _rooms(record: dict[str, Any] | None) -> str:
     """Return the mutants by room, and those that survived."""
     if record is None or not record["details"].get("rooms"):
@@ -134,6 +173,8 @@ def _rooms(record: dict[str, Any] | None) -> str:
         rows += ["\nWhat they break (the part before the colon of `keeps` in `tests/mutants`):\n"]
         rows += ["| | with a planted bug | seen red |", "|---|---:|---:|"]
         rows += [f"| {kind} | {n['with a planted bug']} | {n['seen red']} |" for kind, n in kept.items()]
+        missed = [f"{kind}: {thing}" for kind, n in kept.items() for thing in n.get("missed", ())]
+        rows += [f"\nNot seen red: {'; '.join(missed)}."] if missed else []
     return "\n".join([*rows, ""])
 
 

@@ -254,7 +254,8 @@ def test_overlaps_are_shown_with_what_was_compared(card: dict[str, Any]) -> None
         assert found.count(f"0 of {n['questions']:,} questions, 0 of {n['last questions']:,} last questions<") == 2
     total = f"{sum(sum(n.values()) for n in sets):,}"
     assert (
-        report.overlap_line(card) == f"records in common: train and exam 0 of {total}, selection and exam 0 of {total}"
+        report.overlap_line(card)
+        == f"in common: train and exam 0 of {total} comparisons, selection and exam 0 of {total} comparisons"
     )
     card["splits"]["sft"]["overlap"]["selection/exam"] = {"questions": 3, "last questions": 0}
     row = next(row for row in found.split("<tr>") if "1,001 questions" in row)
@@ -263,7 +264,8 @@ def test_overlaps_are_shown_with_what_was_compared(card: dict[str, Any]) -> None
     row = next(row for row in shown.split("<tr>") if ">3 of 1,001 questions, 0 of 991 last questions<" in row)
     assert row.index(">0 of 1,001 questions") < row.index(">3 of 1,001 questions")  # train, then selection
     assert (
-        report.overlap_line(card) == f"records in common: train and exam 0 of {total}, selection and exam 3 of {total}"
+        report.overlap_line(card)
+        == f"in common: train and exam 0 of {total} comparisons, selection and exam 3 of {total} comparisons"
     )
     assert report.overlap_line({}) == ""
 
@@ -277,8 +279,7 @@ def test_an_overlap_of_nothing_is_not_shown_as_zero(card: dict[str, Any]) -> Non
         row["overlap"]["selection/exam"] = {"questions": 0}
         row["exam"]["n"] = {"questions": 0}
     assert (
-        report.overlap_line(card)
-        == "records in common: train and exam nothing compared, selection and exam nothing compared"
+        report.overlap_line(card) == "in common: train and exam nothing compared, selection and exam nothing compared"
     )
 
 

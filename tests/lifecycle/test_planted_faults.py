@@ -122,6 +122,17 @@ def test_a_stage_is_trained_without_and_with_its_faults(few: tuple[Path, dict[st
     assert not list(folder.glob("runs/**/laptop-fault*"))  # what faults have trained is deleted
 
 
+def test_without_a_finished_lifecycle_nothing_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    sets = [*planted_faults.SMALL, "data.train=['world:300']"]
+    given = {"lifecycle": None, "preset": "laptop", "seed": 7, "set": sets, "small": False, "questions": 16}
+    given |= {"only": ["world/pretrain/frozen model"], "control": False}
+    with pytest.raises(UserError, match="pretrain of this lifecycle is not finished") as caught:
+        planted_faults.run(argparse.Namespace(**given))
+    assert "tinyllm lifecycle --seed 7" in caught.value.fix
+    assert not list(tmp_path.glob("runs/pretrain/**/step-*"))
+
+
 def fault(key: str) -> Fault:
     return next(fault for fault in FAULTS if fault.key == key)
 

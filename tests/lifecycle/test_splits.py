@@ -92,8 +92,8 @@ def test_the_benchmark_of_overlaps_counts_own_files_and_fails_on_an_overlap(
     own: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     files = [word for file in own for word in ("--data", file)]
-    monkeypatch.setattr(benchmark, "overlaps", partial(benchmark.overlaps, documents=False))
-    rows = benchmark.overlaps("laptop", 0, [*SETS, "data.val_fraction=0.2"], own)
+    monkeypatch.setattr(benchmark, "rows_of", partial(benchmark.rows_of, documents=False))
+    rows = benchmark.rows_of(benchmark.configs("laptop", 0, [*SETS, "data.val_fraction=0.2"], own))
     expected = {"stages": 8, "of own data": 0, "comparisons": benchmark.compared(rows)[0], "in common": 0}
     code, counts, _ = counted(capsys, *files)
     assert (code, counts) == (0, expected | {"last message alone": benchmark.tolerated(rows)})
@@ -109,7 +109,7 @@ def test_the_benchmark_of_overlaps_counts_own_files_and_fails_on_an_overlap(
     monkeypatch.setattr(sources, "read_split", leaking("val"))
     code, counts, _ = counted(capsys, *files)
     assert code == 1
-    leaked = benchmark.overlaps("laptop", 0, [*SETS, "data.val_fraction=0.2"], own)
+    leaked = benchmark.rows_of(benchmark.configs("laptop", 0, [*SETS, "data.val_fraction=0.2"], own))
     assert counts["in common"] == benchmark.failures(leaked, own=True) > 0
 
 
@@ -119,7 +119,7 @@ def test_the_benchmark_of_overlaps_judges_own_files_as_the_lifecycle_does(
     """Files that `--set` names are own data too, and nothing to compare is no success."""
     row = {"train": {"n": {}}, "selection": {"n": {}}, "exam": {"n": {overlap.LAST: 8}}}
     sides = {"train/exam": {overlap.LAST: 3}, "selection/exam": {overlap.LAST: 0}}
-    monkeypatch.setattr(benchmark, "overlaps", lambda *_: {"sft": {**row, "overlap": sides}})
+    monkeypatch.setattr(benchmark, "rows_of", lambda *_: {"sft": {**row, "overlap": sides}})
     assert counted(capsys, "--set", f"sft:data.train=[{own[1]}]")[0] == 0
     assert counted(capsys)[0] == 1
     sides["train/exam"] = {}

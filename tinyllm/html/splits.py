@@ -47,7 +47,10 @@ def _overlap(row: Mapping[str, Any], side: str) -> str:
 
 
 def overlap_line(card: Scorecard) -> str:
-    """Return the overlaps of all stages in one line; empty if the scorecard has none."""
+    """Return the overlaps of all stages in one line; empty if the scorecard has none.
+
+    A record that examines several stages is compared for each of them.
+    """
     rows = card.get("splits", {}).values()
     if not rows:
         return ""
@@ -55,5 +58,7 @@ def overlap_line(card: Scorecard) -> str:
     for side in _SIDES:
         pairs = [pair for row in rows for pair in _compared(row, side).values()]
         common, n = (sum(column) for column in zip(*pairs, strict=True)) if pairs else (0, 0)
-        found.append(f"{side.split('/')[0]} and exam {f'{number(common)} of {number(n)}' if n else NOTHING}")
-    return f"records in common: {', '.join(found)}"
+        found.append(
+            f"{side.split('/')[0]} and exam {f'{number(common)} of {number(n)} comparisons' if n else NOTHING}"
+        )
+    return f"in common: {', '.join(found)}"

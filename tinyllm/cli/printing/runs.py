@@ -194,7 +194,8 @@ def _checkpoint(row: Mapping[str, Any]) -> list[str]:
 def verified(found: Mapping[str, Any]) -> str:
     """Format what was read: `6 runs, 18 checkpoints, 149 files, 1.9 MB: 0 problems`."""
     counts = [f"{found[name]:,} {name}" for name in ("runs", "checkpoints", "files")]
-    return f"{', '.join([*counts, size(found['bytes'])])}: {len(found['problems'])} problems"
+    problems = len(found["problems"])
+    return f"{', '.join([*counts, size(found['bytes'])])}: {problems} problem{'s' * (problems != 1)}"
 
 
 # --- lineage ---------------------------------------------------------------------------------------------------------------------
