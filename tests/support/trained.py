@@ -46,8 +46,13 @@ def train_small(
     loss: Callable | None = None,
     every: int = 1,
     compiled: str = "off",
+    records: str = "",
 ) -> TrainResult:
-    """Train the small model for some steps in `folder`, or resume the run there."""
+    """Train the small model for some steps in `folder`, or resume the run there.
+
+    Args:
+        records: a hash of the test records, as run.json has it.
+    """
     model = small.rough(scale=0.1)
     config = LoRAConfig(r=2) if adapter else None
     if config:
@@ -79,7 +84,8 @@ def train_small(
         test=test,
         test_records=11 if test else 0,
     )
-    return Trainer(Run(folder, f"steps: {steps}\n", {}), job).train()
+    facts = {"splits": {"test": {"sha256": records}}} if records else {}
+    return Trainer(Run(folder, f"steps: {steps}\n", facts), job).train()
 
 
 def place(folder: Path, name: str) -> str:

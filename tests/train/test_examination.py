@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,29 @@ def test_a_run_that_began_without_a_test_split_is_not_examined(tmp_path: Path, c
     assert "note: no test figures: this run began without a test split" in capsys.readouterr().err
     assert found.test == {"records": 11, "before": None, "best": None, "last": None}
     assert (rows(folder), examiner.calls) == ([], 0)
+
+
+def test_figures_of_other_test_records_are_not_compared(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """A difference from before the first step would be that of the records. With the first ones again, it is one of the model."""
+    note = "note: no test figures from before the first step: the test records have changed"
+    whole = train_small(tmp_path / "whole", test=Examiner(), records="a")
+    folder = cut(tmp_path / "whole", tmp_path / "cut", 3)
+    changed = train_small(folder, test=Examiner(), records="b")
+    assert note in capsys.readouterr().err
+    assert changed.test == {**whole.test, "before": None}  # the last checkpoint, and the best one, of step 2
+    assert facts(folder)["test"]["before"] is None
+    shutil.rmtree(checkpoint.steps(folder / "checkpoints")[-1])
+    (folder / "checkpoints" / checkpoint.LATEST).unlink()
+    assert train_small(folder, test=Examiner(), records="a").test == whole.test
+    assert note not in capsys.readouterr().err
+
+
+def test_figures_that_an_earlier_session_recorded_of_other_records_are_measured_again(tmp_path: Path) -> None:
+    train_small(tmp_path / "run", test=Examiner(), records="a")
+    same, other = Examiner(), Examiner()
+    train_small(tmp_path / "run", test=same, records="a")
+    train_small(tmp_path / "run", test=other, records="b")
+    assert (same.calls, other.calls) == (0, 2)
 
 
 def test_an_adapter_is_examined_as_well(tmp_path: Path) -> None:

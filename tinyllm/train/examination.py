@@ -6,6 +6,7 @@ checkpoint, so a resumed run has them as well.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,28 +32,40 @@ class Examination:
     """The test figures of one run. Every rank has one and makes the same calls; without `job.test` nothing happens.
 
     A run that began without a test split has none either: the records that are test now were among those that selected its checkpoint.
+    One whose test records have changed since has none from before the first step: a difference would be that of the records.
     """
 
     def __init__(self, run: Run, job: Job, engine: Engine, told: Told):
         self.run, self.job, self.engine, self.told = run, job, engine, told
         self.before: Figures | None = None
+        self._began: dict[str, Any] = {}
         self._resumed_after: int | None = None
 
     def begin(self) -> None:
         """Examine the model before the first step."""
         if self.job.test is not None:
             self.before = self._measure(self.engine.updates)
+            self._began = {"test": self.before, "test_sha256": self.run.test_sha256}
             self._log(self.before)
 
-    def resume(self, before: Any) -> None:
-        """Take over the figures before the first step from the state of a checkpoint."""
-        self.before, self._resumed_after = before if _is_figures(before) else None, self.engine.updates
-        if self.job.test is not None and self.before is None:
-            say("note: no test figures: this run began without a test split, and selected by records that are now test")
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Take over the figures before the first step from the state of a checkpoint, if they are of the same records."""
+        self._resumed_after = self.engine.updates
+        if not _is_figures(state.get("test")):
+            if self.job.test is not None:
+                say(
+                    "note: no test figures: this run began without a test split, and selected by records that are now test"
+                )
+            return
+        self._began = {key: state[key] for key in ("test", "test_sha256") if key in state}
+        if state.get("test_sha256", self.run.test_sha256) == self.run.test_sha256:
+            self.before = state["test"]
+        elif self.job.test is not None:
+            say("note: no test figures from before the first step: the test records have changed since this run began")
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint holds for `resume`."""
-        return {"test": self.before} if self.before else {}
+        return self._began
 
     def end(self) -> dict[str, Any] | None:
         """Examine the last and the best checkpoint. Return the entry of run.json; None without test records.
@@ -62,7 +75,7 @@ class Examination:
         if self.job.test is None:
             return None
         found = {"records": self.job.test_records, "before": self.before}
-        if self.before is None:  # see the class
+        if not self._began:  # see the class
             return found | {"best": None, "last": None}
         step, best = self.engine.updates, self._best_step()
         if known := self._known(best, step):
@@ -71,10 +84,10 @@ class Examination:
         last = self._measure(step)
         if best == step:
             chosen: Figures | None = last
-        elif best == 0:
+        elif best == 0 and self.before:
             chosen = self.before
         else:
-            chosen = self._measure_best(best) if best > 0 else None
+            chosen = self._measure_best(best) if best >= 0 else None
         for figures in (chosen, last) if chosen not in (self.before, last) else (last,):
             self._log(figures)
         return found | {"best": chosen, "last": last}

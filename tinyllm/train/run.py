@@ -13,7 +13,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -90,7 +90,8 @@ class Run:
         self.started = time.time()
         self.facts: dict[str, Any] = {}
         self.seconds_before = 0.0  # in earlier sessions
-        self.tested: Any = None  # the test figures that an earlier session recorded
+        self.tested: Any = None  # the test figures that an earlier session recorded, of the same records
+        self.test_sha256 = _test_sha256(facts)
         self.plan = Continuation()
         self._began = False
         if dist.is_main():
@@ -100,7 +101,8 @@ class Run:
     def _open(self, facts: dict[str, Any]) -> None:
         self._make_room()
         earlier = read_facts(self.folder)
-        self.seconds_before, self.tested = _seconds(earlier), earlier.get("test")
+        self.seconds_before = _seconds(earlier)
+        self.tested = earlier.get("test") if _test_sha256(earlier) == self.test_sha256 else None
         if checkpoint.steps(self.checkpoints):  # before the first checkpoint there is nothing to protect
             facts = self._continue(facts, earlier)
         with writing(self.folder):
@@ -262,6 +264,14 @@ def _circumstances(config: Path) -> dict[str, Any]:
         | {"tinyllm": __version__, "python": platform.python_version()},
         "started": _now(),
     }
+
+
+def _test_sha256(facts: Mapping[str, Any]) -> str:
+    """Return the hash of the test records in the facts of a run; "" without one."""
+    found: Any = facts
+    for key in ("splits", "test", "sha256"):
+        found = found.get(key) if isinstance(found, dict) else None
+    return found if isinstance(found, str) else ""
 
 
 def _seconds(facts: dict[str, Any]) -> float:

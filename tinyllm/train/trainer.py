@@ -127,7 +127,7 @@ class Trainer:
             self.engine.segments = self.run.plan.segments or state.get("segments") or self.engine.segments
             self.tokens, self.history, self.compiled = state["tokens"], state["history"], state.get("compiled")
             self.best_step = state.get("best_step")
-            self._examination.resume(state.get("test"))
+            self._examination.resume(state)
             if self.compiled:
                 self._compile()
         return state
