@@ -136,6 +136,63 @@ def test_run_is_running_while_its_lock_is_held_and_interrupted_afterwards(
     assert "interrupted" in capsys.readouterr().out
 
 
+READER = """
+import json, os, sys
+from tinyllm.cli import run
+from tinyllm.train import lock
+run(["runs", "list", "--json"])  # as who started it; what it imports, the other user need not be able to read
+if sys.argv[1] == "nobody":
+    os.setgid(65534)
+    os.setuid(65534)
+print(os.access("runs/pretrain/mine/lock", os.W_OK), flush=True)
+run(["runs", "list", "--json"])
+"""
+
+
+def seen_by(user: str, cwd: Path) -> list:
+    """Status and pid of the run as its owner sees it, whether `user` may write its lock, and status and pid as `user` sees it."""
+    done = subprocess.run([sys.executable, "-c", READER, user], cwd=cwd, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    mine, found, theirs = re.fullmatch(r"(\{.*\})\s*(True|False)\s*(\{.*\})\s*", done.stdout, re.DOTALL).groups()
+    return [*((r["status"], r["pid"]) for o in (mine, theirs) for r in json.loads(o)["runs"]), found == "True"]
+
+
+@pytest.mark.skipif(sys.platform == "win32" or os.geteuid() != 0, reason="becomes another user")
+def test_a_live_run_is_running_to_other_users_and_unknown_where_its_lock_may_not_be_read(tmp_path: Path) -> None:
+    run = write_run(Path("runs/pretrain/mine"), "pretrain")
+    run_tree.edit_json(run / "run.json", status="running", ended=None)
+    for folder in (tmp_path, *tmp_path.parents[:3]):
+        folder.chmod(folder.stat().st_mode | 0o055)
+    lock.acquire(run)
+    try:
+        running = ("running", os.getpid())
+        assert seen_by("nobody", tmp_path) == [running, running, False]
+        (run / lock.NAME).chmod(0o600)
+        assert seen_by("nobody", tmp_path) == [running, ("unknown", None), False]
+    finally:
+        lock.release(run)
+    (run / lock.NAME).chmod(0o644)
+    assert seen_by("nobody", tmp_path) == [("interrupted", None), ("interrupted", None), False]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mount")
+def test_a_live_run_is_running_on_a_read_only_mount(tmp_path: Path) -> None:
+    """The run writes to its folder, and the list is read where the same folder is mounted read-only."""
+    run, elsewhere = write_run(Path("there/runs/pretrain/mine"), "pretrain"), tmp_path / "elsewhere"
+    run_tree.edit_json(run / "run.json", status="running", ended=None)
+    elsewhere.mkdir()
+    if subprocess.run(["mount", "--bind", "there", str(elsewhere)], capture_output=True).returncode:
+        pytest.skip("needs the right to mount")
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", str(elsewhere)], check=True)
+        for held, want in ((True, ("running", os.getpid())), (False, ("interrupted", None))):
+            lock.acquire(run) if held else lock.release(run)
+            assert seen_by("me", elsewhere) == [want, want, False]
+    finally:
+        lock.release(run)
+        subprocess.run(["umount", "-l", str(elsewhere)], check=True)
+
+
 def test_failed_run_has_the_start_of_its_error(capsys: pytest.CaptureFixture) -> None:
     run = write_run(Path("runs/pretrain/mine"), "pretrain")
     error = "the loss is not a number at step 7, after " + "many " * 50

@@ -11,6 +11,7 @@ KILLED = "reliability: a killed run resumes at its newest checkpoint, to the sam
 FLUSHED = "reliability: everything is flushed before the rename"
 RUN, CHANGES, GOING_ON = "train/test_run.py", "train/test_changes.py", "train/test_going_on.py"
 CHECKPOINTING, RESUMING = "train/test_checkpointing.py", "train/resuming.py"
+LIST = "diagnostics/test_runs_list.py"
 KILLED_WRITES = "io/test_killed_writes.py"
 ORIGIN, DAMAGED, MISMATCHED = (
     "stages/test_origin.py",
@@ -89,6 +90,8 @@ MUTANTS = [
     plant("fsync-does-nothing", "nothing is flushed at all", CHECKPOINT, "        os.fsync(handle)\n", "        pass\n", FLUSHING, FLUSHED),
     plant("removed-unseen", "earlier checkpoints are removed although the newest is incomplete", CHECKPOINT,
       "if found and _has_its_files(found[-1]):", "if found:", RETENTION, KEPT),
+    plant("one-kept", "one checkpoint is kept, whatever train.keep says", CHECKPOINT,
+      "found[: -max(1, keep)]", "found[:-1]", RETENTION, "kept are the train.keep newest"),
     plant("removed-after-the-oldest", "removal looks at the oldest checkpoint", CHECKPOINT,
       "_has_its_files(found[-1])", "_has_its_files(found[0])", RETENTION, KEPT),
     # --- what the loop decides -----------------------------------------------------------------------------------------------------
@@ -98,6 +101,13 @@ MUTANTS = [
       "_NORMS_KEPT, _SPIKE = 50, 10.0", "_NORMS_KEPT, _SPIKE = 50, 9.0", DECISIONS, SPIKES),
     plant("compiled-forgotten", "a resumed run decides again whether to compile", "train/trainer.py",
       'state.get("compiled")', "None", DECISIONS, "compiled is decided once and recorded"),
+    plant("compiled-decided-after-the-stop", "a run stopped in the step that decides is compiled one step later", "train/trainer.py",
+      "and engine.updates >= _MEASURED_STEPS and not last", "and engine.updates >= _MEASURED_STEPS and not (last or stopping)",
+      f"{DECISIONS}::test_a_run_stopped_in_the_step_that_decides_is_compiled_from_the_same_step",
+      "a resumed run is equal bit for bit, compiled"),
+    plant("resumed-in-fp32", "a run in bf16 is resumed in fp32", "train/engine.py",
+      "        self.updates = updates\n", '        self.updates, self.precision = updates, "fp32"\n',
+      "train/test_resume.py", "a resumed run is equal bit for bit, in bf16"),
     plant("compiled-unrecorded", "run.json does not tell from where on the model is compiled", "train/trainer.py",
       "        self.run.note(compiled_from_step=self.engine.updates + 1)\n", "", DECISIONS, "compiled is decided once and recorded"),
     plant("critic-from-noise", "the critic starts from random weights", "stages/align_online.py",
@@ -135,6 +145,18 @@ MUTANTS = [
       "        loss.total.backward()\n        self.zero_grad()\n        del reserved",
       "        loss.total.backward()\n        del reserved",
       f"{CHECKPOINTING}::test_probing_memory_changes_nothing", "the result of the rehearsal is discarded"),
+    plant("shortest-measured", "the memory of the shortest records is measured", "data/datasets/batches.py",
+      "heapq.nlargest(", "heapq.nsmallest(", f"{CHECKPOINTING}::test_the_longest_records_are_measured",
+      "the memory suffices for the longest records"),
+    plant("live-needs-writing", "a live run on a read-only mount is unknown", "train/lock.py",
+      '        return path.open("r", encoding="utf-8")\n', "        raise\n",
+      f"{LIST}::test_a_live_run_is_running_on_a_read_only_mount "
+      f"{LIST}::test_a_live_run_is_running_to_other_users_and_unknown_where_its_lock_may_not_be_read",
+      "a live run is running on a read-only mount and to other users"),
+    plant("unread-lock-is-free", "a run whose lock may not be read is interrupted", "train/lock.py",
+      "    except OSError:\n        return None\n\n\ndef owner(", "    except OSError:\n        return False\n\n\ndef owner(",
+      f"{LIST}::test_a_live_run_is_running_to_other_users_and_unknown_where_its_lock_may_not_be_read",
+      "a run whose lock may not be read is unknown"),
     plant("unwritable-seen-late", "an unwritable directory is no error of the user", "train/lock.py",
       "        except OSError as error:\n            reason = str(error.strerror)\n",
       "        except BlockingIOError as error:\n            reason = str(error.strerror)\n",

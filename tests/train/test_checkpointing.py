@@ -186,6 +186,35 @@ def test_too_little_memory_is_found_before_the_first_step() -> None:
     assert not Path("runs/pretrain/big/metrics.jsonl").exists(), "nothing was computed"
 
 
+def test_the_longest_records_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rehearsal, before any step, is of as many rows as a micro-batch has, and of the longest."""
+    small.saved(small.rough(scale=0.1), Path("parent"))
+    rows = [{"prompt": f"What is {i}?", "completion": "red, " * (12 if i % 9 == 4 else 1 + i % 3)} for i in range(20)]
+    sections = small.common(small.written(Path("answers.jsonl"), rows), micro_batch_size=2)
+    sections["data"] = {**sections["data"], "max_length": 96, "val_fraction": 0.1}
+    probe, step, measured, trained = Engine.probe_memory, Engine.step, list[torch.Tensor](), list[torch.Tensor]()
+
+    def probed(engine: Engine, batch) -> None:
+        assert not trained
+        measured.append(batch.ids)
+        probe(engine, batch)
+
+    def watched(engine: Engine, batches, extra=None):
+        trained.extend(batch.ids for batch in batches)
+        return step(engine, batches, extra)
+
+    monkeypatch.setattr(Engine, "probe_memory", probed)
+    monkeypatch.setattr(Engine, "step", watched)
+    sft.run(SftConfig(**sections, parent=Path("parent"), name="x"), CALL)
+    pad = small.tokenizer().pad
+    (ids,) = measured
+    records = {tuple(row[row != pad].tolist()) for batch in trained for row in batch}  # four steps of 8: every one
+    lengths = sorted(map(len, records))
+    assert sorted((ids != pad).sum(1).tolist()) == lengths[-2:]
+    assert lengths[-1] > 2 * lengths[0]
+    assert ids.shape == (2, max(batch.shape[1] for batch in trained)), "no micro-batch of the run is larger"
+
+
 def test_probing_memory_changes_nothing() -> None:
     """Weights, optimizer state and random numbers are the same with and without it."""
     with_it = train_small(Path("with"))

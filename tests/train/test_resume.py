@@ -41,6 +41,7 @@ STEPS = 5  # of eight of 20 records: the third and the fifth step lie across the
 ONLINE_STEPS = (
     6  # rollouts of four steps (two minibatches, twice): stopped in the middle, at the edge and in the next one
 )
+COMPILED_STEPS = 12  # compiled after the tenth: stopped before that, in that step and afterwards
 
 
 def digest(batches: list[Any]) -> str:
@@ -149,6 +150,8 @@ LORA = LoRAConfig(r=2, dropout=0.1)
 STAGES: dict[str, tuple[Callable[[], dict[str, Any]], int]] = {
     "pretrain": (pretrained, STEPS),
     "pretrain, packed": (lambda: pretrained(packing=True), STEPS),
+    "pretrain, bf16": (lambda: pretrained(precision="bf16"), STEPS),
+    "pretrain, compiled": (lambda: pretrained(compile="on", steps=COMPILED_STEPS), COMPILED_STEPS),
     "sft": (tuned, STEPS),
     "sft, packed": (lambda: tuned(packing=True, batch_size=2, micro_batch_size=1), STEPS),
     "sft, lora": (lambda: tuned(lora=LORA), STEPS),
@@ -166,7 +169,12 @@ STAGES: dict[str, tuple[Callable[[], dict[str, Any]], int]] = {
 }
 
 
-@pytest.mark.parametrize("stage", STAGES)
+SLOW = {"pretrain, compiled"}
+
+
+@pytest.mark.parametrize(
+    "stage", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in STAGES]
+)
 def test_a_run_stopped_after_any_step_resumes_bit_for_bit(stage: str, watched: Watched, tmp_path: Path) -> None:
     go, steps = STAGES[stage]
     runs = tmp_path / "runs"

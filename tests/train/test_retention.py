@@ -33,7 +33,7 @@ def fill(folder: Path) -> None:
 @settings(max_examples=150, deadline=None)
 @given(ACTIONS, st.integers(1, 3), st.sampled_from([0, 2, 3]))
 def test_a_valid_checkpoint_is_always_kept(actions: list[tuple[str, int]], keep: int, keep_every: int) -> None:
-    folder = Path(tempfile.mkdtemp())
+    folder = Path(tempfile.mkdtemp()).resolve()
     try:
         _play(folder, actions, keep, keep_every)
     finally:
@@ -50,9 +50,12 @@ def _play(folder: Path, actions: list[tuple[str, int]], keep: int, keep_every: i
             checkpoint.link(folder, checkpoint.LATEST, path)
             if action == "best":
                 checkpoint.link(folder, checkpoint.BEST, path)
+            before = checkpoint.steps(folder)
             checkpoint.prune(folder, keep, keep_every)
             if keep_every and step % keep_every == 0:
                 milestones.add(path)
+            kept = {*before[-keep:], *(milestones & set(before)), (folder / checkpoint.BEST).resolve()}
+            assert checkpoint.steps(folder) == [p for p in before if p in kept], "the newest `keep`, and no others"
             assert good(path), "what was just written stays"
         elif there and action in ("cut", "flip"):
             damaged = there[number % len(there)]

@@ -50,6 +50,30 @@ def test_a_gradient_of_ten_times_the_median_is_a_warning(
     assert warnings[0].startswith("warning: step 53: gradient norm 20.2, usually 2 (records ")
 
 
+def test_a_run_stopped_in_the_step_that_decides_is_compiled_from_the_same_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Later, its weights would differ from those of an undisturbed run: a compiled step rounds and drops otherwise."""
+    step, found = Engine.step, dict[str, int | None]()
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda *_: None)
+    for name, stop in (("undisturbed", 0), ("stopped", 10)):
+        with monkeypatch.context() as patched:
+
+            def watched(engine: Engine, *arguments: Any, stop: int = stop) -> dict[str, float]:
+                if engine.updates + 1 == stop:
+                    signal.raise_signal(signal.SIGTERM)
+                return step(engine, *arguments)
+
+            patched.setattr(Engine, "step", watched)
+            common = {"steps": 12, "every": 99, "evaluate": falling, "compiled": "on"}
+            if stop:
+                with pytest.raises(UserError, match="stopped after step 10"):
+                    train_small(tmp_path / name, **common)
+            train_small(tmp_path / name, **common)
+        found[name] = json.loads((tmp_path / name / "run.json").read_text()).get("compiled_from_step")
+    assert found == {"undisturbed": 11, "stopped": 11}
+
+
 @pytest.mark.parametrize(("first", "then"), [("on", "off"), ("off", "on")])
 def test_whether_a_run_is_compiled_is_decided_once(
     first: str, then: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -151,12 +151,17 @@ class Trainer:
         train, engine = self.job.train, self.engine
         stopping = self._step_and_evaluate(bar)
         last = engine.updates == train.steps
+        decides = self.compiled is None and engine.updates >= _MEASURED_STEPS and not last
+        if decides:  # before it is saved, so that a run stopped after this step is compiled from the same step on
+            self._decide_compile(bar.elapsed / (engine.updates - bar.start) * (train.steps - engine.updates))
         if last or stopping or engine.updates % (train.save_every * self.job.boundary) == 0:
             self.manager.save(self._state())
             if stopping and not last:
                 raise self._stopped()
-        if self.compiled is None and engine.updates >= _MEASURED_STEPS:
-            self._decide_compile(bar.elapsed / (engine.updates - bar.start) * (train.steps - engine.updates))
+        if decides and self.compiled:
+            self.manager.save(self._state())  # compiling takes minutes, and a signal abandons it
+            with signals.interruptible():
+                self._compile()
 
     def _step_and_evaluate(self, bar: ProgressBar) -> bool:
         """Do one optimizer step, log it, and evaluate where that is due. Return True if the run is to stop."""
@@ -294,13 +299,9 @@ class Trainer:
         )
 
     def _decide_compile(self, seconds_left: float) -> None:
-        """Compile if the remaining training time is worth it. Decided once per run, by rank 0 for all."""
+        """Decide whether the remaining training time is worth compiling: once per run, by rank 0 for all."""
         wanted = is_worth_compiling(self.job.train.compile, seconds_left)
         self.compiled = dist.broadcast_text(str(wanted)) == "True"
-        if self.compiled:
-            self.manager.save(self._state())  # compiling takes minutes, and a signal abandons it
-            with signals.interruptible():
-                self._compile()
 
     def _compile(self) -> None:
         say("compiling the model's blocks (train.compile: off turns this off)")
