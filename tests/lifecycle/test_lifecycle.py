@@ -14,13 +14,14 @@ import pytest
 from tests.documents import pages, run_directories
 from tinyllm.lifecycle.stages import SMOKE_TEST
 
+pytestmark = pytest.mark.timeout(600)  # a minute on two quiet cores; four where other work takes one of them
 LOWER_IS_BETTER = {"pretrain", "eval", "sft", "sft-lora"}
 
 
 def python_module(*command: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
     env = {**os.environ, "NO_COLOR": "1", **environment}  # OMP_NUM_THREADS: see conftest.py
     return subprocess.run(
-        [sys.executable, "-m", *command], cwd=cwd, env=env, capture_output=True, text=True, timeout=280
+        [sys.executable, "-m", *command], cwd=cwd, env=env, capture_output=True, text=True, timeout=580
     )
 
 
