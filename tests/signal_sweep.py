@@ -82,7 +82,7 @@ def phases() -> dict[str, Phase]:
         "preparation, after the tokenizer": Phase(
             ["data", "prepare"], "documents|dedup", 0.3, sets=("data.train=[big.txt]", "tokenizer=base")
         ),
-        "data inspect": Phase(["data", "inspect", *text], "", 1.2, fresh=False),
+        "data inspect": Phase(["data", "inspect", *text], "", 0.7, fresh=False),
         "evaluation of a checkpoint": Phase(
             ["eval", "--checkpoint", "base"], "evaluating", 1.0,
             sets=("data.val=[big.txt]",), fresh=False,
