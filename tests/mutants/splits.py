@@ -69,6 +69,8 @@ MUTANTS = [
     split("test-records-changed", "figures of other records from before the first step are kept", "train/examination.py",
           'if state.get("test_sha256", self.run.test_sha256) == self.run.test_sha256:', 'if state.get("test"):', EXAM,
           "figures of other test records are not compared"),
+    split("test-untrained-unmeasured", "the checkpoint before the first step has no figures of changed records", "train/examination.py",
+          "elif best == 0 and self.before:", "elif best == 0:", EXAM, "figures of other test records are not compared"),
     split("test-figures-of-other-records", "figures that were recorded of other records are used", "train/run.py",
           'earlier.get("test") if _test_sha256(earlier) == self.test_sha256 else None', 'earlier.get("test")', EXAM,
           "figures of other test records are not compared"),

@@ -146,6 +146,14 @@ def test_figures_of_other_test_records_are_not_compared(tmp_path: Path, capsys: 
     assert note not in capsys.readouterr().err
 
 
+def test_where_nothing_improved_the_untrained_checkpoint_is_measured_on_the_changed_records(tmp_path: Path) -> None:
+    """Its figures from before the first step are those of other records."""
+    whole = train_small(tmp_path / "whole", steps=2, best=("planned", "max"), test=Examiner(), records="a")
+    folder = cut(tmp_path / "whole", tmp_path / "cut", 1)
+    found = train_small(folder, steps=2, best=("planned", "max"), test=Examiner(), records="b").test
+    assert (found["before"], found["best"]) == (None, whole.test["before"])
+
+
 def test_figures_that_an_earlier_session_recorded_of_other_records_are_measured_again(tmp_path: Path) -> None:
     train_small(tmp_path / "run", test=Examiner(), records="a")
     same, other = Examiner(), Examiner()
