@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support import small
 from tinyllm.data.config import DataConfig
 from tinyllm.errors import UserError
 from tinyllm.evals.benchmark import read_all
 from tinyllm.evals.config import EvalConfig
+from tinyllm.evals.evaluator import Evaluator
 from tinyllm.evals.settings import EvalSettings
 
 PAIR = {"sentence_good": "The cats sleep.", "sentence_bad": "The cats sleeps.", "UID": "agreement"}
@@ -125,6 +128,42 @@ BAD = [
     ("questions", [MATHS, {"question": "How?"}], "no 'answer'"),
     ("questions", [MATHS, MATHS | {"answer": ""}], "answer: expected a string or a number"),
 ]
+
+
+def test_a_first_row_that_cannot_be_read_is_named_or_skipped(tmp_path: Path) -> None:
+    path = written(tmp_path / "bad.jsonl", "{not json", PAIR)
+    with pytest.raises(UserError) as caught:
+        read_all(["choices"], config(path))
+    assert caught.value.where == f"{path}:1"
+    assert "JSON" in caught.value.what
+    (benchmark,) = read_all(["choices"], config(path, on_bad_line="skip"))
+    assert len(benchmark.items) == 1
+
+
+def test_nothing_to_evaluate_on_is_said() -> None:
+    with pytest.raises(UserError, match="no data to evaluate on") as caught:
+        read_all(["choices"], config())
+    assert caught.value.where == "data.val"
+
+
+@pytest.mark.parametrize(
+    ("template", "chat_model", "conversational", "used"),
+    [
+        ("auto", True, True, True),
+        ("auto", False, True, False),
+        ("auto", True, False, False),
+        ("chat", False, False, True),
+        ("plain", True, True, False),
+    ],
+)
+def test_the_chat_template_is_used_for_conversations_of_a_chat_model_or_on_request(
+    tmp_path: Path, template: str, chat_model: bool, conversational: bool, used: bool
+) -> None:
+    (benchmark,) = read_all(["questions"], config(written(tmp_path / "q.jsonl", MATHS)))
+    benchmark = replace(benchmark, conversational=conversational)
+    evaluator = Evaluator(small.rough(), small.tokenizer(), (), chat_model, config(template=template))
+    assert evaluator.uses_chat_template(benchmark) is used
+    assert not evaluator.uses_chat_template(replace(benchmark, kind="texts"))
 
 
 @pytest.mark.parametrize(("kind", "rows", "words"), BAD, ids=[words for *_, words in BAD])

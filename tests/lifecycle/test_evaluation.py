@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -91,6 +92,18 @@ def test_a_win_rate_of_nothing_and_means_of_nothing_are_undefined() -> None:
     for found in (result([1.0]).win_rate(result([1.0])), proportion(0, 0), mean([]), ratio([], [])):
         assert math.isnan(found["value"])
         assert found == {"value": found["value"], "n": 0}
+
+
+def test_every_question_has_one_answer_where_they_take_several_batches() -> None:
+    many = replace(questions(), prompts=PROMPTS * 9)
+    found = evaluate(small.rough(), small.tokenizer(), many, seed=0)
+    assert len(found.completions) == len(found.gold) == 72
+    assert [a.ids for a in found.completions[:8]] == [
+        a.ids
+        for a in evaluate(
+            small.rough(), small.tokenizer(), replace(many, prompts=many.prompts[:64]), seed=0
+        ).completions[:8]
+    ]
 
 
 def test_answers_depend_on_the_seed_only_and_kl_to_itself_is_zero() -> None:

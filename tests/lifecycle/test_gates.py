@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import pytest
 
@@ -17,7 +18,7 @@ BEFORE = {"loss": 3.0, "reward": 0.1}
 BEST = {"loss": 2.0, "reward": 0.3, "rewards/accuracies": 0.7, "accuracy": 0.8}
 
 
-def measured(figures: dict[str, float], count: float = 60) -> dict[str, Any]:
+def measured(figures: dict[str, float], count: float = 60.0) -> dict[str, Any]:
     """Return test figures as a stage reports them."""
     return {"step": 4, "figures": dict(figures), "counts": dict.fromkeys(figures, count)}
 
@@ -97,6 +98,20 @@ def test_each_gate_on_both_sides_of_its_bound(change: str, passing: float, faili
 def test_each_gate_of_own_data_on_both_sides(change: str, passing: float, failing: float, names: set[str]) -> None:
     assert failed(inputs(True, **{change: passing})) == set()
     assert failed(inputs(True, **{change: failing})) == names
+
+
+@pytest.mark.parametrize("user", [False, True], ids=["world", "user"])
+def test_the_number_of_things_that_were_measured_is_whole(user: bool) -> None:
+    """A stage reports the count of a mean as a float, and it is shown as "60 pairs"."""
+    assert {type(gate["n"]) for gate in rows(inputs(user)).values()} == {int}
+
+
+@pytest.mark.parametrize("rule", ["<=", ">="])
+def test_a_value_equal_to_its_bound_passes(rule: Literal["<=", ">="]) -> None:
+    gate = gates.Gate(("sft",), "g", "", lambda inputs, stage: (0.5, 10), rule, 0.5, "")
+    assert gate.check(inputs(), "sft")["passed"]
+    other = replace(gate, bound=0.4 if rule == "<=" else 0.6)
+    assert not other.check(inputs(), "sft")["passed"]
 
 
 def test_both_sides_are_tested_for_every_gate() -> None:

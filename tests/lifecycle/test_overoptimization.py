@@ -21,6 +21,7 @@ def points(proxy: list[float], gold: list[float]) -> list[dict[str, float]]:
         ([0.0, 0.5, 0.9, 1.2], [0.1, 0.4, 0.35, 0.29], 10, 30),  # just far enough
         ([0.0, 0.5, 0.9, 1.2], [0.1, 0.4, 0.35, 0.31], 10, None),  # just not
         ([0.0, 0.5, 0.9, 1.2], [0.1, 0.4, 0.5, 0.6], 30, None),  # both rise
+        ([1.0, 1.0, 1.0, 1.0], [0.1, 0.4, 0.5, 0.6], 30, None),  # gold rises alone: nothing before the best is a fall
         ([0.0, 0.5, 0.2, 0.1], [0.1, 0.4, 0.2, 0.1], 10, None),  # both fall: a collapse, not overoptimization
         ([0.0, 0.5, 0.6, 0.9], [0.1, 0.4, 0.31, 0.5], 30, None),  # a dip within the noise
     ],

@@ -243,3 +243,12 @@ def test_pickle_is_refused_without_being_loaded(tmp_path: Path) -> None:
     torch.save({"a": torch.ones(1)}, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match="cannot be read"):
         hub.load_causal_lm(tmp_path)
+
+
+def test_a_language_model_has_a_generation_config_with_every_end_and_a_reward_model_has_none(tmp_path: Path) -> None:
+    for kind in (CausalLM, SequenceScorer):
+        (tmp_path / kind.__name__).mkdir()
+        hub.save(kind(SHAPES["qwen3-tied-gqa"]), tmp_path / kind.__name__, bos=1, stop=(2, 0), pad=3)
+    written = json.loads((tmp_path / "CausalLM" / "generation_config.json").read_text())
+    assert written == {"bos_token_id": 1, "eos_token_id": [2, 0], "pad_token_id": 3}
+    assert not (tmp_path / "SequenceScorer" / "generation_config.json").exists()

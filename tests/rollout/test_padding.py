@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 
@@ -10,6 +11,7 @@ import torch
 
 from tinyllm.algorithms import grpo
 from tinyllm.data.datasets.datasets import TokenPrompt
+from tinyllm.mean import Mean
 from tinyllm.model.config import ModelConfig
 from tinyllm.model.generate import Completion, Sampling, generate
 from tinyllm.model.transformer import ActorCritic, CausalLM, SequenceScorer
@@ -77,6 +79,31 @@ def test_batched_generation_equals_generation_of_single_prompts(tokenizer: Token
     found = generate_and_score(policy, PROMPTS, judge, sampling, rows=3)
     assert found["reward"].value == pytest.approx(sum(worth) / 5)
     assert found["length"].value == pytest.approx(sum(len(a.ids) for a in alone) / 5)
+
+
+def test_a_probe_is_given_prompts_and_answers_and_its_metrics_are_pooled(tokenizer: Tokenizer) -> None:
+    policy, sampling = rough(tokenizer), Sampling(12, temperature=0, stop=tokenizer.stop_ids)
+    seen: list[tuple[list[int], int]] = []
+
+    def probe(prompts: Sequence[TokenPrompt], answers: Sequence[Completion]) -> dict[str, Mean]:
+        seen.extend((prompt.ids, len(answer.ids)) for prompt, answer in zip(prompts, answers, strict=True))
+        return {"probe": Mean(torch.tensor(float(len(prompts))), torch.tensor(1.0))}
+
+    judge = Judge(tokenizer, [], None, 0.0, 0.5)
+    found = generate_and_score(policy, PROMPTS, judge, sampling, rows=3, probe=probe)
+    assert [ids for ids, _ in seen] == [prompt.ids for prompt in PROMPTS]
+    assert found["length"].value == pytest.approx(sum(length for _, length in seen) / 5)
+    assert found["probe"].value == 2.5  # batches of 3 and 2
+
+
+def test_a_reward_model_of_weight_0_is_not_added(tokenizer: Tokenizer) -> None:
+    scorer = rough(tokenizer, SequenceScorer)
+    with torch.no_grad():
+        scorer.score.weight.fill_(torch.inf)  # times 0 it is not a number
+    answers = [Completion(ids=[5, tokenizer.im_end], finished=True), Completion(ids=[5, 6], finished=False)]
+    ids = torch.full((2, 16), 5)
+    reward, _ = Judge(tokenizer, [], scorer, 0.0, 0.5)(PROMPTS[:2], answers, ids, torch.ones(2, 16, dtype=torch.bool))
+    assert reward.tolist() == [0.0, -0.5]
 
 
 def test_mask_ends_with_the_end_token(tokenizer: Tokenizer) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +178,29 @@ def test_a_reward_that_raises_is_named_with_line_row_and_columns(mine: str) -> N
         score(rewards.load_reward("mine.py:crash"), [nameless])
 
 
+def test_a_batch_function_that_returns_too_few_or_too_many_values_is_told_how_many() -> None:
+    def some(number: int) -> Reward:
+        return rewards.reward_of(lambda completions, **columns: [1.0] * number, "some", __file__)
+
+    assert score(some(3), [row(1), row(2), row(3)]) == [1.0] * 3
+    for number, said in ((0, "0"), (2, "2"), (4, "more than 3")):
+        with pytest.raises(UserError, match=f"returned {said} values for 3 answers"):
+            score(some(number), [row(1), row(2), row(3)])
+
+
+def test_what_a_reward_raises_is_escaped_and_cut() -> None:
+    """Cut after escaping: one unprintable character becomes several."""
+
+    def red(columns: Any, text: str, finished: bool) -> float:
+        raise ValueError("\x1b[31mred" + "\x1b" * 300)
+
+    with pytest.raises(UserError) as caught:
+        score(Reward("red", red), [row()])
+    assert "\x1b" not in caught.value.what
+    assert "[31mred" in caught.value.what
+    assert len(caught.value.what) < 350
+
+
 def test_a_batch_function_that_expects_other_completions_is_told_their_kind() -> None:
     def of_messages(completions: Any, **columns: Any) -> list[float]:
         return [float(len(one[0]["content"])) for one in completions]
@@ -271,6 +296,29 @@ def test_blank_answers_are_refused_with_their_line_or_skipped() -> None:
     train, val = kept["train"], kept["val"]
     assert [p.columns["answer"] for p in train] == ["a", 3]
     assert len(val) == 1
+
+
+def test_the_trial_gives_an_answer_an_empty_one_and_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, bool]] = []
+
+    def watching(columns: Any, text: str, finished: bool) -> float:
+        seen.append((text, finished))
+        return 0.0
+
+    checks._trial([Reward("watching", watching)], prompts("right"))
+    assert [text for text, _ in seen] == ["right", "", checks._SENTENCE]
+    assert {finished for _, finished in seen} == {True, False}
+
+
+def test_a_reward_that_takes_long_for_one_answer_is_named(capsys: pytest.CaptureFixture) -> None:
+    """Nine answers: the time is that of one, not of all."""
+
+    def takes(seconds: float) -> Reward:
+        return Reward(f"takes-{seconds}", lambda columns, text, finished: time.sleep(seconds) or 0.0)
+
+    checks._trial([takes(0.03), takes(0.3)], prompts("a", "b", "c"))
+    said = capsys.readouterr().err
+    assert re.findall(r"the reward (\S+) takes about (\S+) s per answer", said) == [("takes-0.3", "0.3")]
 
 
 def test_every_reward_is_tried_on_both_splits(mine: str) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 
 from tinyllm.errors import UserError
 from tinyllm.train.changes import (
+    BATCH_SIZE,
     REWARMED,
     SAME,
     STEPS,
@@ -18,7 +20,7 @@ from tinyllm.train.changes import (
     segments_of,
 )
 from tinyllm.train.config import OptimConfig
-from tinyllm.train.resuming import Extension, extend
+from tinyllm.train.resuming import Extension, extend, plan_continuation
 from tinyllm.train.schedules import learning_rate, rate
 
 WSD = OptimConfig(schedule="wsd", warmup_steps=10, learning_rate=1.0)  # decays over the last fifth
@@ -146,3 +148,10 @@ def test_other_settings_are_refused_by_name_whatever_is_asked(changes: dict, nam
         assert f"{named}: " in error.what
         assert (why in error.what) == bool(allowed)
         assert "--change" not in error.fix
+
+
+def test_the_schedule_of_a_run_follows_from_its_changes_of_steps_alone(tmp_path: Path) -> None:
+    longer, batch = Change(STEPS, 4, 8, SAME, at=4).facts(4), Change(BATCH_SIZE, 16, 32).facts(6)
+    plan = plan_continuation(tmp_path, [], {"changes": [longer, batch]}, "", rewarm=False)
+    assert plan.segments == segments_of([longer], 8) == ((0, 8),)
+    assert plan.batch_size_before == 16

@@ -182,3 +182,12 @@ def test_where_locks_do_not_work_a_recorded_owner_may_be_alive(tmp_path: Path, m
     lock.acquire(tmp_path)
     lock.release(tmp_path)
     assert lock.is_held(tmp_path) is False, "a released lock names no one"
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "7", "{", "null"])
+def test_a_lock_file_that_names_no_one_is_held_by_an_unknown_process(
+    owner: subprocess.Popen, tmp_path: Path, content: str
+) -> None:
+    (tmp_path / "run" / lock.NAME).write_text(content)
+    assert lock.owner(tmp_path / "run") == {"pid": None, "host": None, "started": None}
+    assert lock.is_held(tmp_path / "run")

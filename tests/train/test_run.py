@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -251,3 +253,39 @@ def test_a_run_with_another_parent_or_reward_model_is_refused(role: str, tmp_pat
     with pytest.raises(UserError, match=f"its {role.replace('_', ' ')} is now runs/x") as caught:
         Run(tmp_path / "run", CONFIG, {role: {"checkpoint": "runs/x", "manifest_sha256": "b" * 64}})
     assert caught.value.code == USAGE
+
+
+SHARING = """
+import sys
+from pathlib import Path
+import torch
+from tinyllm import distributed as dist
+from tinyllm.train.run import Run
+dist.start(torch.device("cpu"))
+print(dist.rank(), Run(Path(sys.argv[1]), "name: x\\n", {}).tested)
+dist.barrier()
+dist.stop()
+"""
+
+
+@pytest.mark.two_cores
+def test_every_rank_knows_what_the_first_one_read_of_earlier_sessions(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"test": {"loss": 2.5}}')
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    shared |= {"OMP_NUM_THREADS": "1", "USE_LIBUV": "0", "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    command = [sys.executable, "-c", SHARING, str(tmp_path)]
+    ranks = [
+        subprocess.Popen(
+            command, env={**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank}, stdout=subprocess.PIPE, text=True
+        )
+        for rank in "01"
+    ]
+    try:
+        said = [rank.communicate(timeout=60)[0] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert said == ["0 {'loss': 2.5}\n", "1 {'loss': 2.5}\n"]
