@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import time
 from pathlib import Path
 from typing import Any
 
@@ -298,7 +297,7 @@ def test_blank_answers_are_refused_with_their_line_or_skipped() -> None:
     assert len(val) == 1
 
 
-def test_the_trial_gives_an_answer_an_empty_one_and_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_trial_gives_an_answer_an_empty_one_and_a_sentence() -> None:
     seen: list[tuple[str, bool]] = []
 
     def watching(columns: Any, text: str, finished: bool) -> float:
@@ -310,15 +309,28 @@ def test_the_trial_gives_an_answer_an_empty_one_and_a_sentence(monkeypatch: pyte
     assert {finished for _, finished in seen} == {True, False}
 
 
-def test_a_reward_that_takes_long_for_one_answer_is_named(capsys: pytest.CaptureFixture) -> None:
-    """Nine answers: the time is that of one, not of all."""
+def test_a_reward_that_takes_long_for_one_answer_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """The time is that of one answer, not of all nine or of a call; the clock is the test's own."""
+    now = [0.0]
+    monkeypatch.setattr(checks.time, "monotonic", lambda: now[0])
 
-    def takes(seconds: float) -> Reward:
-        return Reward(f"takes-{seconds}", lambda columns, text, finished: time.sleep(seconds) or 0.0)
+    def takes(seconds: float, style: str) -> Reward:
+        def row(columns: Any, text: str, finished: bool) -> float:
+            now[0] += seconds
+            return 0.0
 
-    checks._trial([takes(0.03), takes(0.3)], prompts("a", "b", "c"))
-    said = capsys.readouterr().err
-    assert re.findall(r"the reward (\S+) takes about (\S+) s per answer", said) == [("takes-0.3", "0.3")]
+        def batch(completions: Any, **columns: Any) -> list[float]:
+            now[0] += seconds * len(completions)
+            return [0.0] * len(completions)
+
+        return rewards.reward_of(row if style == "row" else batch, f"{style}-{seconds}", __file__)
+
+    each = [takes(seconds, style) for seconds in (0.15, 0.3) for style in ("row", "batch")]
+    checks._trial(each, prompts("a", "b", "c"))
+    said = re.findall(r"the reward (\S+) takes about (\S+) s per answer", capsys.readouterr().err)
+    assert said == [("row-0.3", "0.3"), ("batch-0.3", "0.3")]
 
 
 def test_every_reward_is_tried_on_both_splits(mine: str) -> None:

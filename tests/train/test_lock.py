@@ -191,3 +191,16 @@ def test_a_lock_file_that_names_no_one_is_held_by_an_unknown_process(
     (tmp_path / "run" / lock.NAME).write_text(content)
     assert lock.owner(tmp_path / "run") == {"pid": None, "host": None, "started": None}
     assert lock.is_held(tmp_path / "run")
+
+
+def test_a_folder_that_cannot_be_written_to_is_tried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[Path] = []
+
+    def denied(path: Path, *_: object, **__: object) -> None:
+        tried.append(path)
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", denied)
+    with pytest.raises(UserError, match="cannot be written to: Permission denied"):
+        lock._open(tmp_path / "run" / lock.NAME)
+    assert tried == [tmp_path / "run" / lock.NAME]
