@@ -39,7 +39,10 @@ def command(smoke: bool) -> list[str]:
 def logged(folder: Path) -> dict[Path, int]:
     """Return the number of lines of every metrics.jsonl."""
     found = {}
-    for path in folder.glob("runs/**/metrics.jsonl"):
+    for top, _, names in os.walk(folder / "runs"):  # unlike glob, it bears folders that vanish under a running command
+        if "metrics.jsonl" not in names:
+            continue
+        path = Path(top, "metrics.jsonl")
         try:
             found[path] = path.read_bytes().count(b"\n")
         except OSError:  # removed in this moment
