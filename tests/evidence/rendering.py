@@ -21,16 +21,8 @@ SECTIONS = (
     *("smoke", "lifecycle", "faults", "control", "overlap", "verify", "parity", "throughput", "preparation"),
     *("crash", "crash-lifecycle", "kills", "signals", "slow", "mutations", "machine"),
 )
-COUNTED = (
-    "signals",
-    "crash",
-    "crash-lifecycle",
-    "kills",
-    "parity",
-    "slow",
-    "mutations",
-    "machine",
-)  # shown by their counts
+# shown by their counts
+COUNTED = ("signals", "crash", "crash-lifecycle", "kills", "parity", "slow", "mutations", "machine")
 _HEAD = """# Evidence
 
 What was run to find out whether this version works, and what it showed. Written by `make evidence` (`python -m tests.evidence`), never by

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.trained import planned, train_small
+from tinyllm.distributed.launcher import launch
 from tinyllm.errors import INTEGRITY, RESOURCES, USAGE, UserError
 from tinyllm.train.engine import Engine
 from tinyllm.train.fast_dev_runs import is_fast_dev_run
@@ -260,32 +259,24 @@ import sys
 from pathlib import Path
 import torch
 from tinyllm import distributed as dist
+from tinyllm.distributed import heartbeat
 from tinyllm.train.run import Run
+folder = Path(sys.argv[1])
 dist.start(torch.device("cpu"))
-print(dist.rank(), Run(Path(sys.argv[1]), "name: x\\n", {}).tested)
+Path(f"{folder}-{dist.rank()}").write_text(str(Run(folder, "name: x\\n", {}).tested))
 dist.barrier()
+heartbeat.report_end()
 dist.stop()
 """
 
 
 @pytest.mark.two_cores
-def test_every_rank_knows_what_the_first_one_read_of_earlier_sessions(tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text('{"test": {"loss": 2.5}}')
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    shared |= {"OMP_NUM_THREADS": "1", "USE_LIBUV": "0", "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-    command = [sys.executable, "-c", SHARING, str(tmp_path)]
-    ranks = [
-        subprocess.Popen(
-            command, env={**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank}, stdout=subprocess.PIPE, text=True
-        )
-        for rank in "01"
-    ]
-    try:
-        said = [rank.communicate(timeout=240)[0].splitlines()[-1] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert said == ["0 {'loss': 2.5}", "1 {'loss': 2.5}"]
+def test_every_rank_knows_what_the_first_one_read_of_earlier_sessions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text('{"test": {"loss": 2.5}}')
+    (tmp_path / "rank.py").write_text(SHARING)
+    assert launch(2, [sys.executable, str(tmp_path / "rank.py"), str(tmp_path / "run")], 0) == 0
+    assert [(tmp_path / f"run-{rank}").read_text() for rank in (0, 1)] == ["{'loss': 2.5}"] * 2
