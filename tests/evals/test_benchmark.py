@@ -131,11 +131,12 @@ BAD = [
 
 
 def test_a_first_row_that_cannot_be_read_is_named_or_skipped(tmp_path: Path) -> None:
-    path = written(tmp_path / "bad.jsonl", "{not json", PAIR)
-    with pytest.raises(UserError) as caught:
-        read_all(["choices"], config(path))
-    assert caught.value.where == f"{path}:1"
-    assert "JSON" in caught.value.what
+    for rows in (["{not json"], ["{not json", PAIR]):
+        path = written(tmp_path / "bad.jsonl", *rows)
+        with pytest.raises(UserError) as caught:
+            read_all(["choices"], config(path))
+        assert caught.value.where == f"{path}:1"
+        assert "JSON" in caught.value.what
     (benchmark,) = read_all(["choices"], config(path, on_bad_line="skip"))
     assert len(benchmark.items) == 1
 
