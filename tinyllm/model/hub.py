@@ -18,17 +18,14 @@ from tinyllm.config import differences
 from tinyllm.errors import INTEGRITY, UserError
 from tinyllm.io import strict_json
 from tinyllm.model import lora, tensors
+from tinyllm.model.adapter_config import ADAPTER, base_folder, decayed_sibling, read_adapter
 from tinyllm.model.architectures import ARCHITECTURES
 from tinyllm.model.config import ModelConfig
 from tinyllm.model.hf_config import (
-    ADAPTER,
     CONFIG,
-    base_folder,
     check_shapes,
     config_entries,
-    decayed_sibling,
     field_differences,
-    read_adapter,
     read_config,
 )
 from tinyllm.model.transformer import CausalLM, SequenceScorer

@@ -23,9 +23,9 @@ from tinyllm.config import differences
 from tinyllm.errors import INTEGRITY, UserError
 from tinyllm.io import strict_json, untrusted_files
 from tinyllm.model import tensors
+from tinyllm.model.adapter_config import ADAPTER, ALL_LINEAR
+from tinyllm.model.adapter_config import read_adapter as read_config
 from tinyllm.model.config import LoRAConfig
-from tinyllm.model.hf_config import ADAPTER, ALL_LINEAR
-from tinyllm.model.hf_config import read_adapter as read_config
 
 WEIGHTS = "adapter_model.safetensors"
 BASE_SHA256 = "base_sha256"

@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from tinyllm import distributed as dist
 from tinyllm.errors import INTEGRITY, UserError
 from tinyllm.model import hub, lora, tensors
+from tinyllm.model.adapter_config import ADAPTER
 from tinyllm.model.config import LoRAConfig
-from tinyllm.model.hf_config import ADAPTER
 from tinyllm.model.transformer import ActorCritic, CausalLM, SequenceScorer
 from tinyllm.stages.origin import read_origin, write_origin
 from tinyllm.stages.parents import Parent

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from tinyllm.config import Resolved, flatten
 from tinyllm.errors import UserError
+from tinyllm.model.adapter_config import ADAPTER, base_folder, read_adapter
 from tinyllm.model.config import ModelConfig
-from tinyllm.model.hf_config import ADAPTER, base_folder, read_adapter, read_config
+from tinyllm.model.hf_config import read_config
 from tinyllm.stages.config import PretrainConfig
 from tinyllm.stages.parents import named_checkpoint
 from tinyllm.text.tokenizer import Tokenizer

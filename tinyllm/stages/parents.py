@@ -155,10 +155,10 @@ def _parts(folder: Path) -> Iterator[Path]:
     yield folder
     if (folder / _ADAPTER).is_file():
         from tinyllm.model import (
-            hf_config,  # importing pydantic models takes a tenth of a second, which `explain` can do without
+            adapter_config,  # importing pydantic models takes a tenth of a second, which `explain` can do without
         )
 
-        yield hf_config.base_folder(folder, hf_config.read_adapter(folder)[1])
+        yield adapter_config.base_folder(folder, adapter_config.read_adapter(folder)[1])
 
 
 def _files(folder: Path) -> list[_File]:

@@ -17,7 +17,8 @@ from tinyllm.diagnostics.runs.record import of_type, read_json
 from tinyllm.errors import UserError
 from tinyllm.io import untrusted_files
 from tinyllm.io.files import joint_sha256, sha256
-from tinyllm.model.hf_config import ADAPTER, CONFIG
+from tinyllm.model.adapter_config import ADAPTER
+from tinyllm.model.hf_config import CONFIG
 from tinyllm.train.run import CHANGE
 
 _MAX_HEADER_BYTES = 100 << 20  # of a safetensors file, by the specification

@@ -29,7 +29,7 @@ from tinyllm.diagnostics.runs.lineage import CHANGED, GONE, MOVED, UNRECORDED, C
 from tinyllm.diagnostics.runs.record import RunRecord, checkpoints_in, disk_usage, read_json, read_record
 from tinyllm.errors import UserError
 from tinyllm.io.files import sha256
-from tinyllm.model.hf_config import ADAPTER, base_folder
+from tinyllm.model.adapter_config import ADAPTER, base_folder
 from tinyllm.train import checkpoint
 from tinyllm.train.names import RUNS, folders, is_run, matching, runs_below
 
