@@ -12,8 +12,9 @@ from pydantic import ValidationError
 from tinyllm.config import dump, flatten, load
 from tinyllm.config.yaml12 import write
 from tinyllm.errors import INTEGRITY, UserError
-from tinyllm.model.architectures import ARCHITECTURES, FEATURES, ModelType
+from tinyllm.model.architectures import ARCHITECTURES
 from tinyllm.model.config import ModelConfig
+from tinyllm.model.features import FEATURES, ModelType
 from tinyllm.model.hf_config import config_entries, field_differences, read_config
 from tinyllm.model.transformer import CausalLM
 from tinyllm.stages.config import PretrainConfig

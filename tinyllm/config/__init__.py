@@ -6,7 +6,7 @@ fields and sections from registries; `load` and `files` merge the sources; `yaml
 Left out: interpolation, includes of several files, and classes named in YAML.
 """
 
-from tinyllm.config.base import Config, dump, flatten
+from tinyllm.config.base import Config, dump, flatten, list_to_tuple
 from tinyllm.config.choices import OneOf, with_sections
 from tinyllm.config.load import RESERVED_ENVIRONMENT, Resolved, load, parse_set
 from tinyllm.config.suggestions import nearest, suggest
@@ -20,6 +20,7 @@ __all__ = [
     "differences",
     "dump",
     "flatten",
+    "list_to_tuple",
     "load",
     "nearest",
     "parse_set",

@@ -34,6 +34,12 @@ class Config(BaseModel):
     )
 
 
+def list_to_tuple(value: Any) -> Any:
+    """Return a list as a tuple, and anything else unchanged: for fields below a validator of the whole section, whose input is no JSON
+    any more."""
+    return tuple(value) if isinstance(value, list) else value
+
+
 def dump(config: Config) -> dict[str, Any]:
     """Return the settings as nested plain values that YAML and JSON can hold."""
     return config.model_dump(mode="json")

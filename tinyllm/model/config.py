@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from tinyllm.config import Config
-from tinyllm.model.architectures import ARCHITECTURES, DEFAULT_TYPE, Activation, ModelType, Norm, lookup
+from tinyllm.config import Config, list_to_tuple
+from tinyllm.model.architectures import ARCHITECTURES, lookup
+from tinyllm.model.features import DEFAULT_TYPE, Activation, LayerType, ModelType, Norm, NormPlacement
+from tinyllm.model.layer_patterns import SLIDING
+from tinyllm.model.rope_scaling import RopeScaling
 
 
 class ModelConfig(Config):
@@ -31,17 +34,59 @@ class ModelConfig(Config):
     max_position_embeddings: int = Field(512, ge=1)
     """the longest sequence, prompt and answer together"""
     rms_norm_eps: float = Field(1e-6, ge=0)
+    """of every normalization layer"""
     rope_theta: float = Field(10000.0, gt=0)
     tie_word_embeddings: bool = True
     """use the embedding matrix as the output head, too"""
     qk_norm: bool = True
     """normalize queries and keys per head; as model_type implies"""
-    attention_bias: bool = False
-    """biases on the query, key and value projections; as model_type implies"""
     norm: Norm = "rms_norm"
-    """kind of the normalization layers"""
+    """kind of the normalization layers; rms_norm_1p multiplies by 1 + weight"""
+    norm_placement: NormPlacement = "pre"
+    """normalize what a sublayer reads (pre), what it writes (post), or both"""
+    qk_norm_of_all_heads: bool = False
+    """normalize queries and keys over all heads together"""
     activation: Activation = "silu"
-    """activation of the gated MLP; config.json calls it hidden_act"""
+    """activation of the MLP; config.json calls it hidden_act"""
+    attention_bias: bool = False
+    """biases on the query, key and value projections"""
+    output_bias: bool = True
+    """attention_bias includes the output projection"""
+    mlp_bias: bool = False
+    """biases in the MLP"""
+    gated_mlp: bool = True
+    """down(activation(gate(x)) * up(x)), otherwise down(activation(up(x)))"""
+    fused_projections: bool = False
+    """one matrix for queries, keys and values, and one for gate and up"""
+    learned_positions: bool = False
+    """an embedding of positions instead of rotary embeddings"""
+    rope_scaling: RopeScaling | None = None
+    """how rotary embeddings reach beyond the context of pretraining"""
+    partial_rotary_factor: float = Field(1.0, gt=0, le=1)
+    """the share of each head that is rotated"""
+    rope_local_base_freq: float | None = Field(None, gt=0)
+    """rope_theta of the layers with a sliding window, where that differs"""
+    no_rope_layers: Annotated[tuple[int, ...], BeforeValidator(list_to_tuple)] = ()
+    """for each layer 1 with rotary embeddings, 0 without, as Hugging Face has it; empty: all with"""
+    sliding_window: int | None = Field(None, ge=1)
+    """a token attends to so many tokens, itself included; none: to all before it"""
+    layer_types: Annotated[tuple[LayerType, ...], BeforeValidator(list_to_tuple)] = ()
+    """for each layer full_attention or sliding_attention; empty: all alike"""
+    query_pre_attn_scalar: int | None = Field(None, gt=0)
+    """attention scores are divided by its square root; none: head_dim"""
+    attention_multiplier: float | None = Field(None, gt=0)
+    """attention scores are multiplied by it; none: see query_pre_attn_scalar"""
+    attn_logit_softcapping: float | None = Field(None, gt=0)
+    """attention scores are limited to plus and minus this by a tanh; none: not"""
+    final_logit_softcapping: float | None = Field(None, gt=0)
+    """the same for the logits"""
+    scaled_embedding: bool = False
+    """multiply embeddings by the square root of hidden_size"""
+    embedding_multiplier: float = Field(1.0, gt=0)
+    residual_multiplier: float = Field(1.0, gt=0)
+    """of what every sublayer adds to the residual stream"""
+    logits_scaling: float = Field(1.0, gt=0)
+    """divides the logits"""
 
     @model_validator(mode="before")
     @classmethod
@@ -53,7 +98,8 @@ class ModelConfig(Config):
     @model_serializer(mode="wrap")
     def _leave_out_implied_features(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         implied = vars(ARCHITECTURES[self.model_type].features)
-        return {key: value for key, value in serialize(self).items() if key not in implied or value != implied[key]}
+        values = vars(self)  # not as they are serialized: a tuple is a list there
+        return {k: v for k, v in serialize(self).items() if k not in implied or values[k] != implied[k]}
 
     @model_validator(mode="after")
     def _features_exist(self) -> ModelConfig:
@@ -82,6 +128,52 @@ class ModelConfig(Config):
             )
         return self
 
+    @model_validator(mode="after")
+    def _layers_are_all_named(self) -> ModelConfig:
+        for name in ("layer_types", "no_rope_layers"):
+            if (found := len(getattr(self, name))) not in (0, self.num_hidden_layers):
+                raise ValueError(f"{name} names {found} layers, but num_hidden_layers is {self.num_hidden_layers}")
+        if SLIDING in self.layer_types and self.sliding_window is None:
+            raise ValueError(f"layer_types has {SLIDING}, but there is no sliding_window")
+        return self
+
+    @model_validator(mode="after")
+    def _derived_values_agree(self) -> ModelConfig:
+        """Refuse a shape that the architecture's files cannot state."""
+        heads, row = self.num_attention_heads, ARCHITECTURES[self.model_type]
+        wanted = {"num_key_value_heads": heads, "head_dim": self.hidden_size // heads}
+        for name, value in wanted.items():
+            if name in row.derived and getattr(self, name) != value:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}, and {self.model_type} always has {value} with this width"
+                )
+        return self
+
+    # --- what follows from the features ------------------------------------------------------------------------------------------
+
+    def window(self, layer: int) -> int | None:
+        """Return the sliding window of a layer, in tokens; None for one that attends to everything before."""
+        return self.sliding_window if not self.layer_types or self.layer_types[layer] == SLIDING else None
+
+    def rope_base(self, layer: int) -> float | None:
+        """Return the base of a layer's rotary embeddings; None for a layer without."""
+        if self.learned_positions or (self.no_rope_layers and not self.no_rope_layers[layer]):
+            return None
+        local = self.rope_local_base_freq
+        return self.rope_theta if local is None or self.window(layer) is None else local
+
+    @property
+    def attention_scale(self) -> float | None:
+        """Factor of the attention scores; None for the usual 1 / sqrt(head_dim)."""
+        if self.attention_multiplier is not None:
+            return self.attention_multiplier
+        return None if self.query_pre_attn_scalar is None else self.query_pre_attn_scalar**-0.5
+
+    @property
+    def embedding_scale(self) -> float:
+        """Factor of the embeddings."""
+        return self.embedding_multiplier * (math.sqrt(self.hidden_size) if self.scaled_embedding else 1.0)
+
     def training_bytes(self, rows: int, length: int) -> tuple[int, int]:
         """Estimate the memory of training in float32, in bytes.
 
@@ -97,18 +189,25 @@ class ModelConfig(Config):
 
     def parameters(self) -> int:
         """Return the number of parameters of a `CausalLM` of this shape, by arithmetic: for --dry-run, before anything is allocated."""
+        width, inner = self.hidden_size, self.intermediate_size
         q, kv = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
-        attention = self.hidden_size * (2 * q + 2 * kv)
-        attention += 2 * self.head_dim if self.qk_norm else 0
-        attention += q + 2 * kv if self.attention_bias else 0
-        block = attention + 3 * self.hidden_size * self.intermediate_size + 2 * self.hidden_size
-        embeddings = self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
-        return embeddings + self.num_hidden_layers * block + self.hidden_size
+        attention = width * (2 * q + 2 * kv)
+        if self.qk_norm:
+            attention += q + kv if self.qk_norm_of_all_heads else 2 * self.head_dim
+        if self.attention_bias:
+            attention += q + 2 * kv + (width if self.output_bias else 0)
+        matrices = 3 if self.gated_mlp else 2
+        mlp = matrices * width * inner + (((matrices - 1) * inner + width) if self.mlp_bias else 0)
+        norm = width * (2 if self.norm == "layer_norm" else 1)
+        block = attention + mlp + norm * (4 if self.norm_placement == "pre_and_post" else 2)
+        embeddings = self.vocab_size * width * (1 if self.tie_word_embeddings else 2)
+        positions = self.max_position_embeddings * width if self.learned_positions else 0
+        return embeddings + positions + self.num_hidden_layers * block + norm
 
 
-def _shown(value: bool | str) -> str:
+def _shown(value: Any) -> str:
     """Return a feature's value as YAML writes it."""
-    return str(value).lower() if isinstance(value, bool) else value
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 class LoRAConfig(Config):

@@ -108,6 +108,7 @@ def _decode(
 ) -> Iterator[tuple[list[int], list[int], list[float]]]:
     weight = model.lm_head.weight
     ids, attend = left_padded(prompts, weight.device)
+    text, forgetful = ids, model.model.forgetful  # all tokens so far, where they are needed again
     even = bool(attend.all())  # without padding, causal attention needs no mask
     dtype = compute_dtype(weight)
     cache = KVCache(model.config, len(prompts), ids.shape[1] + new_tokens, weight.device, dtype)
@@ -115,7 +116,11 @@ def _decode(
     stop = torch.tensor(sampling.stop, dtype=torch.long, device=weight.device)
     rows = torch.arange(len(prompts), device=weight.device)  # the prompt of each row of the batch
     writing = torch.ones(len(prompts), dtype=torch.bool, device=weight.device)
-    for _ in range(new_tokens):
+    for step in range(new_tokens):
+        if forgetful and step:
+            text = torch.cat((text, ids), dim=1)
+            if any(model.model.forgets_at(len(prompts[row]) + step) for row in rows.tolist()):
+                cache.length, ids = 0, text
         # Blocks that were compiled for training would be compiled again at every length.
         with torch.compiler.set_stance("force_eager"):
             hidden = model(ids, None if even else attend, cache)[:, -1]
@@ -131,7 +136,7 @@ def _decode(
         if not left:
             return
         if left <= len(rows) // 2:
-            rows, ids, attend = rows[writing], ids[writing], attend[writing]
+            rows, ids, attend, text = rows[writing], ids[writing], attend[writing], text[writing]
             cache.keep(writing.nonzero().squeeze(1))
             writing = writing[writing]
         if not even:

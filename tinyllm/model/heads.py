@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tinyllm.model.kernels import compute_dtype
+from tinyllm.model.kernels import compute_dtype, soft_capped
 
 _ROW_MULTIPLE = 64  # few distinct row counts: a matrix product is prepared and cached once per shape
 _BLOCK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 27, "mps": 1 << 24}  # logits held at once; 4 MiB stay in a CPU's cache
@@ -26,7 +26,9 @@ class TokenScores(NamedTuple):
     entropy: Tensor  # (B, T) float, nats, detached
 
 
-def token_log_probs(hidden: Tensor, head: Tensor, ids: Tensor, mask: Tensor, *, temperature: float = 1.0) -> Tensor:
+def token_log_probs(
+    hidden: Tensor, head: Tensor, ids: Tensor, mask: Tensor, *, temperature: float = 1.0, softcap: float | None = None
+) -> Tensor:
     """Return log p(ids[t] | ids[:t]) where `mask` is set and 0 elsewhere, (B, T) float.
 
     Args:
@@ -35,23 +37,26 @@ def token_log_probs(hidden: Tensor, head: Tensor, ids: Tensor, mask: Tensor, *, 
         ids: (B, T) int64.
         mask: (B, T) bool; column 0 must be unset, as nothing precedes the first token.
         temperature: divisor of the logits.
+        softcap: limit of the logits before the temperature, see `kernels.soft_capped`.
     """
-    log_probs, _ = _score_masked(hidden, head, ids, mask, temperature, False)
+    log_probs, _ = _score_masked(hidden, head, ids, mask, temperature, softcap, False)
     return _scatter(log_probs, mask)
 
 
-def token_scores(hidden: Tensor, head: Tensor, ids: Tensor, mask: Tensor, *, temperature: float = 1.0) -> TokenScores:
+def token_scores(
+    hidden: Tensor, head: Tensor, ids: Tensor, mask: Tensor, *, temperature: float = 1.0, softcap: float | None = None
+) -> TokenScores:
     """Return log-probabilities and entropies; see `token_log_probs`."""
-    log_probs, entropies = _score_masked(hidden, head, ids, mask, temperature, True)
+    log_probs, entropies = _score_masked(hidden, head, ids, mask, temperature, softcap, True)
     return TokenScores(_scatter(log_probs, mask), _scatter(entropies, mask))
 
 
 def _score_masked(
-    hidden: Tensor, head: Tensor, ids: Tensor, mask: Tensor, temperature: float, entropy: bool
+    hidden: Tensor, head: Tensor, ids: Tensor, mask: Tensor, temperature: float, softcap: float | None, entropy: bool
 ) -> tuple[Tensor, Tensor]:
     chosen = mask[:, 1:]
     rows = hidden[:, :-1][chosen]  # (N, D): the state *before* each scored token predicts it
-    return _RowLogProbs.apply(rows, head, ids[:, 1:][chosen], temperature, entropy)
+    return _RowLogProbs.apply(rows, head, ids[:, 1:][chosen], temperature, softcap, entropy)
 
 
 def _scatter(values: Tensor, mask: Tensor) -> Tensor:
@@ -62,23 +67,27 @@ def _scatter(values: Tensor, mask: Tensor) -> Tensor:
 class _RowLogProbs(torch.autograd.Function):
     """log softmax(h W^T / temperature)[target] of each row, without keeping the logits.
 
+    With a soft cap, logits are cap tanh(h W^T / cap) / temperature, whose derivative is 1 - tanh^2 times as large.
     d log p(y) / d logits = onehot(y) - p, so the backward pass only has to compute a block of logits again. The upstream gradient
     scales whole rows; it is applied to the short side of a row (D numbers), not to the long one (V).
     """
 
     @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, entropy: bool):
+    def forward(
+        ctx, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, softcap: float | None, entropy: bool
+    ):
         dtype, count = compute_dtype(hidden), len(hidden)
         padding = -count % _ROW_MULTIPLE  # rows of zeros: their results are cut off, their gradients are zero
         rows = F.pad((hidden / temperature if temperature != 1.0 else hidden).to(dtype), (0, 0, 0, padding))
         head, targets = weight.to(dtype), F.pad(targets, (0, padding))
         sum_dtype = torch.promote_types(dtype, torch.float32)  # a sum over a vocabulary is never taken in bf16
+        cap = None if softcap is None else softcap / temperature  # of logits that are divided already
         block = max(1, _BLOCK_ELEMENTS[hidden.device.type] // weight.shape[0])
         values = torch.empty(len(rows), dtype=sum_dtype, device=hidden.device)
         entropies = torch.zeros_like(values)
         for start in range(0, len(rows), block):
             part = slice(start, start + block)
-            logits = (rows[part] @ head.T).to(sum_dtype)
+            logits = soft_capped((rows[part] @ head.T).to(sum_dtype), cap)
             highest = logits.amax(-1, keepdim=True)
             values[part] = (logits.gather(1, targets[part, None]) - highest).squeeze(1)
             if entropy:
@@ -87,6 +96,7 @@ class _RowLogProbs(torch.autograd.Function):
             values[part] -= logits.sub_(highest).exp_().sum(-1).log_()
         ctx.save_for_backward(rows, head, targets)
         ctx.temperature, ctx.block, ctx.dtypes = temperature, block, (hidden.dtype, weight.dtype)
+        ctx.cap = cap
         values, entropies = values[:count], entropies[:count]
         ctx.mark_non_differentiable(entropies)
         return values, entropies
@@ -96,6 +106,10 @@ class _RowLogProbs(torch.autograd.Function):
         rows, head, targets = ctx.saved_tensors
         count = len(gradient)
         gradient = F.pad(gradient, (0, len(rows) - count))[:, None]
+        if ctx.cap is not None:
+            to_rows, to_head = _capped_gradients(rows, head, targets, gradient, ctx.cap, ctx.block)
+            to_rows = to_rows[:count] / ctx.temperature
+            return to_rows.to(ctx.dtypes[0]), to_head.to(ctx.dtypes[1]), None, None, None, None
         # the onehot(y) term touches one row of the head for each target
         to_rows = gradient * head[targets]
         to_head = torch.zeros(head.shape, dtype=gradient.dtype, device=head.device).index_add_(
@@ -108,7 +122,24 @@ class _RowLogProbs(torch.autograd.Function):
             to_rows[part] -= gradient[part] * (p @ head)
             to_head += p.T @ scaled[part]
         to_rows = to_rows[:count] / ctx.temperature if ctx.temperature != 1.0 else to_rows[:count]
-        return to_rows.to(ctx.dtypes[0]), to_head.to(ctx.dtypes[1]), None, None, None
+        return to_rows.to(ctx.dtypes[0]), to_head.to(ctx.dtypes[1]), None, None, None, None
+
+
+def _capped_gradients(
+    rows: Tensor, head: Tensor, targets: Tensor, gradient: Tensor, cap: float, block: int
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of rows (N, D) and head (V, D) with a soft cap, which weighs every logit differently."""
+    to_rows = torch.empty(rows.shape, dtype=gradient.dtype, device=rows.device)
+    to_head = torch.zeros(head.shape, dtype=gradient.dtype, device=head.device)
+    for start in range(0, len(rows), block):
+        part = slice(start, start + block)
+        logits = soft_capped((rows[part] @ head.T).to(gradient.dtype), cap)
+        to_logits = -logits.softmax(-1)
+        to_logits.scatter_add_(1, targets[part, None], torch.ones_like(gradient[part]))
+        to_logits = (to_logits.mul_(1 - (logits / cap).square_()).mul_(gradient[part])).to(rows.dtype)
+        to_rows[part] = to_logits @ head
+        to_head += to_logits.T @ rows[part]
+    return to_rows, to_head
 
 
 def last_token(values: Tensor, mask: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from tinyllm.errors import INTEGRITY, UserError
 from tinyllm.io import strict_json
 from tinyllm.model import lora, tensors
 from tinyllm.model.adapter_config import ADAPTER, base_folder, decayed_sibling, read_adapter
-from tinyllm.model.architectures import ARCHITECTURES
+from tinyllm.model.architectures import ARCHITECTURES, Architecture
 from tinyllm.model.config import ModelConfig
 from tinyllm.model.hf_config import (
     CONFIG,
@@ -28,17 +28,29 @@ from tinyllm.model.hf_config import (
     field_differences,
     read_config,
 )
+from tinyllm.model.hf_names import EMBEDDING, HEAD, is_transposed, to_file, translated
 from tinyllm.model.transformer import CausalLM, SequenceScorer
 
+# Entries of a config.json that was loaded which do not hold for what is written: rules of rope that were resolved, and code.
+_NOT_KEPT = {
+    "auto_map",
+    "_name_or_path",
+    "transformers_version",
+    "quantization_config",
+    "rope_scaling",
+    "sliding_window_pattern",
+}
 START_OVER = "choose another --name, or add --no-resume to move the old run aside"
 AnyModel = TypeVar("AnyModel", CausalLM, SequenceScorer)
 
 
 def describe(model: CausalLM | SequenceScorer, *, bos: int | None, eos: int | None, pad: int | None) -> dict[str, Any]:
     """Return config.json as a dict. bos, eos and pad are token ids; None is written as null."""
-    task = "ForCausalLM" if isinstance(model, CausalLM) else "ForSequenceClassification"
+    row = ARCHITECTURES[model.config.model_type]
+    scorer = row.class_name if row.scorer_name is None else row.scorer_name or row.class_name
+    name = f"{row.class_name}ForCausalLM" if isinstance(model, CausalLM) else f"{scorer}ForSequenceClassification"
     found: dict[str, Any] = {
-        "architectures": [ARCHITECTURES[model.config.model_type].class_name + task],
+        "architectures": [name],
         **config_entries(model.config),
         "bos_token_id": bos,
         "eos_token_id": eos,
@@ -49,7 +61,8 @@ def describe(model: CausalLM | SequenceScorer, *, bos: int | None, eos: int | No
     }
     if isinstance(model, SequenceScorer):
         found |= {"num_labels": 1, "id2label": {"0": "reward"}, "label2id": {"reward": 0}, "problem_type": "regression"}
-    return found
+    others = {key: value for key, value in model.loaded_config.items() if key not in _NOT_KEPT}
+    return {**found, **{key: value for key, value in others.items() if key not in found}}
 
 
 def save(
@@ -67,15 +80,24 @@ def save(
         write_json(
             folder / "generation_config.json", {"bos_token_id": bos, "eos_token_id": list(stop), "pad_token_id": pad}
         )
-    save_file(tensors_of(model), folder / tensors.WEIGHTS, metadata={"format": "pt"})
+    row = ARCHITECTURES[model.config.model_type]
+    written = {
+        to_file(name, row): tensor.T.contiguous() if is_transposed(name, row) else tensor
+        for name, tensor in tensors_of(model).items()
+    }
+    save_file(written, folder / tensors.WEIGHTS, metadata={"format": "pt"})
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     """Return the state dict as it is written, on the CPU: without LoRA branches, and without a head that is tied to the embedding."""
+    return {k: v.detach().contiguous().cpu() for k, v in _own_state(model).items()}
+
+
+def _own_state(model: nn.Module) -> dict[str, Tensor]:
     state = {k: v for k, v in model.state_dict().items() if not lora.is_branch(k)}
     if isinstance(model, CausalLM) and model.config.tie_word_embeddings:
-        state.pop("lm_head.weight")
-    return {k: v.detach().contiguous().cpu() for k, v in state.items()}
+        state.pop(HEAD)
+    return state
 
 
 def load_causal_lm(folder: Path, device: torch.device | str = "cpu", *, merged: bool = True) -> CausalLM:
@@ -92,8 +114,8 @@ def load_causal_lm(folder: Path, device: torch.device | str = "cpu", *, merged: 
         model = load_causal_lm(_checked_base(folder))
         lora.load(model, folder)
         return (lora.merge(model) if merged else model).to(device)
-    config, _ = read_config(folder)
-    return _load_weights(CausalLM, config, folder, device)
+    config, found = read_config(folder)
+    return _load_weights(CausalLM, config, found, folder, device)
 
 
 def load_scorer(folder: Path, device: torch.device | str = "cpu") -> SequenceScorer:
@@ -107,7 +129,7 @@ def load_scorer(folder: Path, device: torch.device | str = "cpu") -> SequenceSco
     name = classes[0] if isinstance(classes, list) and classes else ""
     if not str(name).endswith("ForSequenceClassification") or found.get("num_labels", 1) != 1:
         raise UserError("this is not a reward model", where=str(folder), fix="train one with `tinyllm rm`")
-    return _load_weights(SequenceScorer, config, folder, device)
+    return _load_weights(SequenceScorer, config, found, folder, device)
 
 
 def restore(model: CausalLM | SequenceScorer, folder: Path) -> None:
@@ -124,13 +146,16 @@ def restore(model: CausalLM | SequenceScorer, folder: Path) -> None:
             fix=START_OVER,
             code=INTEGRITY,
         )
-    tensors.fill(model, tensors.read(tensors.files_of(folder)), tensors_of(model), folder)
+    there, row = tensors.read(tensors.files_of(folder)), ARCHITECTURES[config.model_type]
+    wanted = tensors_of(model)
+    tensors.fill(model, _translated(there, translated(wanted, there, row), row), wanted, folder)
 
 
 def scorer_from(policy: CausalLM, seed: int) -> SequenceScorer:
     """Return a reward model or critic with a copy of a language model's decoder and a head drawn from N(0, 1/(D+1))."""
     scorer = SequenceScorer(policy.config).to(policy.lm_head.weight.device)
     scorer.model.load_state_dict(tensors_of(policy.model))
+    scorer.loaded_config = policy.loaded_config
     std = 1 / (policy.config.hidden_size + 1) ** 0.5
     head = torch.randn(scorer.score.weight.shape, generator=torch.Generator().manual_seed(seed)) * std
     with torch.no_grad():
@@ -151,15 +176,26 @@ def _checked_base(adapter: Path) -> Path:
     return base
 
 
-def _load_weights(kind: type[AnyModel], config: ModelConfig, folder: Path, device: torch.device | str) -> AnyModel:
-    """Return a model with the weights in `folder`, in float32: master weights are never kept in less."""
-    files = tensors.files_of(folder)
-    shapes = {name: header.shape for name, header in tensors.headers(files).items()}
-    check_shapes(config, shapes, folder)
-    model = kind(config)
-    if isinstance(model, CausalLM) and config.tie_word_embeddings:
-        shapes.pop("lm_head.weight", None)
-    wanted = {name: tensor.shape for name, tensor in tensors_of(model).items()}
+def _load_weights(
+    kind: type[AnyModel], config: ModelConfig, found: dict[str, Any], folder: Path, device: torch.device | str
+) -> AnyModel:
+    """Return a model with the weights in `folder`, in float32: master weights are never kept in less.
+
+    Args:
+        found: the content of config.json.
+    """
+    row, files = ARCHITECTURES[config.model_type], tensors.files_of(folder)
+    headers = tensors.headers(files)
+    check_shapes(config, {name: header.shape for name, header in headers.items()}, folder)
+    with torch.device("meta"):  # no memory until the tensors are there
+        model = kind(config)
+    wanted = {name: tensor.shape for name, tensor in _own_state(model).items()}
+    names = translated(wanted, headers, row)
+    head = _other_head(model, names)
+    shapes = {
+        name: headers[theirs].shape[::-1] if is_transposed(name, row) else headers[theirs].shape
+        for name, theirs in names.items()
+    }
     if problem := tensors.mismatch(wanted, shapes):
         fields = field_differences(config, shapes)
         raise UserError(
@@ -167,11 +203,45 @@ def _load_weights(kind: type[AnyModel], config: ModelConfig, folder: Path, devic
             where=str(folder),
             code=INTEGRITY,
         )
-    found = tensors.read(files)
-    model.load_state_dict({name: found[name].float() for name in wanted}, strict=False, assign=True)
-    if isinstance(model, CausalLM) and config.tie_word_embeddings:
+    there = tensors.read(files)
+    weights = _translated(there, names, row)
+    if head and not torch.equal(there[head], there[names[EMBEDDING]]):
+        with torch.device("meta"):
+            model = kind(config.model_copy(update={"tie_word_embeddings": False}))
+        weights[HEAD] = there[head]
+        model.load_notes += (f"config.json says tie_word_embeddings, but {head} is another matrix: they are not tied",)
+    model.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, strict=False, assign=True)
+    if isinstance(model, CausalLM) and model.config.tie_word_embeddings:
         model.lm_head.weight = model.model.embed_tokens.weight
+    model.loaded_config = found
     return model.to(device)
+
+
+def _other_head(model: nn.Module, names: dict[str, str]) -> str:
+    """Remove a head that the model does not have from the tensors of its file, and return its name where it must be compared.
+
+    As in transformers: a tied model may have both matrices in its file, or only the head; a reward model may keep that of the language
+    model it was made of.
+
+    Args:
+        names: {name here: name in the file}, changed in place.
+    """
+    tied = isinstance(model, CausalLM) and model.config.tie_word_embeddings
+    if HEAD not in names or (isinstance(model, CausalLM) and not tied):
+        return ""
+    head = names.pop(HEAD)
+    if tied and EMBEDDING not in names:
+        names[EMBEDDING] = head
+        return ""
+    return head if tied else ""
+
+
+def _translated(there: dict[str, Tensor], names: dict[str, str], row: Architecture) -> dict[str, Tensor]:
+    """Return tensors of a file under the names here, (out, in): `names` is {ours: theirs}."""
+    return {
+        name: there[theirs].T.contiguous() if is_transposed(name, row) else there[theirs]
+        for name, theirs in names.items()
+    }
 
 
 def write_json(path: Path, content: Any) -> None:

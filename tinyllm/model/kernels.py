@@ -81,8 +81,15 @@ class _Rotate(torch.autograd.Function):
         return _rotated(gradient, cos, -sin), None, None
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Return softmax(q k^T / sqrt(D) + mask) v, (B, H, T, D).
+def soft_capped(x: Tensor, cap: float | None) -> Tensor:
+    """Return cap * tanh(x / cap), which stays between -cap and cap; x where there is no cap."""
+    return x if cap is None else cap * torch.tanh(x / cap)
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, scale: float | None = None, softcap: float | None = None
+) -> Tensor:
+    """Return softmax(q k^T * scale + mask) v, (B, H, T, D).
 
     In bf16 on a CPU the products are written out: for rows of a few hundred tokens that trains twice as fast as the library's blockwise
     kernel, whose backward pass is made for longer ones. The choice does not depend on gradients: a reference model that is scored by
@@ -91,15 +98,36 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     Args:
         q: (B, H, T, D).
         k, v: (B, K, S, D), K dividing H.
-        mask: (B, 1, T, S) bool, True where a query sees a key. Without one, attention is causal if T > 1.
+        mask: (B or 1, 1, T, S) bool, True where a query sees a key. Without one, attention is causal if T > 1.
+        scale: 1 / sqrt(D) if not given.
+        softcap: limits the scores before the mask, see `soft_capped`.
     """
     length = q.shape[2]
     grouped = q.shape[1] != k.shape[1]
-    if mask is None and q.device.type == "cpu" and q.dtype == torch.bfloat16 and 1 < length <= _EXPLICIT_LENGTH:
+    if softcap is not None:
+        return _capped_attention(q, k, v, mask, q.shape[-1] ** -0.5 if scale is None else scale, softcap)
+    if (
+        mask is None
+        and scale is None
+        and q.device.type == "cpu"
+        and q.dtype == torch.bfloat16
+        and 1 < length <= _EXPLICIT_LENGTH
+    ):
         return explicit_attention(q, k, v)
     return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=mask is None and length > 1, enable_gqa=grouped
+        q, k, v, attn_mask=mask, is_causal=mask is None and length > 1, enable_gqa=grouped, scale=scale
     )
+
+
+def _capped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, softcap: float) -> Tensor:
+    """Return attention with limited scores, which no kernel of the library has: all scores of a head are in memory."""
+    if q.shape[1] != k.shape[1]:
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    if mask is None:
+        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(k.shape[2] - q.shape[2])
+    scores = soft_capped(q @ k.transpose(2, 3) * scale, softcap).masked_fill(~mask, -torch.inf)
+    wide = torch.promote_types(q.dtype, torch.float32)
+    return scores.softmax(-1, dtype=wide).to(v.dtype) @ v
 
 
 def explicit_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

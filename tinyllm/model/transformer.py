@@ -6,22 +6,25 @@ returns final hidden states, not logits: losses need log-probabilities at some p
 logits at one (`CausalLM.logits`), and a (B, T, V) tensor is never made.
 
 Shapes: B rows, T tokens, S keys, D width, H heads, K key-value heads, V vocabulary.
-Left out: mixture of experts, sliding windows, rope scaling, biases of the output projection and of the MLP.
+Left out: mixture of experts.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tinyllm.model import kernels
-from tinyllm.model.architectures import Activation, Norm
 from tinyllm.model.config import ModelConfig
+from tinyllm.model.features import Activation, Norm, NormPlacement
 from tinyllm.model.heads import TokenScores, last_token, token_log_probs, token_scores
+from tinyllm.model.rope import Rotary
 
 
 class KVCache:
@@ -53,20 +56,50 @@ class KVCache:
         self.keys, self.values = self.keys[:, rows], self.values[:, rows]
 
 
-class RMSNorm(nn.Module):
-    """x / rms(x) * weight over the last dimension (arXiv 1910.07467)."""
+class Place(NamedTuple):
+    """Where the tokens of a batch are in their texts: how they are rotated, and what they may attend to."""
 
-    def __init__(self, size: int, eps: float):
+    cos: Tensor | None  # (B or 1, 1, T, rotated dimensions / 2); None without rotary embeddings
+    sin: Tensor | None
+    mask: Tensor | None  # (B or 1, 1, T, S) bool; None: causal
+
+    def rotate(self, x: Tensor) -> Tensor:
+        """Rotate queries or keys (B, heads, T, head_dim)."""
+        if self.cos is None or self.sin is None:
+            return x
+        width = 2 * self.cos.shape[-1]
+        if width == x.shape[-1]:
+            return kernels.rotate(x, self.cos, self.sin)
+        return torch.cat((kernels.rotate(x[..., :width], self.cos, self.sin), x[..., width:]), dim=-1)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last dimension (arXiv 1910.07467).
+
+    Args:
+        offset: added to the weight, which then starts at 0 where the gain is 1.
+    """
+
+    def __init__(self, size: int, eps: float, offset: float = 0.0):
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
+        self.weight = nn.Parameter(torch.full((size,), 1.0 - offset))
+        self.eps, self.offset = eps, offset
 
     def forward(self, x: Tensor) -> Tensor:
-        return kernels.rms_norm(x, self.weight, self.eps)
+        return kernels.rms_norm(x, self.weight + self.offset if self.offset else self.weight, self.eps)
 
 
-_NORMS: Mapping[Norm, Callable[[int, float], nn.Module]] = {"rms_norm": RMSNorm}
-_ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {"silu": F.silu}
+_NORMS: Mapping[Norm, Callable[[int, float], nn.Module]] = {
+    "rms_norm": RMSNorm,
+    "rms_norm_1p": partial(RMSNorm, offset=1.0),
+    "layer_norm": nn.LayerNorm,
+}
+_ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+}
 
 
 def _norm(config: ModelConfig, size: int) -> nn.Module:
@@ -75,80 +108,130 @@ def _norm(config: ModelConfig, size: int) -> nn.Module:
 
 
 class Attention(nn.Module):
-    """Grouped-query attention (arXiv 2305.13245), with biases on q, k and v or QK-norm (arXiv 2302.05442) where the model has them."""
+    """Grouped-query attention (arXiv 2305.13245), with QK-norm (arXiv 2302.05442) and a sliding window where the model has them."""
 
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
         self.layer, self.head_dim = layer, config.head_dim
+        self.scale, self.softcap = config.attention_scale, config.attn_logit_softcapping
         width, bias = config.hidden_size, config.attention_bias
-        self.q_proj = nn.Linear(width, config.num_attention_heads * config.head_dim, bias=bias)
-        self.k_proj = nn.Linear(width, config.num_key_value_heads * config.head_dim, bias=bias)
-        self.v_proj = nn.Linear(width, config.num_key_value_heads * config.head_dim, bias=bias)
-        self.o_proj = nn.Linear(config.num_attention_heads * config.head_dim, width, bias=False)
-        self.q_norm = _norm(config, config.head_dim) if config.qk_norm else nn.Identity()
-        self.k_norm = _norm(config, config.head_dim) if config.qk_norm else nn.Identity()
+        q, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+        self.widths = (q, kv, kv)
+        self.fused = config.fused_projections
+        if self.fused:
+            self.qkv_proj = nn.Linear(width, q + 2 * kv, bias=bias)
+        else:
+            self.q_proj = nn.Linear(width, q, bias=bias)
+            self.k_proj = nn.Linear(width, kv, bias=bias)
+            self.v_proj = nn.Linear(width, kv, bias=bias)
+        self.o_proj = nn.Linear(q, width, bias=bias and config.output_bias)
+        self.norm_all_heads = config.qk_norm_of_all_heads
+        q, kv = (q, kv) if self.norm_all_heads else (config.head_dim, config.head_dim)
+        self.q_norm = _norm(config, q) if config.qk_norm else nn.Identity()
+        self.k_norm = _norm(config, kv) if config.qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, place: Place, cache: KVCache | None) -> Tensor:
         rows, length, _ = x.shape
-        heads = (rows, length, -1, self.head_dim)
-        q = kernels.rotate(self.q_norm(self.q_proj(x).view(heads)).transpose(1, 2), cos, sin)  # (B, H, T, head_dim)
-        k = kernels.rotate(self.k_norm(self.k_proj(x).view(heads)).transpose(1, 2), cos, sin)  # (B, K, T, head_dim)
-        v = self.v_proj(x).view(heads).transpose(1, 2)
+        q, k, v = (
+            self.qkv_proj(x).split(self.widths, -1) if self.fused else (self.q_proj(x), self.k_proj(x), self.v_proj(x))
+        )
+        if self.norm_all_heads:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = (part.view(rows, length, -1, self.head_dim) for part in (q, k, v))
+        if not self.norm_all_heads:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H or K, T, head_dim)
+        q, k = place.rotate(q), place.rotate(k)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
-        y = kernels.attention(q, k, v, mask)
+        y = kernels.attention(q, k, v, place.mask, scale=self.scale, softcap=self.softcap)
         return self.o_proj(y.transpose(1, 2).reshape(rows, length, -1))
 
 
 class MLP(nn.Module):
-    """Gated MLP (arXiv 2002.05202): down(activation(gate(x)) * up(x)); with silu it is SwiGLU."""
+    """Gated MLP (arXiv 2002.05202): down(activation(gate(x)) * up(x)), with silu SwiGLU; or down(activation(up(x)))."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        width, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.gated, self.fused = config.gated_mlp, config.gated_mlp and config.fused_projections
+        if self.fused:
+            self.gate_up_proj = nn.Linear(width, 2 * inner, bias=bias)
+        else:
+            if self.gated:
+                self.gate_proj = nn.Linear(width, inner, bias=bias)
+            self.up_proj = nn.Linear(width, inner, bias=bias)
+        self.down_proj = nn.Linear(inner, width, bias=bias)
         self.activation = _ACTIVATIONS[config.activation]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
+        if not self.gated:
+            return self.down_proj(self.activation(self.up_proj(x)))
+        gate, up = self.gate_up_proj(x).chunk(2, -1) if self.fused else (self.gate_proj(x), self.up_proj(x))
+        return self.down_proj(self.activation(gate) * up)
+
+
+_PLACEMENTS: Mapping[NormPlacement, tuple[str | None, str | None, str | None, str | None]] = {
+    # norms before and after attention, before and after the MLP, under Hugging Face's names
+    "pre": ("input_layernorm", None, "post_attention_layernorm", None),
+    "post": (None, "post_attention_layernorm", None, "post_feedforward_layernorm"),
+    "pre_and_post": (
+        "input_layernorm",
+        "post_attention_layernorm",
+        "pre_feedforward_layernorm",
+        "post_feedforward_layernorm",
+    ),
+}
 
 
 class Block(nn.Module):
-    """Pre-norm block: x + attention(norm(x)), then x + mlp(norm(x)). Dropout acts on what is added to the residual stream."""
+    """x + attention(x), then x + mlp(x), each with norms before it, behind it or both.
+
+    Dropout acts on what is added to the residual stream.
+    """
 
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
-        self.input_layernorm = _norm(config, config.hidden_size)
+        self.norms = _PLACEMENTS[config.norm_placement]
+        names = [name for name in self.norms if name is not None]
+        first = names[: self.norms.index(names[0]) == 0]  # parameters keep the order in which they are used
+        for name in first:
+            self.add_module(name, _norm(config, config.hidden_size))
         self.self_attn = Attention(config, layer)
-        self.post_attention_layernorm = _norm(config, config.hidden_size)
+        for name in names[len(first) :]:
+            self.add_module(name, _norm(config, config.hidden_size))
         self.mlp = MLP(config)
+        self.residual_multiplier = config.residual_multiplier
         self.dropout = nn.Dropout(0.0)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor:
-        x = x + self.dropout(self.self_attn(self.input_layernorm(x), cos, sin, mask, cache))
-        return x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
+    def forward(self, x: Tensor, place: Place, cache: KVCache | None) -> Tensor:
+        before_attention, after_attention, before_mlp, after_mlp = self.norms
+        y = self._normed(after_attention, self.self_attn(self._normed(before_attention, x), place, cache))
+        x = x + self.dropout(self._scaled(y))
+        y = self._normed(after_mlp, self.mlp(self._normed(before_mlp, x)))
+        return x + self.dropout(self._scaled(y))
+
+    def _normed(self, name: str | None, x: Tensor) -> Tensor:
+        return x if name is None else getattr(self, name)(x)
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        return x if self.residual_multiplier == 1 else x * self.residual_multiplier
 
 
 class Decoder(nn.Module):
     """Token ids to final hidden states: the part that a language model and a reward model share."""
 
-    cos: Tensor
-    sin: Tensor
-
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        if config.learned_positions:
+            self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = _norm(config, config.hidden_size)
-        # In float32 and in this order, as transformers does: other roundings show in the fifth digit of the logits.
-        frequencies = 1.0 / config.rope_theta ** (torch.arange(0, config.head_dim, 2).float() / config.head_dim)
-        # Rounded up to a multiple of 16: batches are padded to such widths, and padding has positions, too.
-        positions = -(-config.max_position_embeddings // 16) * 16
-        angles = torch.outer(torch.arange(positions).float(), frequencies)
-        self.register_buffer("cos", angles.cos(), persistent=False)  # (positions, head_dim / 2)
-        self.register_buffer("sin", angles.sin(), persistent=False)
+        # Layers differ in the base of their rotary embeddings and in their window: what they share is computed once.
+        self.kinds = [(config.rope_base(layer), config.window(layer)) for layer in range(config.num_hidden_layers)]
+        self.rotary = {base: _rotary(config, base) for base, _ in self.kinds if base is not None}
 
     def forward(self, ids: Tensor, attend: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         """Return the final hidden states (B, T, D) of `ids` (B, T).
@@ -163,46 +246,107 @@ class Decoder(nn.Module):
         Raises:
             ValueError: several tokens after cached ones without `attend`.
         """
-        x = self.embed_tokens(ids)
         start, length = (cache.length if cache else 0), ids.shape[1]
-        if attend is None:
-            mask = None
-            cos, sin = self.cos[start : start + length][None, None], self.sin[start : start + length][None, None]
-            if start and length > 1:
-                raise ValueError("several tokens after cached ones need an attend mask")
-        else:
-            mask = _attention_mask(attend, start, length)
-            positions = _positions(attend)[:, start:]
-            cos, sin = self.cos[positions][:, None], self.sin[positions][:, None]
-        for layer in self.layers:
-            x = layer(x, cos, sin, mask, cache)
+        if attend is None and start and length > 1:
+            raise ValueError("several tokens after cached ones need an attend mask")
+        places = self._places(ids.device, attend, start, length)
+        x = self.embed_tokens(ids)
+        if self.config.embedding_scale != 1:
+            x = x * self.config.embedding_scale
+        if self.config.learned_positions:
+            positions = (
+                torch.arange(start, start + length, device=ids.device) if attend is None else _positions(attend)[0]
+            )
+            last = self.config.max_position_embeddings - 1  # padding may be further to the right
+            x = x + self.embed_positions(positions[..., -length:].clamp(max=last))
+        for layer, kind in zip(self.layers, self.kinds, strict=True):
+            x = layer(x, places[kind], cache)
         if cache is not None:
             cache.length += length
         return self.norm(x)
 
+    @property
+    def forgetful(self) -> bool:
+        """True where the rotation of tokens depends on the length of their text, see `forgets_at`."""
+        return any(rotary.by_length for rotary in self.rotary.values())
 
-def _attention_mask(attend: Tensor, start: int, length: int) -> Tensor:
-    """Return (B, 1, T, S) bool: query i sees the keys of its document up to itself. Padding sees itself, since a softmax over no keys
-    is NaN."""
-    queries = torch.arange(start, start + length, device=attend.device)[:, None]
-    keys = torch.arange(start + length, device=attend.device)[None, :]
+    def forgets_at(self, length: int) -> bool:
+        """Return whether a text that grows to `length` tokens rotates its earlier tokens in another way than before, so that a cache of
+        them must be made anew."""
+        return any(rotary.changes_at(length) for rotary in self.rotary.values())
+
+    def _places(
+        self, device: torch.device, attend: Tensor | None, start: int, length: int
+    ) -> dict[tuple[float | None, int | None], Place]:
+        """Return rotation and mask of each kind of layer."""
+        rotations: dict[float | None, tuple[Tensor | None, Tensor | None]] = {None: (None, None)}
+        for base, rotary in self.rotary.items():
+            if attend is None:
+                rotations[base] = rotary.span(start, start + length, device)
+            else:
+                positions, lengths = _positions(attend)
+                rotations[base] = rotary.at(positions[:, start:], lengths[:, start:])
+        masks = {window: _attention_mask(device, attend, start, length, window) for _, window in self.kinds}
+        return {(base, window): Place(*rotations[base], masks[window]) for base, window in self.kinds}
+
+
+def _rotary(config: ModelConfig, base: float) -> Rotary:
+    """Return the rotary embeddings of one base. Rules of scaling belong to `rope_theta`, not to the base of local layers."""
+    width = int(config.head_dim * config.partial_rotary_factor)
+    return Rotary(
+        base, width, config.rope_scaling if base == config.rope_theta else None, config.max_position_embeddings
+    )
+
+
+def _attention_mask(
+    device: torch.device, attend: Tensor | None, start: int, length: int, window: int | None
+) -> Tensor | None:
+    """Return (B or 1, 1, T, S) bool: query i sees the keys of its document up to itself, and within the window.
+
+    Padding sees itself, since a softmax over no keys is NaN. None where plain causal attention is the same.
+    """
+    if attend is None and (window is None or start + length <= window):
+        return None
+    queries = torch.arange(start, start + length, device=device)[:, None]
+    keys = torch.arange(start + length, device=device)[None, :]
+    seen = keys <= queries
+    if window is not None:
+        seen &= keys > queries - window
+    if attend is None:
+        return seen[None, None]
     same = attend[:, start:, None] == attend[:, None, :]  # (B, T, S)
-    return (((keys <= queries) & same & attend.bool()[:, None, :]) | (keys == queries))[:, None]
+    return ((seen & same & attend.bool()[:, None, :]) | (keys == queries))[:, None]
 
 
-def _positions(attend: Tensor) -> Tensor:
-    """Return each token's position in its document (B, S), counted from the document's first token in the row."""
+def _positions(attend: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each token's position in its document, counted from the document's first token in the row, and the document's length.
+
+    Both are (B, S) int64.
+    """
     place = torch.arange(attend.shape[1], device=attend.device).expand(attend.shape)
-    first = F.pad(attend[:, 1:] != attend[:, :-1], (1, 0), value=True)
-    return place - place.where(first, 0).cummax(1).values
+    changes = attend[:, 1:] != attend[:, :-1]
+    first = place.where(F.pad(changes, (1, 0), value=True), 0).cummax(1).values
+    last = place.where(F.pad(changes, (0, 1), value=True), attend.shape[1]).flip(1).cummin(1).values.flip(1)
+    return place - first, last - first + 1
 
 
-class CausalLM(nn.Module):
-    """A decoder with a head over the vocabulary: `...ForCausalLM` in Hugging Face's naming."""
+class Loaded(nn.Module):
+    """A model with what is remembered of the files that it came from."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
+        self.loaded_config: Mapping[str, Any] = {}
+        """the content of its config.json, of which entries that nothing here reads are written back"""
+        self.load_notes: tuple[str, ...] = ()
+        """what was understood in another way than the files say, for people"""
+
+
+class CausalLM(Loaded):
+    """A decoder with a head over the vocabulary: `...ForCausalLM` in Hugging Face's naming."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__(config)
         self.model = Decoder(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
@@ -210,7 +354,8 @@ class CausalLM(nn.Module):
 
     def forward(self, ids: Tensor, attend: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         """Return the final hidden states (B, T, D) that `logits` and `log_probs` read; see `Decoder.forward`."""
-        return self.model(ids, attend, cache)
+        hidden = self.model(ids, attend, cache)
+        return hidden if self.config.logits_scaling == 1 else hidden / self.config.logits_scaling
 
     def log_probs(self, ids: Tensor, mask: Tensor, *, attend: Tensor | None = None, temperature: float = 1.0) -> Tensor:
         """Return log p(ids[t] | ids[:t]) in nats where `mask` (B, T) is set and 0 elsewhere, (B, T); see `heads.token_log_probs`.
@@ -222,25 +367,28 @@ class CausalLM(nn.Module):
             attend: see `Decoder.forward`.
             temperature: of the softmax.
         """
-        return token_log_probs(self(ids, attend), self.lm_head.weight, ids, mask, temperature=temperature)
+        softcap = self.config.final_logit_softcapping
+        return token_log_probs(
+            self(ids, attend), self.lm_head.weight, ids, mask, temperature=temperature, softcap=softcap
+        )
 
     def token_scores(
         self, ids: Tensor, mask: Tensor, *, attend: Tensor | None = None, temperature: float = 1.0
     ) -> TokenScores:
         """Return log-probabilities and entropies, each (B, T); see `log_probs`."""
-        return token_scores(self(ids, attend), self.lm_head.weight, ids, mask, temperature=temperature)
+        softcap = self.config.final_logit_softcapping
+        return token_scores(self(ids, attend), self.lm_head.weight, ids, mask, temperature=temperature, softcap=softcap)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return logits (..., V) of hidden states (..., D)."""
-        return self.lm_head(hidden)
+        return kernels.soft_capped(self.lm_head(hidden), self.config.final_logit_softcapping)
 
 
-class SequenceScorer(nn.Module):
+class SequenceScorer(Loaded):
     """A decoder with one score per token, for reward models and critics: `...ForSequenceClassification` with one label."""
 
     def __init__(self, config: ModelConfig):
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.model = Decoder(config)
         self.score = nn.Linear(config.hidden_size, 1, bias=False)
 
@@ -272,7 +420,8 @@ class ActorCritic(nn.Module):
         chosen, that is the critic's score at t - 1; entry 0 is 0."""
         hidden, scores = self(ids, attend)
         values = F.pad(scores[:, :-1], (1, 0))
-        return token_scores(hidden, self.policy.lm_head.weight, ids, mask, temperature=temperature), values
+        softcap, head = self.policy.config.final_logit_softcapping, self.policy.lm_head.weight
+        return token_scores(hidden, head, ids, mask, temperature=temperature, softcap=softcap), values
 
 
 def initialise(model: CausalLM | SequenceScorer, seed: int) -> None:

@@ -64,6 +64,8 @@ def load_language_model(parent: Parent, device: torch.device) -> tuple[CausalLM,
         name, usable = parent.folder.parent.parent.name, partial(can_start_from, "chat")
         raise names.unknown(name, option="--checkpoint", accepts=usable, what=what, where=str(parent.folder))
     model = hub.load_causal_lm(parent.folder, device)
+    for note in model.load_notes:
+        say(f"note: {note}")
     tokenizer = load_tokenizer(model, parent.folder)
     parent.check_unchanged()
     return model, tokenizer

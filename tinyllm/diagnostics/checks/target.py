@@ -11,8 +11,8 @@ import torch
 from tinyllm.diagnostics.checks.result import CheckSkipped
 from tinyllm.model import hub
 from tinyllm.model.adapter_config import ADAPTER
-from tinyllm.model.architectures import DEFAULT_TYPE, ModelType
 from tinyllm.model.config import ModelConfig
+from tinyllm.model.features import DEFAULT_TYPE, ModelType
 from tinyllm.model.transformer import CausalLM, SequenceScorer
 from tinyllm.stages.checkpoint_files import CheckpointFiles
 from tinyllm.stages.common import load_tokenizer
