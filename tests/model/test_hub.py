@@ -187,8 +187,8 @@ def test_scorer_starts_from_the_decoder_of_the_policy(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("hidden_act", "gelu"),
-        ("model_type", "gpt2"),
+        ("hidden_act", "mish"),
+        ("model_type", "gpt_neox"),
         ("rope_parameters", {"rope_type": "yarn"}),
         ("quantization_config", {"bits": 4}),
     ],

@@ -20,7 +20,7 @@ from tinyllm.model.layer_patterns import (
     FULL,
     NO_PATTERN,
     LayerPattern,
-    alternating_window,
+    gemma,
     late_window,
     phi3,
     same_window,
@@ -111,7 +111,6 @@ _GEMMA = {
     "tie_word_embeddings": True,
     "head_dim": 256,
     "num_key_value_heads": 4,
-    "query_pre_attn_scalar": 256,
     "sliding_window": 4096,
 }
 _GEMMA_FEATURES: dict[str, Any] = {
@@ -182,7 +181,7 @@ ARCHITECTURES: Mapping[ModelType, Architecture] = {
             "final_logit_softcapping",
             activation="hidden_activation",
         ),
-        layers=alternating_window(2),
+        layers=gemma(2),
         accepts=_GEMMA_TESTS,
         absent={
             **_LLAMA,
@@ -205,7 +204,7 @@ ARCHITECTURES: Mapping[ModelType, Architecture] = {
             "final_logit_softcapping",
             activation="hidden_activation",
         ),
-        layers=alternating_window(6),
+        layers=gemma(6),
         accepts={**_GEMMA_TESTS, "attn_logit_softcapping": _unset},
         absent={**_LLAMA, **_GEMMA, "max_position_embeddings": 131072, "rope_theta": 1000000.0},
         activation="gelu_pytorch_tanh",

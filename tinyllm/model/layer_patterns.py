@@ -45,15 +45,23 @@ def late_window(default: int | None, late: Callable[[Mapping[str, Any], int], bo
     return LayerPattern(read, write)
 
 
-def alternating_window(pattern: int) -> LayerPattern:
-    """Return the pattern of a window in all layers but every `pattern`-th, where the file lists no `layer_types`."""
+def gemma(pattern: int) -> LayerPattern:
+    """Return the pattern of a window in all layers but every `pattern`-th, where the file lists no `layer_types`.
+
+    Gemma's files always state the divisor of the attention scores, too: `head_dim` where there is none of its own.
+    """
 
     def read(found: Mapping[str, Any]) -> dict[str, Any]:
         every = found.get("sliding_window_pattern") or pattern
         types = [SLIDING if (layer + 1) % every else FULL for layer in _layers(found)]
-        return _windows(found.get("sliding_window", 4096), found.get("layer_types") or types)
+        scalar = found.get("query_pre_attn_scalar") or 256
+        own = {"query_pre_attn_scalar": None if scalar == (found.get("head_dim") or 256) else scalar}
+        return {**_windows(found.get("sliding_window", 4096), found.get("layer_types") or types), **own}
 
-    return LayerPattern(read, _window_entries)
+    def write(config: Any) -> dict[str, Any]:
+        return {**_window_entries(config), "query_pre_attn_scalar": config.query_pre_attn_scalar or config.head_dim}
+
+    return LayerPattern(read, write)
 
 
 def _layers(found: Mapping[str, Any]) -> range:
@@ -62,7 +70,9 @@ def _layers(found: Mapping[str, Any]) -> range:
 
 
 def _windows(window: Any, types: Any) -> dict[str, Any]:
-    return {"sliding_window": window, "layer_types": types} if SLIDING in types else {"sliding_window": None}
+    if SLIDING not in types:
+        return {"sliding_window": None}
+    return {"sliding_window": window, "layer_types": types if FULL in types else ()}
 
 
 def _window_entries(config: Any) -> dict[str, Any]:
