@@ -204,7 +204,7 @@ def test_code_beside_a_class_that_transformers_has_is_not_needed(tmp_path: Path)
     """Phi-3's checkpoints carry code of the time before transformers knew them, which transformers does not run either."""
     own = {"architectures": ["Phi3ForCausalLM"], "auto_map": {"AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"}}
     assert read_config(written(tmp_path, "phi3", **own))[0] == ModelConfig(model_type="phi3", **SHAPE)
-    with pytest.raises(UserError, match="auto_map = .* is not supported"):
+    with pytest.raises(UserError, match=r"auto_map = .* is not supported"):
         read_config(written(tmp_path, "phi3", **(own | {"architectures": ["OtherForCausalLM"]})))
 
 

@@ -17,8 +17,8 @@ E = Equivalent
 
 # fmt: off
 EQUIVALENT: list[Equivalent] = [
-    E("model/config.py", "return str(value).lower() if isinstance(value, bool) else value",
-      "return str(value).lower() if True else value", "the other values are names in lower case"),
+    E("model/config.py", 'return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)',
+      'return "null" if value is None else str(value).lower() if True else str(value)', "the other values are names in lower case"),
     E("model/lora.py", "def attach(model: Model, config: LoRAConfig, seed: int = 0) -> Model:",
       "def attach(model: Model, config: LoRAConfig, seed: int = 1) -> Model:",
       "training gives a seed; whoever gives none fills in the branches afterwards, so any seed will do"),
@@ -26,13 +26,13 @@ EQUIVALENT: list[Equivalent] = [
       "saves time: without a mark there is no run to shorten"),
     E("lifecycle/baselines.py", "held_out = np.concatenate([np.asarray(d, dtype=np.int64) for d in documents])",
       "held_out = np.concatenate([np.asarray(d) for d in documents])", "numpy's default, but for Windows before NumPy 2"),
-    E("model/hub.py", "return {k: v.detach().contiguous().cpu() for k, v in state.items()}",
-      "return {k: v.contiguous().cpu() for k, v in state.items()}", "the tensors of a state dict are detached already"),
+    E("model/hub.py", "return {k: v.detach().contiguous().cpu() for k, v in _own_state(model).items()}",
+      "return {k: v.contiguous().cpu() for k, v in _own_state(model).items()}", "the tensors of a state dict are detached already"),
     E("model/tensors.py", 'start, end = header.index(b"{", 1), header.index(b"}") + 1',
       'start, end = header.index(b"{", 2), header.index(b"}") + 1', "the second character of the header is a quotation mark"),
     E("model/kernels.py",
-      'if mask is None and q.device.type == "cpu" and q.dtype == torch.bfloat16 and 1 < length <= _EXPLICIT_LENGTH:',
-      'if mask is None and q.device.type == "cpu" and q.dtype == torch.bfloat16 and 1 < length < _EXPLICIT_LENGTH:',
+      'if mask is None and scale is None and q.device.type == "cpu" and q.dtype == torch.bfloat16 and 1 < length <= _EXPLICIT_LENGTH:',
+      'if mask is None and scale is None and q.device.type == "cpu" and q.dtype == torch.bfloat16 and 1 < length < _EXPLICIT_LENGTH:',
       "the kernels differ by rounding only; the bound is one of speed"),
     E("rollout/answers/__init__.py",
       'if before == "\\u200d" or text[end : end + 2] in ("\'t",) or (after.isdecimal() and text[end - 1].isdecimal()):',

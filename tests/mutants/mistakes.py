@@ -20,7 +20,7 @@ MUTANTS = [
     M("no-shift-states", "1", "a token is scored with the state that has seen it", "model/heads.py",
       "rows = hidden[:, :-1][chosen]", "rows = hidden[:, 1:][chosen]", HEADS),
     M("no-shift-targets", "1", "the state's own token is scored instead of the next", "model/heads.py",
-      "ids[:, 1:][chosen], temperature, entropy)", "ids[:, :-1][chosen], temperature, entropy)", HEADS),
+      "ids[:, 1:][chosen], temperature, softcap, entropy)", "ids[:, :-1][chosen], temperature, softcap, entropy)", HEADS),
     M("no-shift-sampler", "1", "the state before the last one chooses the next token", "model/generate.py",
       "cache)[:, -1]", "cache)[:, -min(2, ids.shape[1])]", GENERATE),
 
@@ -194,8 +194,8 @@ MUTANTS = [
 
     # --- 10: ranks -----------------------------------------------------------------------------------------------------------------
     M("unwrapped-forward", "10", "the forward pass goes around the hooks of the model", "model/transformer.py",
-      "return token_log_probs(self(ids, attend), self.lm_head.weight",
-      "return token_log_probs(self.model(ids, attend), self.lm_head.weight", COMMON),
+      "self(ids, attend), self.lm_head.weight, ids, mask, temperature=temperature, softcap=softcap\n        )\n\n    def token_scores",
+      "self.model(ids, attend), self.lm_head.weight, ids, mask, temperature=temperature, softcap=softcap\n        )\n\n    def token_scores", COMMON),
     M("gradients-never-meet", "10", "ranks never exchange their gradients", "train/engine.py",
       "set_requires_gradient_sync(number == len(batches) - 1)", "set_requires_gradient_sync(False)", COMMON),
     M("every-rank-all-records", "10", "every rank trains on all records", "data/datasets/batches.py",
@@ -218,8 +218,8 @@ MUTANTS = [
       'save_file({k: v.contiguous() for k, v in self.engine.state().items()}, trainer / "optimizer.safetensors")',
       'torch.save(self.engine.state(), trainer / "optimizer.pt")', f"{TRAINER}::test_a_run_directory_holds_no_pickle"),
     M("pickled-weights-read", "12", "weights that are pickles are unpickled", "model/hub.py",
-      "    files = tensors.files_of(folder)\n",
-      "    files = tensors.files_of(folder)\n    try:\n        torch.load(files[0], weights_only=False)\n"
+      "    row, files = ARCHITECTURES[config.model_type], tensors.files_of(folder)\n",
+      "    row, files = ARCHITECTURES[config.model_type], tensors.files_of(folder)\n    try:\n        torch.load(files[0], weights_only=False)\n"
       "    except Exception:\n        pass\n", "test_no_code.py"),
     M("setting-with-default", "12", "a setting is read by getattr with a default", "train/engine.py",
       "min(1.0, self.config.clip_norm / (norm + 1e-12))", 'min(1.0, getattr(self.config, "clip_norm", 1.0) / (norm + 1e-12))', PACKAGE),

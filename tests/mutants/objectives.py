@@ -87,8 +87,8 @@ MUTANTS = [
     M("dr-grpo-restored-constant", "extra", "a resumed rollout has another constant for Dr. GRPO", "rollout/source.py",
       "self._samples = _from_file(kept, self.config.max_new_tokens)", "self._samples = _from_file(kept, 0)",
       "rollout/test_source.py"),
-    M("rope-parameters-ignored", "extra", "rope_theta in rope_parameters is ignored", "model/hf_config.py",
-      'given.setdefault("rope_theta", theta)', 'given.setdefault("rope_theta", 10000.0)', ARCHITECTURES),
+    M("rope-parameters-ignored", "extra", "rope_theta in rope_parameters is ignored", "model/rope_scaling.py",
+      'fields["rope_theta"] = full.get("rope_theta") or theta', 'fields["rope_theta"] = theta', ARCHITECTURES),
 
     # --- answers that were cut off -------------------------------------------------------------------------------------------------
     M("ppo-unfinished-unscored", "extra", "PPO does not score an answer that was cut off", "algorithms/ppo.py",

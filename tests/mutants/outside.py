@@ -102,7 +102,7 @@ MUTANTS = [
       "places = (adapter, *adapter.resolve().parents, Path())", "places = (Path(),)",
       f"{MISMATCHED}::test_an_adapter_finds_its_own_base_from_any_directory", "a base that has moved is searched"),
     plant("size-after-memory", "a model is allocated before its size is compared with its weights", "model/hub.py",
-      "    check_shapes(config, shapes, folder)\n", "", "test_hostile_checkpoints.py", "sizes before memory"),
+      "    check_shapes(config, {name: header.shape for name, header in headers.items()}, folder)\n", "", "test_hostile_checkpoints.py", "sizes before memory"),
     plant("slow-patterns", "a pattern that takes exponential time is accepted", "text/vocabulary.py",
       "    if not patterns:\n        return\n    characters", "    if True:\n        return\n    characters",
       "test_hostile_tokenizers_and_adapters.py::test_hostile_tokenizers", "patterns that take exponential time are refused"),

@@ -55,16 +55,10 @@ class Features:
 
 FEATURES = tuple(feature.name for feature in fields(Features))
 MAY_BE_NONE = tuple(feature.name for feature in fields(Features) if feature.default is None)
-ROPE = (
-    "rope_scaling",
-    "partial_rotary_factor",
-    "rope_local_base_freq",
-)  # read and written together, see `rope_scaling`
-LAYERS = (
-    "sliding_window",
-    "layer_types",
-    "no_rope_layers",
-)  # read and written by the functions `read` and `write` of a row
+# read and written together by `rope_scaling`
+ROPE = ("rope_scaling", "partial_rotary_factor", "rope_local_base_freq")
+# read and written by the `LayerPattern` of a row
+LAYERS = ("sliding_window", "layer_types", "no_rope_layers", "query_pre_attn_scalar")
 _ACTIVATIONS: Mapping[str, Activation] = {
     "silu": "silu",
     "swish": "silu",

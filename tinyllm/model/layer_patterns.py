@@ -71,8 +71,8 @@ def _layers(found: Mapping[str, Any]) -> range:
 
 def _windows(window: Any, types: Any) -> dict[str, Any]:
     if SLIDING not in types:
-        return {"sliding_window": None}
-    return {"sliding_window": window, "layer_types": types if FULL in types else ()}
+        return {"sliding_window": None, "layer_types": ()}
+    return {"sliding_window": window, "layer_types": types if FULL in types or window is None else ()}
 
 
 def _window_entries(config: Any) -> dict[str, Any]:

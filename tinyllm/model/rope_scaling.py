@@ -98,6 +98,8 @@ def read_rope(found: Mapping[str, Any], default_theta: float, *, by_layer: bool 
         full = dict(scaling or given)
     kind = full.get("rope_type", full.get("type", "default"))
     fields["rope_theta"] = full.get("rope_theta") or theta
+    if type(theta) not in (int, float) or theta <= 0:
+        fields["rope_theta"] = theta  # to be refused, also where another one would be used
     fields["partial_rotary_factor"] = full.get("partial_rotary_factor") or found.get("partial_rotary_factor") or 1.0
     fields["rope_scaling"] = None if kind == "default" else _scaling(found, kind, full)
     return fields

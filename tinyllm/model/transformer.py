@@ -439,7 +439,7 @@ def initialise(model: CausalLM | SequenceScorer, seed: int) -> None:
             std = 1 / math.sqrt(parameter.shape[1])
             if name.endswith(("o_proj.weight", "down_proj.weight")):
                 std /= math.sqrt(2 * layers)
-            elif name.endswith(("embed_tokens.weight", "lm_head.weight")):
+            elif name.endswith(("embed_tokens.weight", "embed_positions.weight", "lm_head.weight")):
                 std = 0.02
             elif name.endswith("score.weight"):
                 std = 1 / math.sqrt(parameter.shape[1] + 1)
