@@ -197,8 +197,16 @@ def test_scales_of_embedding_residual_and_logits() -> None:
         model(model_type="granite", qk_norm=False, logits_scaling=4.0),
     )
     torch.testing.assert_close(scaled.logits(scaled(IDS)), plain.logits(plain(IDS)) / 4.0)
-    silent = model(model_type="granite", qk_norm=False, residual_multiplier=1e-12, embedding_multiplier=3.0)
-    torch.testing.assert_close(silent(IDS), silent.model.norm(3.0 * silent.model.embed_tokens(IDS)))
+    silent = model(model_type="granite", qk_norm=False, residual_multiplier=1e-12)
+    torch.testing.assert_close(silent(IDS), silent.model.norm(silent.model.embed_tokens(IDS)))
+    larger = model(model_type="granite", qk_norm=False, embedding_multiplier=3.0)
+    torch.nn.init.zeros_(larger.model.layers[1].mlp.down_proj.weight)
+    wanted = larger(IDS)
+    larger.model.embed_tokens.weight.data /= 3.0
+    assert not torch.allclose(larger(IDS), wanted, atol=1e-2)
+    plain.load_state_dict(larger.state_dict())
+    plain.model.embed_tokens.weight.data *= 9.0
+    torch.testing.assert_close(plain(IDS), wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_a_gain_of_one_plus_weight_starts_at_one() -> None:

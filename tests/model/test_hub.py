@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from tinyllm.errors import UserError
 from tinyllm.model import hub, lora, tensors
@@ -252,3 +254,82 @@ def test_a_language_model_has_a_generation_config_with_every_end_and_a_reward_mo
     written = json.loads((tmp_path / "CausalLM" / "generation_config.json").read_text())
     assert written == {"bos_token_id": 1, "eos_token_id": [2, 0], "pad_token_id": 3}
     assert not (tmp_path / "SequenceScorer" / "generation_config.json").exists()
+
+
+# --- files as other programs leave them ----------------------------------------------------------------------------------------------
+
+
+def rewritten(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Path:
+    """Change the tensors of a saved model."""
+    file = folder / tensors.WEIGHTS
+    save_file(change(tensors.read([file])), file, metadata={"format": "pt"})
+    return folder
+
+
+def test_a_tied_model_whose_file_has_another_head_is_not_tied(tmp_path: Path) -> None:
+    """As transformers loads it; an equal head changes nothing."""
+    model = random_model(CausalLM, SHAPES["qwen3-tied-gqa"])
+    embedding = model.lm_head.weight.detach()
+    same = hub.load_causal_lm(rewritten(saved(model, tmp_path), lambda t: t | {"lm_head.weight": embedding.clone()}))
+    assert same.config.tie_word_embeddings
+    assert same.load_notes == ()
+    other = hub.load_causal_lm(rewritten(tmp_path, lambda t: t | {"lm_head.weight": 2 * embedding}))
+    assert not other.config.tie_word_embeddings
+    assert "they are not tied" in other.load_notes[0]
+    torch.testing.assert_close(other.logits(other(IDS)), 2 * model.logits(model(IDS)))
+    (tmp_path / "again").mkdir()
+    again = hub.load_causal_lm(saved(other, tmp_path / "again"))
+    assert torch.equal(again.logits(again(IDS)), other.logits(other(IDS)))
+
+
+def test_a_tied_model_whose_file_has_the_head_only(tmp_path: Path) -> None:
+    model = random_model(CausalLM, SHAPES["qwen3-tied-gqa"])
+
+    def move(there: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return there | {"lm_head.weight": there.pop("model.embed_tokens.weight")}
+
+    again = hub.load_causal_lm(rewritten(saved(model, tmp_path), move))
+    assert torch.equal(again.logits(again(IDS)), model.logits(model(IDS)))
+
+
+def test_leftovers_in_a_file_change_nothing(tmp_path: Path) -> None:
+    model = random_model(SequenceScorer, SHAPES["qwen3-tied-gqa"])
+    left = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4), "lm_head.weight": torch.ones(64, 32)}
+    again = hub.load_scorer(rewritten(saved(model, tmp_path), lambda there: there | left))
+    assert torch.equal(again(IDS), model(IDS))
+    with pytest.raises(UserError, match=r"'model\.other\.weight' is unknown"):
+        hub.load_scorer(rewritten(tmp_path, lambda there: there | {"model.other.weight": torch.ones(4)}))
+
+
+def test_a_file_that_was_saved_without_the_head(tmp_path: Path) -> None:
+    """GPT-2's own checkpoint has no prefix `transformer.`, and the masks of its attention as tensors."""
+    config = ModelConfig(
+        model_type="gpt2",
+        **{**TINY, "head_dim": 8},
+        num_key_value_heads=4,
+        max_position_embeddings=32,
+        tie_word_embeddings=True,
+    )
+    model = random_model(CausalLM, config)
+    saved(model, tmp_path)
+    names = tensors.headers([tmp_path / tensors.WEIGHTS])
+    assert names["transformer.h.1.attn.c_attn.weight"].shape == (32, 96)  # (in, out)
+    mask = {"h.0.attn.bias": torch.ones(1, 1, 32, 32), "h.0.attn.masked_bias": torch.ones(())}
+    bare = rewritten(tmp_path, lambda t: {k.removeprefix("transformer."): v for k, v in t.items()} | mask)
+    again = hub.load_causal_lm(bare)
+    assert torch.equal(again.logits(again(IDS)), model.logits(model(IDS)))
+
+
+def test_entries_of_config_json_that_nothing_here_reads_are_written_back(tmp_path: Path) -> None:
+    model = random_model(CausalLM, SHAPES["qwen2-tied"])
+    saved(model, tmp_path)
+    path = tmp_path / "config.json"
+    found = json.loads(path.read_text())
+    other = {"max_window_layers": 28, "initializer_range": 0.01, "use_sliding_window": False, "sliding_window": 131072}
+    path.write_text(json.dumps(found | other | {"transformers_version": "4.45.0", "auto_map": None}))
+    (tmp_path / "again").mkdir()
+    written = json.loads((saved(hub.load_causal_lm(tmp_path), tmp_path / "again") / "config.json").read_text())
+    assert written == found | other
+    scorer = hub.scorer_from(hub.load_causal_lm(tmp_path), 0)
+    (tmp_path / "scorer").mkdir()
+    assert json.loads((saved(scorer, tmp_path / "scorer") / "config.json").read_text())["initializer_range"] == 0.01

@@ -195,7 +195,8 @@ MUTANTS = [
     # --- 10: ranks -----------------------------------------------------------------------------------------------------------------
     M("unwrapped-forward", "10", "the forward pass goes around the hooks of the model", "model/transformer.py",
       "self(ids, attend), self.lm_head.weight, ids, mask, temperature=temperature, softcap=softcap\n        )\n\n    def token_scores",
-      "self.model(ids, attend), self.lm_head.weight, ids, mask, temperature=temperature, softcap=softcap\n        )\n\n    def token_scores", COMMON),
+      "self.model(ids, attend), self.lm_head.weight, ids, mask, temperature=temperature, softcap=softcap\n        )\n\n    def token_scores",
+      COMMON),
     M("gradients-never-meet", "10", "ranks never exchange their gradients", "train/engine.py",
       "set_requires_gradient_sync(number == len(batches) - 1)", "set_requires_gradient_sync(False)", COMMON),
     M("every-rank-all-records", "10", "every rank trains on all records", "data/datasets/batches.py",
@@ -219,7 +220,8 @@ MUTANTS = [
       'torch.save(self.engine.state(), trainer / "optimizer.pt")', f"{TRAINER}::test_a_run_directory_holds_no_pickle"),
     M("pickled-weights-read", "12", "weights that are pickles are unpickled", "model/hub.py",
       "    row, files = ARCHITECTURES[config.model_type], tensors.files_of(folder)\n",
-      "    row, files = ARCHITECTURES[config.model_type], tensors.files_of(folder)\n    try:\n        torch.load(files[0], weights_only=False)\n"
+      "    row, files = ARCHITECTURES[config.model_type], tensors.files_of(folder)\n    try:\n"
+      "        torch.load(files[0], weights_only=False)\n"
       "    except Exception:\n        pass\n", "test_no_code.py"),
     M("setting-with-default", "12", "a setting is read by getattr with a default", "train/engine.py",
       "min(1.0, self.config.clip_norm / (norm + 1e-12))", 'min(1.0, getattr(self.config, "clip_norm", 1.0) / (norm + 1e-12))', PACKAGE),
