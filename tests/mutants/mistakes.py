@@ -194,8 +194,8 @@ MUTANTS = [
 
     # --- 10: ranks -----------------------------------------------------------------------------------------------------------------
     M("unwrapped-forward", "10", "the forward pass goes around the hooks of the model", "model/transformer.py",
-      "self(ids, attend), self.lm_head.weight, ids, mask, temperature=temperature, softcap=softcap\n        )\n\n    def token_scores",
-      "self.model(ids, attend), self.lm_head.weight, ids, mask, temperature=temperature, softcap=softcap\n        )\n\n    def token_scores",
+      "self(ids, attend), self.lm_head.weight, ids, mask, temperature=temperature, softcap=softcap\n        )\n\n    def token_s",
+      "self.model(ids, attend), self.lm_head.weight, ids, mask, temperature=temperature, softcap=softcap\n        )\n\n    def token_s",
       COMMON),
     M("gradients-never-meet", "10", "ranks never exchange their gradients", "train/engine.py",
       "set_requires_gradient_sync(number == len(batches) - 1)", "set_requires_gradient_sync(False)", COMMON),

@@ -106,13 +106,8 @@ def attention(
     grouped = q.shape[1] != k.shape[1]
     if softcap is not None:
         return _capped_attention(q, k, v, mask, q.shape[-1] ** -0.5 if scale is None else scale, softcap)
-    if (
-        mask is None
-        and scale is None
-        and q.device.type == "cpu"
-        and q.dtype == torch.bfloat16
-        and 1 < length <= _EXPLICIT_LENGTH
-    ):
+    plain = mask is None and scale is None
+    if plain and q.device.type == "cpu" and q.dtype == torch.bfloat16 and 1 < length <= _EXPLICIT_LENGTH:
         return explicit_attention(q, k, v)
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=mask is None and length > 1, enable_gqa=grouped, scale=scale
