@@ -15,6 +15,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from tinyllm.errors import UserError
 from tinyllm.io import strict_json
-from tinyllm.text import importing, vocabulary
+from tinyllm.text import importing, unspellable, vocabulary
+from tinyllm.text.segments import Encoded, SegmentEncoder, Segments
 from tinyllm.text.template import CHAT_TEMPLATE
 from tinyllm.text.words import Words
 
@@ -53,7 +55,7 @@ class Tokenizer:
     vocab_size: int
     """rows an embedding needs: the highest id plus one, added tokens included"""
     special_ids: frozenset[int]
-    """ids of all added tokens, which `encode` never returns"""
+    """ids of the control tokens: `encode` never returns them, and `decode` leaves them out"""
     leading_space: bool
     """sentencepiece style: encoding puts one space in front of a text, and decoding removes one"""
     sha256: str
@@ -61,7 +63,6 @@ class Tokenizer:
     _whole: tokenizers.Tokenizer
     _text: tokenizers.Tokenizer
     _bytes_of: Mapping[int, bytes]
-    _hidden: frozenset[int]  # flagged special: `decode` leaves them out
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -96,7 +97,7 @@ class Tokenizer:
         try:
             whole.train_from_iterator(texts, trainer)
         except UnicodeEncodeError as error:
-            raise _lone_surrogate(error) from error
+            raise unspellable.lone_surrogate(error) from error
         return _build(whole, {}, "the trained vocabulary")
 
     @classmethod
@@ -197,7 +198,8 @@ class Tokenizer:
         """Return the ids of `text`: no BOS or EOS, and never a control token.
 
         Raises:
-            UserError: a lone surrogate; text on which the vocabulary's regular expression fails (INTEGRITY).
+            UserError: a lone surrogate, or a character that the vocabulary cannot spell (see `unspellable`); text on which the
+                vocabulary's regular expression fails (INTEGRITY).
         """
         return self.encode_batch([text])[0]
 
@@ -205,15 +207,45 @@ class Tokenizer:
         """Return `encode` of each text, on all threads that the tokenizers library may use."""
         try:
             return [found.ids for found in self._text.encode_batch_fast(texts, add_special_tokens=False)]
-        except TypeError:
-            for text in texts:  # the library reports neither the text nor the reason
-                try:
-                    text.encode()
-                except UnicodeEncodeError as error:
-                    raise _lone_surrogate(error) from error
-            raise
         except BaseException as error:
-            raise vocabulary.given_up(error, "the tokenizer") from None
+            raise unspellable.reason(error, self._text, texts) from error
+
+    def encode_template(self, segments: Segments) -> Encoded:
+        """Return ids and character offsets of a text that a chat template rendered; see `encode_templates`."""
+        return self.encode_templates([segments])[0]
+
+    def encode_templates(self, texts: Sequence[Segments]) -> list[Encoded]:
+        """Return ids and character offsets of texts that a chat template rendered: control tokens are read where the template wrote
+        them, and never where a user did.
+
+        Args:
+            texts: each the parts of a rendered text in order, as (part, whether a user wrote it).
+
+        Returns:
+            for each text its ids, and as many pairs (start, end) of the characters in the joined text that each id stands for.
+            Ids are those of transformers for the joined text with `add_special_tokens=False`, unless a user spelled a control token.
+            Several ids of one character have the same pair; a control token that takes in spaces beside it includes them.
+
+        Raises:
+            UserError: see `encode`.
+        """
+        try:
+            return self._segments.encode_batch(texts)
+        except BaseException as error:
+            joined = ["".join(part for part, _ in segments) for segments in texts]
+            raise unspellable.reason(error, self._text, joined) from error
+
+    def unspellable(self, texts: Sequence[str]) -> list[str | None]:
+        """Return for each text why `encode` refuses it, naming a character and its place, or None where it does not.
+
+        For data that is checked record by record: the check is as fast as encoding. Almost all vocabularies spell all of Unicode.
+        """
+        return unspellable.faults(self._text, texts)
+
+    @cached_property
+    def _segments(self) -> SegmentEncoder:
+        names = {i: self._whole.id_to_token(i) for i in self.special_ids}
+        return SegmentEncoder(json.loads(self._whole.to_str()), {i: n for i, n in names.items() if n is not None})
 
     def words(self, dtype: np.dtype) -> Words | None:
         """Return a faster encoder to the same ids, as `dtype`, for large amounts of text; None where the vocabulary splits text
@@ -226,16 +258,16 @@ class Tokenizer:
         Args:
             skip_special: leave out tokens flagged special; otherwise they are written by name.
         """
-        hidden = self._hidden if skip_special else frozenset()
+        hidden = self.special_ids if skip_special else frozenset()
         text = b"".join([self._bytes_of.get(i, b"") for i in ids if i not in hidden]).decode("utf-8", "replace")
         return text.removeprefix(" ") if self.leading_space else text
 
     def text_bytes(self, token_id: int) -> bytes:
         """Return the bytes one token adds to a decoded text: possibly part of a character, empty for tokens flagged special."""
-        return b"" if token_id in self._hidden else self._bytes_of.get(token_id, b"")
+        return b"" if token_id in self.special_ids else self._bytes_of.get(token_id, b"")
 
     def byte_lengths(self) -> np.ndarray:
-        """Return the UTF-8 bytes that each token stands for, int64 (vocab_size,); 0 for added tokens and unused ids.
+        """Return the UTF-8 bytes that each token stands for, int64 (vocab_size,); 0 for control tokens and unused ids.
 
         With `leading_space` the space in front of a text counts, too, so use `text_sizes` for the bytes of texts.
         """
@@ -269,10 +301,11 @@ def _build(whole: tokenizers.Tokenizer, named: Mapping[str, str], where: str) ->
     """Make a tokenizer of a vocabulary and of the names that tokenizer_config.json gives to some of its tokens."""
     # Control tokens without the flag `special` would appear in decoded text.
     present = [t for t in dict.fromkeys((*CONTROL_TOKENS, *named.values())) if whole.token_to_id(t) is not None]
-    whole.add_special_tokens([vocabulary.control(token) for token in present])
+    vocabulary.flag_special(whole, present, set(named.values()))
     spec = json.loads(whole.to_str())
-    bytes_of = vocabulary.bytes_of(spec, where)
     added = whole.get_added_tokens_decoder()
+    protected = {i: token.content for i, token in added.items() if token.special or token.content in CONTROL_TOKENS}
+    bytes_of = vocabulary.bytes_of(spec, set(protected.values()), where)
     endoftext = _end_of_text({token.content: i for i, token in added.items()}, named, where)
     im_start, im_end = whole.token_to_id(IM_START), whole.token_to_id(IM_END)
     bos = whole.token_to_id(named["bos_token"]) if "bos_token" in named else None
@@ -286,13 +319,12 @@ def _build(whole: tokenizers.Tokenizer, named: Mapping[str, str], where: str) ->
         pad=None if pad in (endoftext, im_start, im_end, bos) else pad,
         bos=bos,
         vocab_size=max(bytes_of) + 1,
-        special_ids=frozenset(added),
+        special_ids=frozenset(protected),
         leading_space=bool(strip or metaspace),
         sha256=hashlib.sha256(whole.to_str().encode()).hexdigest(),
         _whole=whole,
-        _text=vocabulary.text_encoder(spec),
+        _text=vocabulary.text_encoder(spec, set(protected.values())),
         _bytes_of=bytes_of,
-        _hidden=frozenset(i for i, token in added.items() if token.special),
     )
 
 
@@ -308,8 +340,3 @@ def _end_of_text(added: Mapping[str, int], named: Mapping[str, str], where: str)
 def _write(file: Path, text: str) -> None:
     file.write_text(text, encoding="utf-8", newline="\n")
 
-
-def _lone_surrogate(error: UnicodeEncodeError) -> UserError:
-    bad = ord(error.object[error.start])
-    what = f"lone surrogate U+{bad:04X} at character {error.start}, which is not valid text"
-    return UserError(what, fix="remove that character")
