@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import combinations_with_replacement
 from pathlib import Path
@@ -52,12 +52,17 @@ def renamed(spec: dict[str, Any], protected: set[str]) -> tuple[dict[str, Any], 
     All ids stay. Merges that spell a control token are dropped, and so is dropout, which would make ids random.
     """
     nonce = f"control{secrets.token_hex(16)}"
-    added = [token if token["content"] not in protected else token | {"special": True} for token in spec["added_tokens"]]
+    added = [
+        token if token["content"] not in protected else token | {"special": True} for token in spec["added_tokens"]
+    ]
     names = {token["content"]: f"{nonce}n{token['id']}n" for token in added if token["content"] in protected}
     vocab = {names.get(token, token): i for token, i in spec["model"]["vocab"].items()}
     merges = [(a, b) for a, b in spec["model"]["merges"] if a in vocab and b in vocab and a + b in vocab]
     added = [token | {"content": names.get(token["content"], token["content"])} for token in added]
-    changed = spec | {"added_tokens": added, "model": spec["model"] | {"vocab": vocab, "merges": merges, "dropout": None}}
+    changed = spec | {
+        "added_tokens": added,
+        "model": spec["model"] | {"vocab": vocab, "merges": merges, "dropout": None},
+    }
     return without_unknown(changed), names
 
 
@@ -118,10 +123,10 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 def parts(component: dict[str, Any] | None, kind: str) -> list[dict[str, Any]]:
-    """Return the components of one `kind` in a pre-tokenizer or decoder, which may be a nested sequence."""
+    """Return the components of one `kind` in a pre-tokenizer, post-processor or decoder, which may be a nested sequence."""
     if component is None:
         return []
-    inner = [*component.get("pretokenizers", []), *component.get("decoders", [])]
+    inner = [part for key in ("pretokenizers", "processors", "decoders") for part in component.get(key, [])]
     return [component] * (component["type"] == kind) + [found for part in inner for found in parts(part, kind)]
 
 
@@ -148,25 +153,8 @@ def check_ids(spec: dict[str, Any], whole: tokenizers.Tokenizer, where: str) -> 
             )
 
 
-def named_tokens(config: dict[str, Any], whole: tokenizers.Tokenizer, where: str) -> dict[str, str]:
-    """Return the start, end and padding tokens of a tokenizer_config.json, each a string or an object with `content`.
-
-    Raises:
-        UserError: a token that is not in the vocabulary (INTEGRITY).
-    """
-    named: dict[str, str] = {}
-    for key in ("bos_token", "eos_token", "pad_token"):
-        value = config.get(key)
-        token = value.get("content") if isinstance(value, dict) else value
-        if token is None:
-            continue
-        if not isinstance(token, str) or not _contains(whole, token):
-            raise broken(f"{key} {untrusted_files.short_repr(token)} is not in the vocabulary", where)
-        named[key] = token
-    return named
-
-
-def _contains(whole: tokenizers.Tokenizer, token: str) -> bool:
+def contains(whole: tokenizers.Tokenizer, token: str) -> bool:
+    """Return whether a token is in the vocabulary, added tokens included."""
     try:
         return whole.token_to_id(token) is not None
     except UnicodeEncodeError:  # a lone surrogate
@@ -233,10 +221,10 @@ def control(token: str) -> AddedToken:
     return AddedToken(token, special=True, normalized=False)
 
 
-def flag_special(whole: tokenizers.Tokenizer, tokens: Sequence[str], named: set[str]) -> None:
-    """Flag tokens of the vocabulary as special, in place.
+def flag_special(whole: tokenizers.Tokenizer, tokens: Iterable[str], named: set[str]) -> None:
+    """Make tokens of the vocabulary control tokens, in place.
 
-    Added tokens keep their other flags, and keep this one unless they are `named`, as in transformers.
+    Added tokens keep their other flags; they keep being text unless they are `named`, as in transformers.
     """
     added = {token.content: token for token in whole.get_added_tokens_decoder().values()}
     changed = []
