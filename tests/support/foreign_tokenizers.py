@@ -1,4 +1,4 @@
-"""Tiny tokenizers of the kinds that models from elsewhere bring: their splits, normalizers, added tokens and files, with small vocabularies."""
+"""Tiny tokenizers of the kinds that models from elsewhere bring: their splits, normalizers, added tokens and files."""
 
 from __future__ import annotations
 

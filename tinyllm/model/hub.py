@@ -87,7 +87,8 @@ def save(
     config = describe(model, bos=bos, eos=stop[-1] if stop else None, pad=pad)
     generation: Mapping[str, Any] = {"bos_token_id": bos, "eos_token_id": list(stop), "pad_token_id": pad}
     if original is not None:
-        config = {k: v for k, v in config.items() if not original.config or k not in IDS} | dict(original.config)
+        ids = original.config or config
+        config = {key: ids[key] if key in IDS else v for key, v in config.items() if key not in IDS or key in ids}
         generation = original.generation or generation
     write_json(folder / CONFIG, config)
     if isinstance(model, CausalLM):
