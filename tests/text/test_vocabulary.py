@@ -123,7 +123,7 @@ def test_end_of_text_is_kept_where_the_config_names_the_end_of_turn(trained: Tok
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(swapped))
     loaded = Tokenizer.load(tmp_path)
     assert (loaded.endoftext, loaded.eos, loaded.im_end, loaded.pad) == (0, 2, 2, 0)
-    assert loaded.stop_ids == (2,)
+    assert loaded.stop_ids == (2, 0)
 
 
 def broken_specs() -> dict[str, Callable[[dict], None]]:

@@ -24,7 +24,7 @@ import tokenizers
 from tinyllm.io import strict_json
 from tinyllm.io.special_ids import SpecialIds
 from tinyllm.text import importing, special_tokens, tokenizer_files, training, unspellable, vocabulary
-from tinyllm.text.own_files import TOKENIZER_CLASS, are_own, own_files, own_ids
+from tinyllm.text.own_files import TOKENIZER_CLASS, are_own, is_own_template, own_files, own_ids
 from tinyllm.text.segments import Encoded, SegmentEncoder, Segments
 from tinyllm.text.special_tokens import CONTROL_TOKENS, IM_END, IM_START, PAD, Named
 from tinyllm.text.template import CHAT_TEMPLATE
@@ -49,7 +49,8 @@ class Tokenizer:
     unk: int | None
     """id of the token for unknown text, which `encode` never returns; None where the vocabulary names none"""
     stop_ids: tuple[int, ...]
-    """ids that end a generation: those of generation_config.json, then `eos`; `<|im_end|>` and `endoftext` in a vocabulary of our own"""
+    """ids that end a generation: those of generation_config.json or config.json, then `eos`; without such files `<|im_end|>`, `eos` and
+    `endoftext`. First `<|im_end|>` with our chat template"""
     document_start: int
     """id that precedes the first token of a document that stands alone, so that this token can be predicted: BOS where the model's
     texts begin with it, or else the end-of-text token, which precedes every document in training shards"""
@@ -331,7 +332,7 @@ def _build(whole: tokenizers.Tokenizer, named: Named, files: TokenizerFiles | No
     has_chat_tokens = im_start is not None and im_end is not None
     if files is not None and are_own(files, whole, named.roles, has_chat_tokens=has_chat_tokens):
         files = None
-    own_stop = tuple(dict.fromkeys(i for i in (im_end, endoftext) if i is not None))
+    template = files.template if files else CHAT_TEMPLATE if has_chat_tokens else None
     begins = special_tokens.starts_with(named.roles.get("bos_token"), files.config if files else {}, spec)
     return Tokenizer(
         eos=eos,
@@ -341,9 +342,9 @@ def _build(whole: tokenizers.Tokenizer, named: Named, files: TokenizerFiles | No
         pad=ids.get("pad_token", whole.token_to_id(PAD)),
         bos=bos,
         unk=ids.get("unk_token"),
-        stop_ids=tuple(dict.fromkeys((*files.ids.ends, eos))) if files else own_stop,
+        stop_ids=_stop_ids(files, (im_end, eos, endoftext), template),
         document_start=bos if begins and bos is not None else endoftext,
-        chat_template=files.template if files else CHAT_TEMPLATE if has_chat_tokens else None,
+        chat_template=template,
         new_ids=(),
         vocab_size=max(bytes_of) + 1,
         special_ids=frozenset(protected),
@@ -354,3 +355,17 @@ def _build(whole: tokenizers.Tokenizer, named: Named, files: TokenizerFiles | No
         _text=vocabulary.text_encoder(spec, set(protected.values())),
         _bytes_of=bytes_of,
     )
+
+
+def _stop_ids(
+    files: TokenizerFiles | None, known: tuple[int | None, int, int], template: str | None
+) -> tuple[int, ...]:
+    """Return the ids that end a generation.
+
+    Args:
+        known: `<|im_end|>`, the end token and the end of a document: all of them end one where no file of the model says what does.
+    """
+    im_end, eos, _ = known
+    named = (*files.ids.ends, eos) if files and files.ids.ends else known
+    first = [im_end] if template is not None and is_own_template(template) else []
+    return tuple(dict.fromkeys(i for i in (*first, *named) if i is not None))

@@ -52,18 +52,16 @@ def renamed(spec: dict[str, Any], protected: set[str]) -> tuple[dict[str, Any], 
     All ids stay. Merges that spell a control token are dropped, and so is dropout, which would make ids random.
     """
     nonce = f"control{secrets.token_hex(16)}"
+    names = {token["content"]: f"{nonce}n{token['id']}n" for token in spec["added_tokens"]}
+    names = {old: new for old, new in names.items() if old in protected}
     added = [
-        token if token["content"] not in protected else token | {"special": True} for token in spec["added_tokens"]
+        token | {"content": names[token["content"]], "special": True} if token["content"] in names else token
+        for token in spec["added_tokens"]
     ]
-    names = {token["content"]: f"{nonce}n{token['id']}n" for token in added if token["content"] in protected}
     vocab = {names.get(token, token): i for token, i in spec["model"]["vocab"].items()}
     merges = [(a, b) for a, b in spec["model"]["merges"] if a in vocab and b in vocab and a + b in vocab]
-    added = [token | {"content": names.get(token["content"], token["content"])} for token in added]
-    changed = spec | {
-        "added_tokens": added,
-        "model": spec["model"] | {"vocab": vocab, "merges": merges, "dropout": None},
-    }
-    return without_unknown(changed), names
+    model = spec["model"] | {"vocab": vocab, "merges": merges, "dropout": None}
+    return without_unknown(spec | {"added_tokens": added, "model": model}), names
 
 
 def without_unknown(spec: dict[str, Any]) -> dict[str, Any]:
