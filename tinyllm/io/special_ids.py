@@ -33,7 +33,9 @@ class SpecialIds:
 
     def with_ends(self, ends: tuple[int, ...]) -> SpecialIds:
         """Return the same ids with others that end a generation."""
-        generation = self.generation or {key: value for key, value in self.config.items() if value is not None}
+        found = self.generation or {key: value for key, value in self.config.items() if value is not None}
+        # transformers may derive a file with this mark again from config.json.
+        generation = {key: value for key, value in found.items() if key != "_from_model_config"}
         return SpecialIds(self.config, {**generation, "eos_token_id": list(ends)})
 
 

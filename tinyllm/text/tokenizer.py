@@ -190,6 +190,11 @@ class Tokenizer:
         return self.im_start is not None and self.im_end is not None
 
     @property
+    def spells_all(self) -> bool:
+        """True where every byte has a token, so that `encode` refuses no valid text."""
+        return self._text.model.unk_token is None
+
+    @property
     def special(self) -> SpecialIds | None:
         """The special ids that the files of a model from elsewhere have, to be written as they came; None for our own models."""
         return self.files.ids if self.files else None
@@ -243,7 +248,7 @@ class Tokenizer:
     def unspellable(self, texts: Sequence[str]) -> list[str | None]:
         """Return for each text why `encode` refuses it, naming a character and its place, or None where it does not.
 
-        For data that is checked record by record: the check is as fast as encoding. Almost all vocabularies spell all of Unicode.
+        For data that is checked record by record: as fast as encoding, and not needed where `spells_all`.
         """
         return unspellable.faults(self._text, texts)
 
@@ -327,12 +332,11 @@ def _build(whole: tokenizers.Tokenizer, named: Named, files: TokenizerFiles | No
     ids = {key: i for key, token in named.roles.items() if (i := whole.token_to_id(token)) is not None}
     bos, eos = ids.get("bos_token"), ids.get("eos_token", endoftext)
     im_start, im_end = whole.token_to_id(IM_START), whole.token_to_id(IM_END)
-    strip = vocabulary.parts(spec["decoder"], "Strip")
-    metaspace = [part for part in vocabulary.parts(spec["decoder"], "Metaspace") if part["prepend_scheme"] != "never"]
     has_chat_tokens = im_start is not None and im_end is not None
     if files is not None and are_own(files, whole, named.roles, has_chat_tokens=has_chat_tokens):
         files = None
     template = files.template if files else CHAT_TEMPLATE if has_chat_tokens else None
+    in_chatml = template is not None and is_own_template(template)
     begins = special_tokens.starts_with(named.roles.get("bos_token"), files.config if files else {}, spec)
     return Tokenizer(
         eos=eos,
@@ -342,30 +346,18 @@ def _build(whole: tokenizers.Tokenizer, named: Named, files: TokenizerFiles | No
         pad=ids.get("pad_token", whole.token_to_id(PAD)),
         bos=bos,
         unk=ids.get("unk_token"),
-        stop_ids=_stop_ids(files, (im_end, eos, endoftext), template),
+        stop_ids=special_tokens.stop_ids(
+            files.ids.ends if files else (), (im_end, eos, endoftext), in_chatml=in_chatml
+        ),
         document_start=bos if begins and bos is not None else endoftext,
         chat_template=template,
         new_ids=(),
         vocab_size=max(bytes_of) + 1,
         special_ids=frozenset(protected),
-        leading_space=bool(strip or metaspace),
+        leading_space=vocabulary.leading_space(spec),
         sha256=hashlib.sha256(whole.to_str().encode()).hexdigest(),
         files=files,
         _whole=whole,
         _text=vocabulary.text_encoder(spec, set(protected.values())),
         _bytes_of=bytes_of,
     )
-
-
-def _stop_ids(
-    files: TokenizerFiles | None, known: tuple[int | None, int, int], template: str | None
-) -> tuple[int, ...]:
-    """Return the ids that end a generation.
-
-    Args:
-        known: `<|im_end|>`, the end token and the end of a document: all of them end one where no file of the model says what does.
-    """
-    im_end, eos, _ = known
-    named = (*files.ids.ends, eos) if files and files.ids.ends else known
-    first = [im_end] if template is not None and is_own_template(template) else []
-    return tuple(dict.fromkeys(i for i in (*first, *named) if i is not None))

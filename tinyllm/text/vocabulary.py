@@ -128,6 +128,12 @@ def parts(component: dict[str, Any] | None, kind: str) -> list[dict[str, Any]]:
     return [component] * (component["type"] == kind) + [found for part in inner for found in parts(part, kind)]
 
 
+def leading_space(spec: dict[str, Any]) -> bool:
+    """Return whether decoding removes a space in front of a text, which encoding has put there."""
+    metaspace = [part for part in parts(spec["decoder"], "Metaspace") if part["prepend_scheme"] != "never"]
+    return bool(parts(spec["decoder"], "Strip") or metaspace)
+
+
 def check_ids(spec: dict[str, Any], whole: tokenizers.Tokenizer, where: str) -> None:
     """Refuse ids that the library would silently change, and ids far above the number of tokens, since tables have a row for each.
 
