@@ -99,15 +99,36 @@ def replaced(value: Any, location: tuple, other: Any) -> Any:
     return copy
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+FILES: dict[str, Any] = {
+    "tokenizer.json": {},
+    "tokenizer_config.json": {
+        "extra_special_tokens": ["<|pad|>"],
+        "model_max_length": 9,
+        "chat_template": [{"name": "default", "template": "x"}],
+    },
+    "special_tokens_map.json": {
+        "eos_token": {"content": "<|im_end|>", "lstrip": False},
+        "additional_special_tokens": ["a"],
+    },
+    "generation_config.json": {"eos_token_id": [2, 0], "temperature": 0.5},
+}
+
+
+@pytest.mark.parametrize("name", FILES)
 def test_a_tokenizer_with_any_part_replaced_is_refused_or_works(name: str, place: Path) -> None:
     path = place / name
-    valid = json.loads(path.read_text())
+    valid = (json.loads(path.read_text()) if path.is_file() else {}) | FILES[name]
+    if name == "special_tokens_map.json":
+        (place / "tokenizer_config.json").write_text("{}")
     for location in locations(valid):
         for other in WRONG_VALUES:
             path.write_text(json.dumps(replaced(valid, location, other)))
             with harmless_or_refused():
-                Tokenizer.load(place).encode("Hi <|im_end|> \u00e9")
+                tokenizer = Tokenizer.load(place)
+                tokenizer.encode("Hi <|im_end|> \u00e9")
+                tokenizer.encode_template([("<|im_end|>", False), ("Hi <|im_end|>", True)])
+                tokenizer.with_chat_tokens().save(Path("again"), model_max_length=9)
+                Tokenizer.load(Path("again"))
 
 
 def test_a_regex_that_fails_on_a_later_text_is_one_error(place: Path) -> None:

@@ -6,12 +6,14 @@ generation_config.json. They are not trusted: templates are text here, and nothi
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import tokenizers
+from tokenizers import models
 
 from tinyllm.errors import RESOURCES, UserError
 from tinyllm.io import strict_json, untrusted_files
@@ -89,7 +91,7 @@ def read(folder: Path, spec: Mapping[str, Any]) -> TokenizerFiles:
     config = _json(folder / CONFIG)
     for text in named_templates(config.get("chat_template"), str(folder / CONFIG)).values():
         _check_length(len(text), folder / CONFIG)
-    generation = untrusted_files.read_json(folder / GENERATION) if (folder / GENERATION).is_file() else {}
+    generation = _json(folder / GENERATION)
     ends = generation.get("eos_token_id")
     listed = ends if isinstance(ends, list) else [] if ends is None else [ends]
     if len(ids_in(ends)) < len(set(map(str, listed))) or len(listed) > _MOST_ENDS:
@@ -100,7 +102,7 @@ def read(folder: Path, spec: Mapping[str, Any]) -> TokenizerFiles:
         special_map=_json(folder / SPECIAL_MAP),
         templates=_template_files(folder),
         ids=SpecialIds(_config_ids(folder / "config.json"), generation),
-        lengths={key: spec[key] for key in ("truncation", "padding") if spec.get(key) is not None},
+        lengths=_lengths(spec, folder / "tokenizer.json"),
     )
 
 
@@ -127,7 +129,24 @@ def write(file: Path, text: str) -> None:
 
 
 def _json(file: Path) -> dict[str, Any]:
-    return vocabulary.read_json(file) if file.is_file() else {}
+    found = vocabulary.read_json(file) if file.is_file() else {}
+    try:
+        strict_json.dumps(found, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:  # it could not be written back
+        raise vocabulary.broken("a lone surrogate, which is not valid text", str(file)) from error
+    return found
+
+
+def _lengths(spec: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """Return truncation and padding of a tokenizer.json, after checking that the library reads them."""
+    found = {key: spec[key] for key in ("truncation", "padding") if spec.get(key) is not None}
+    if found:
+        empty = json.loads(tokenizers.Tokenizer(models.BPE()).to_str())
+        try:
+            tokenizers.Tokenizer.from_str(strict_json.dumps(empty | found))
+        except Exception as error:  # the library raises nothing narrower
+            raise vocabulary.broken(f"not a valid tokenizer: {error}", str(file)) from error
+    return found
 
 
 def _config_ids(file: Path) -> dict[str, Any]:
