@@ -7,6 +7,7 @@ have the name and shape that config.json describes. Left out: quantized weights.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from tinyllm.config import differences
 from tinyllm.errors import INTEGRITY, UserError
 from tinyllm.io import strict_json
+from tinyllm.io.special_ids import GENERATION, IDS, SpecialIds
 from tinyllm.model import lora, tensors
 from tinyllm.model.adapter_config import ADAPTER, base_folder, decayed_sibling, read_adapter
 from tinyllm.model.architectures import ARCHITECTURES, Architecture
@@ -66,7 +68,13 @@ def describe(model: CausalLM | SequenceScorer, *, bos: int | None, eos: int | No
 
 
 def save(
-    model: CausalLM | SequenceScorer, folder: Path, *, bos: int | None, stop: tuple[int, ...], pad: int | None
+    model: CausalLM | SequenceScorer,
+    folder: Path,
+    *,
+    bos: int | None,
+    stop: tuple[int, ...],
+    pad: int | None,
+    original: SpecialIds | None = None,
 ) -> None:
     """Write config.json, model.safetensors and, for a language model, generation_config.json into an existing folder.
 
@@ -74,12 +82,17 @@ def save(
         bos: id of the token that opens a text, None without one.
         stop: ids that end an answer. The last is `eos_token_id` in config.json, all of them are in generation_config.json.
         pad: id of the padding token, None without one.
+        original: the ids and generation settings of a model from elsewhere, written in place of these as far as its files had them.
     """
-    write_json(folder / CONFIG, describe(model, bos=bos, eos=stop[-1] if stop else None, pad=pad))
+    config = describe(model, bos=bos, eos=stop[-1] if stop else None, pad=pad)
+    generation: Mapping[str, Any] = {"bos_token_id": bos, "eos_token_id": list(stop), "pad_token_id": pad}
+    if original is not None:
+        ids = original.config or config
+        config = {key: ids[key] if key in IDS else v for key, v in config.items() if key not in IDS or key in ids}
+        generation = original.generation or generation
+    write_json(folder / CONFIG, config)
     if isinstance(model, CausalLM):
-        write_json(
-            folder / "generation_config.json", {"bos_token_id": bos, "eos_token_id": list(stop), "pad_token_id": pad}
-        )
+        write_json(folder / GENERATION, generation)
     row = ARCHITECTURES[model.config.model_type]
     written = {
         to_file(name, row): tensor.T.contiguous() if is_transposed(name, row) else tensor

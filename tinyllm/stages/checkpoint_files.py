@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 
 from tinyllm import distributed as dist
 from tinyllm.errors import INTEGRITY, UserError
+from tinyllm.io.special_ids import GENERATION
 from tinyllm.model import hub, lora, tensors
 from tinyllm.model.adapter_config import ADAPTER
 from tinyllm.model.config import LoRAConfig
@@ -49,8 +50,17 @@ class CheckpointFiles:
         tokenizer.save(folder, model_max_length=self.model.config.max_position_embeddings)
         if self.adapter is not None:
             lora.save(self.model, self.adapter, folder, self.base, base_sha256=self.base_sha256)
+            if tokenizer.special and tokenizer.special.generation:  # beside the tokenizer that is loaded from here
+                hub.write_json(folder / GENERATION, tokenizer.special.generation)
         else:
-            hub.save(self.model, folder, bos=tokenizer.bos, stop=tokenizer.stop_ids, pad=tokenizer.pad)
+            hub.save(
+                self.model,
+                folder,
+                bos=tokenizer.bos,
+                stop=tokenizer.stop_ids,
+                pad=tokenizer.pad,
+                original=tokenizer.special,
+            )
         if self.stage:
             write_origin(folder, self.stage)
         if self.critic is not None:

@@ -106,7 +106,8 @@ def _continued_model(config: PretrainConfig, tokenizer: Tokenizer, device: torch
 
 def _control_tokens(tokenizer: Tokenizer) -> list[int]:
     """Return the tokens that raw text never contains."""
-    return [i for i in (tokenizer.im_start, tokenizer.im_end, tokenizer.pad) if i is not None]
+    tokens = (tokenizer.im_start, tokenizer.im_end, tokenizer.pad)
+    return [i for i in tokens if i not in (None, tokenizer.endoftext)]  # padding may be the token that ends documents
 
 
 def _rows(
