@@ -225,8 +225,8 @@ def test_dora_can_be_merged_disabled_and_loaded_from_its_file(model: CausalLM, t
     torch.testing.assert_close(lora.merge(model)(IDS), adapted, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("target", ["lm_head", "w_proj"])
-def test_heads_and_unknown_layers_are_refused_as_targets(model: CausalLM, target: str) -> None:
+@pytest.mark.parametrize("target", ["norm", "mlp", "w_proj"])
+def test_what_is_no_linear_layer_is_refused_as_a_target(model: CausalLM, target: str) -> None:
     with pytest.raises(UserError):
         lora.attach(model, LoRAConfig(targets=("q_proj", target)))
 
