@@ -16,7 +16,7 @@ for package in ("transformers", "peft"):
 import peft  # noqa: E402
 import transformers  # noqa: E402
 
-from tests.parity import tiny  # noqa: E402, F401 - sets the libraries' environment
+from tests.parity import tiny  # noqa: E402 - sets the libraries' environment
 from tinyllm.model import hub, lora  # noqa: E402
 from tinyllm.model.transformer import CausalLM  # noqa: E402
 

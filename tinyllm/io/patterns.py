@@ -1,24 +1,25 @@
-"""Regular expressions that others wrote, matched in a process of their own: a pattern can need longer than anyone waits.
+"""Regular expressions that others wrote, matched within a limit of time.
 
-`re` has no limit of time, and a pattern such as `(\\w+.?)+x` takes exponential time on forty characters.
+`re` has none, and a pattern such as `(\\w+.?)+x` takes exponential time on forty characters. It does look for signals while it
+matches, so a timer of the process's own time ends it. Where there is no such timer (Windows, other threads), patterns that could take
+that long are refused by their form.
 """
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import TypeVar
 
-SECONDS = 5.0  # for all patterns and all names together; an ordinary one takes microseconds
+SECONDS = 2.0  # of computing, for all patterns and names together; an ordinary pattern takes microseconds
 LONGEST = 20_000  # characters
-_SCRIPT = """
-import json, re, sys
-patterns, names = json.load(sys.stdin)
-json.dump([[bool(re.fullmatch(pattern, name)) for name in names] for pattern in patterns], sys.stdout)
-"""
+_REPEATED_GROUP = re.compile(r"\)[*+{]")
+_MANY = 6  # repetitions: with each, the time grows by the length of a name
+T = TypeVar("T")
 
 
 @lru_cache(maxsize=64)
@@ -28,32 +29,34 @@ def fullmatches(patterns: tuple[str, ...], names: tuple[str, ...]) -> dict[str, 
     Raises:
         ValueError: a pattern that is not a regular expression, too long, or that takes too long.
     """
-    for pattern in patterns:
-        _check(pattern)
-    if not patterns or not names:
-        return dict.fromkeys(patterns, frozenset())
-    found = _matched(patterns, names)
-    rows = zip(patterns, found, strict=True)
-    return {pattern: frozenset(n for n, hit in zip(names, row, strict=True) if hit) for pattern, row in rows}
-
-
-def _check(pattern: str) -> None:
-    if len(pattern) > LONGEST:
-        raise ValueError(f"a pattern of {len(pattern):,} characters, at most {LONGEST:,} are read")
+    if (longest := max(map(len, patterns), default=0)) > LONGEST:
+        raise ValueError(f"a pattern of {longest:,} characters, at most {LONGEST:,} are read")
     try:
-        re.compile(pattern)
-    except (re.error, RecursionError, OverflowError) as error:
+        return _within_limit(lambda: _found(patterns, names), patterns)
+    except (re.error, RecursionError, OverflowError, MemoryError) as error:
         raise ValueError(f"not a regular expression: {error}") from None
 
 
-def _matched(patterns: Sequence[str], names: Sequence[str]) -> list[list[bool]]:
-    arguments = [sys.executable, "-I", "-S", "-c", _SCRIPT]
+def _found(patterns: Sequence[str], names: Sequence[str]) -> dict[str, frozenset[str]]:
+    compiled = {pattern: re.compile(pattern) for pattern in patterns}
+    return {text: frozenset(filter(pattern.fullmatch, names)) for text, pattern in compiled.items()}
+
+
+def _within_limit(work: Callable[[], T], patterns: Sequence[str]) -> T:
+    """Return `work()`, ended with an error after `SECONDS` of computing."""
+    if sys.platform == "win32" or threading.current_thread() is not threading.main_thread():
+        for pattern in patterns:
+            if _REPEATED_GROUP.search(pattern) or sum(pattern.count(sign) for sign in "*+{") > _MANY:
+                raise ValueError("a pattern with repeated groups, or many repetitions, could take too long")
+        return work()
+
+    def end(*_: object) -> None:
+        raise ValueError(f"the pattern is not matched within {SECONDS:g} seconds")
+
+    before = signal.signal(signal.SIGVTALRM, end)
+    signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
     try:
-        done = subprocess.run(
-            arguments, input=json.dumps([patterns, names]), capture_output=True, text=True, timeout=SECONDS, check=True
-        )
-    except subprocess.TimeoutExpired:
-        raise ValueError(f"the pattern was not matched within {SECONDS:g} seconds") from None
-    except subprocess.CalledProcessError:
-        raise ValueError("the pattern cannot be matched") from None
-    return json.loads(done.stdout)
+        return work()
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)

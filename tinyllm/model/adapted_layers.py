@@ -8,7 +8,6 @@ applies: heads are read by it, because losses never form all logits (`heads.head
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -29,8 +28,8 @@ class LoRALinear(AdaptedHead):
     """A linear layer with a low-rank branch, made by `lora.attach` from an `nn.Linear`."""
 
     lora_magnitude_vector: nn.Parameter  # (out,), with DoRA only
-    initial_A: Tensor | None  # (r, in) and (out, r): the factors that the weight has lost to the branch, with PiSSA and OLoRA only
-    initial_B: Tensor | None
+    start_a: Tensor | None  # (r, in), with PiSSA and OLoRA only: the factors that the branch has taken from the weight
+    start_b: Tensor | None  # (out, r)
 
     def __init__(self, base: nn.Linear, config: LoRAConfig, generator: torch.Generator):
         super().__init__(base.in_features, base.out_features, bias=base.bias is not None)
@@ -48,13 +47,13 @@ class LoRALinear(AdaptedHead):
             self.lora_A.weight.copy_(initial)
             self.lora_B.weight.zero_()
             a, b = self._decomposed(config.init) if config.init in ("pissa", "olora") else (None, None)
-        self.register_buffer("initial_A", a, persistent=False)
-        self.register_buffer("initial_B", b, persistent=False)
+        self.register_buffer("start_a", a, persistent=False)
+        self.register_buffer("start_b", b, persistent=False)
         if config.dora:
             self.lora_magnitude_vector = nn.Parameter(base.weight.detach().float().norm(dim=1))
         self.lora_dropout = nn.Dropout(config.dropout)
 
-    def _decomposed(self, init: Literal["pissa", "olora"] | str) -> tuple[Tensor, Tensor]:
+    def _decomposed(self, init: str) -> tuple[Tensor, Tensor]:
         """Start from the weight's own factors, and return copies of them, (r, in) and (out, r), which `forward` takes off again."""
         weight, r = self.weight.detach().float(), self.lora_A.out_features
         if init == "olora":
@@ -73,8 +72,8 @@ class LoRALinear(AdaptedHead):
         y = super().forward(x)
         if not self.enabled:
             return y
-        if self.initial_A is not None and self.initial_B is not None:
-            y = y - self.scaling * F.linear(F.linear(x, self.initial_A.to(x.dtype)), self.initial_B.to(x.dtype))
+        if self.start_a is not None and self.start_b is not None:
+            y = y - self.scaling * F.linear(F.linear(x, self.start_a.to(x.dtype)), self.start_b.to(x.dtype))
         dropped = self.lora_dropout(x)
         branch = self.scaling * self.lora_B(self.lora_A(dropped))
         if not self.dora:
@@ -86,9 +85,9 @@ class LoRALinear(AdaptedHead):
 
     def remaining(self) -> Tensor:
         """Return the weight without the factors that it has lost to the branch: W, or W - scaling B_0 A_0 with PiSSA and OLoRA."""
-        if self.initial_A is None or self.initial_B is None:
+        if self.start_a is None or self.start_b is None:
             return self.weight
-        return self.weight - (self.scaling * (self.initial_B @ self.initial_A)).to(self.weight.dtype)
+        return self.weight - (self.scaling * (self.start_b @ self.start_a)).to(self.weight.dtype)
 
     def adapted(self) -> Tensor:
         """Return W + scaling B A, (out, in), in the weight's dtype; the product is computed in fp32 at least."""

@@ -131,8 +131,15 @@ def _start(value: Any, path: Path) -> str:
 # --- writing ---------------------------------------------------------------------------------------------------------------------
 
 
-def written(config: LoRAConfig, *, layers: Collection[str], base: str, task: str, tied: bool) -> str:
-    """Return the text of adapter_config.json.
+def write(folder: Path, entries: Mapping[str, Any]) -> None:
+    """Write adapter_config.json into an existing folder."""
+    (folder / ADAPTER).write_text(strict_json.dumps(entries, indent=2) + "\n", encoding="utf-8")
+
+
+def described(
+    config: LoRAConfig, *, layers: Collection[str], base: str, task: str = CAUSAL_LM, tied: bool
+) -> dict[str, Any]:
+    """Return adapter_config.json. Settings that are PEFT's defaults are left out.
 
     Args:
         layers: names of the adapted layers.
@@ -140,11 +147,6 @@ def written(config: LoRAConfig, *, layers: Collection[str], base: str, task: str
         task: PEFT's task type.
         tied: whether head and embedding of the model share their weight.
     """
-    return strict_json.dumps(described(config, layers=layers, base=base, task=task, tied=tied), indent=2) + "\n"
-
-
-def described(config: LoRAConfig, *, layers: Collection[str], base: str, task: str, tied: bool) -> dict[str, Any]:
-    """Return adapter_config.json; see `written`. Settings that are PEFT's defaults are left out."""
     rows = config.rows()
     if rows and not isinstance(config.token_rows, dict) and (tied or task == SEQ_CLS):
         rows.pop("lm_head")

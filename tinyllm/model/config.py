@@ -267,7 +267,9 @@ class LoRAConfig(Config):
             if len(set(rows)) < len(rows) or any(row < 0 for row in rows):
                 raise ValueError(f"token_rows of {name} must be ids of different tokens")
             if name in self.modules_to_save:
-                raise ValueError(f"{name} is in modules_to_save and in token_rows: it is trained whole, or some rows of it")
+                raise ValueError(
+                    f"{name} is in modules_to_save and in token_rows: it is trained whole, or some rows of it"
+                )
         return self
 
     def rows(self) -> dict[str, tuple[int, ...]]:

@@ -5,17 +5,18 @@ its name, and the branch adds `lora_A.weight` (r, in) and `lora_B.weight` (out, 
 is a selection from the state dict. The reference policy of an adapted model is the same model inside `disabled(model)`.
 DoRA (arXiv 2402.09353 Eq. 5) trains the norm of every weight row separately from its direction: y = m / |V| * V x, V = W + scaling B A.
 |V|, the norm of each row, takes no gradient (section 4.3), and m, `lora_magnitude_vector` (out,), starts at |W|.
-PiSSA and OLoRA start from factors of W, which the branch takes from the weight: W itself stays as it is (`LoRALinear.initial_A`).
+PiSSA and OLoRA start from factors of W, which the branch takes from the weight: W itself stays as it is (`LoRALinear.start_a`).
 An adapter may also train modules whole (`modules_to_save`), whose frozen values are kept beside them, and rows of the embedding.
 Left out: several adapters at once, biases, variants whose base depends on data (`model.adapter_config` refuses them by name).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from tinyllm.config import differences
 from tinyllm.errors import INTEGRITY, UserError
 from tinyllm.io import untrusted_files
-from tinyllm.model import adapter_targets, tensors
+from tinyllm.model import tensors
 from tinyllm.model.adapted_layers import (
     ADAPTED,
     Adapted,
@@ -33,17 +34,18 @@ from tinyllm.model.adapted_layers import (
     LoRALinear,
     TiedHead,
 )
-from tinyllm.model.adapter_config import ADAPTER, CAUSAL_LM, described, settings_of, written
+from tinyllm.model.adapter_config import ADAPTER, CAUSAL_LM, SEQ_CLS, described, settings_of, write
 from tinyllm.model.adapter_config import read_adapter as read_config
-from tinyllm.model.adapter_targets import HEADS, leaf
+from tinyllm.model.adapter_plan import EMBEDDING, HEAD, Plan, check_names, is_tied, make_plan, names, shapes, weight_of
+from tinyllm.model.adapter_targets import leaf
 from tinyllm.model.config import LoRAConfig
-from tinyllm.model.transformer import CausalLM
+from tinyllm.model.transformer import CausalLM, SequenceScorer
 
 WEIGHTS = "adapter_model.safetensors"
+SCORE = "score"
 BASE_SHA256 = "base_sha256"
 _PREFIX = "base_model.model."  # PEFT's, before every tensor name
 _FROZEN = "frozen_"  # before the name of a parameter that is trained whole: the buffer with its value in the base
-_EMBEDDING, _HEAD = "embed_tokens", "lm_head"
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -51,157 +53,88 @@ Model = TypeVar("Model", bound=nn.Module)
 # --- attaching -------------------------------------------------------------------------------------------------------------------
 
 
-def attach(model: Model, config: LoRAConfig, seed: int = 0) -> Model:
+def attach(model: Model, config: LoRAConfig, seed: int = 0, *, token_rows: Sequence[int] = ()) -> Model:
     """Adapt every layer that `config` names, in place, freeze all other parameters, and return the model.
 
     Args:
         seed: for A, which is drawn at random; B is zero, so the model computes the same as before.
+        token_rows: ids of further tokens whose rows are trained; see `with_token_rows`.
 
     Raises:
         UserError: a setting that fits nothing in the model.
     """
-    if unknown := adapter_targets.unmatched(config, _names(model)):
-        known = sorted({leaf(name) for name in _linear(model)} - set(HEADS))
-        what = f"no linear layer is named {untrusted_files.short_repr(unknown[0])}"
-        raise UserError(what, where="lora.targets", fix=f"use some of {', '.join(known)}")
-    targets = _targets(model, config)
-    if config.dropout and (config.tied or any(leaf(name) == _HEAD for name in targets)):
+    config = with_token_rows(config, token_rows)
+    check_names(model, config)
+    plan = make_plan(model, config)
+    if config.dropout and (config.tied or any(leaf(name) == HEAD for name in plan.targets)):
         what = "lora.dropout cannot act on an adapted head, whose logits are never formed"
         raise UserError(what, where="lora.dropout", fix="set lora.dropout to 0, or leave lm_head out of lora.targets")
-    _attach(model, config, targets, torch.Generator().manual_seed(seed))
+    _attach(model, plan, torch.Generator().manual_seed(seed))
     return model
 
 
-def _attach(model: nn.Module, config: LoRAConfig, targets: dict[str, LoRAConfig], generator: torch.Generator) -> None:
+def attach_scorer(model: SequenceScorer, config: LoRAConfig, seed: int = 0) -> LoRAConfig:
+    """Adapt a reward model, in place, and return its settings: the score is new, so it is trained whole, as PEFT does."""
+    if SCORE not in config.modules_to_save:
+        config = config.model_copy(update={"modules_to_save": (*config.modules_to_save, SCORE)})
+    attach(model, config, seed)
+    return config
+
+
+def with_token_rows(config: LoRAConfig, ids: Sequence[int]) -> LoRAConfig:
+    """Return the settings with further token rows, for tokens that were added to the vocabulary; those trained whole are left out."""
+    if not ids:
+        return config
+    rows = {name: tuple(dict.fromkeys((*config.rows().get(name, ()), *ids))) for name in (EMBEDDING, HEAD)}
+    rows = {name: found for name, found in rows.items() if name not in config.modules_to_save}
+    same = len(rows) == 2 and rows[EMBEDDING] == rows[HEAD]
+    return config.model_copy(update={"token_rows": rows[EMBEDDING] if same else rows})
+
+
+def _attach(model: nn.Module, plan: Plan, generator: torch.Generator) -> None:
     model.requires_grad_(False)
-    for name, settings in targets.items():
-        base = model.get_submodule(name)
-        assert isinstance(base, nn.Linear | nn.Embedding)
-        kind = LoRALinear if isinstance(base, nn.Linear) else LoRAEmbedding
-        # in the mode of what it replaces, or its dropout would act in evaluation
-        model.set_submodule(name, kind(base, settings, generator).train(base.training))
-    for name, rows in _rows(model, config).items():
-        base = model.get_submodule(name)
-        with_rows = HeadWithRows(base, rows) if isinstance(base, nn.Linear) else EmbeddingWithRows(base, rows)
-        model.set_submodule(name, with_rows.train(base.training))
-    if _head_follows(model, config):
-        head, embedding = model.get_submodule(_HEAD), model.get_submodule(f"model.{_EMBEDDING}")
-        model.set_submodule(_HEAD, TiedHead(head, embedding).train(head.training))
-    _train_whole(model, config)
+    for name, settings in plan.targets.items():
+        _replace(model, name, partial(_low_rank_layer, settings=settings, generator=generator))
+    for name, rows in plan.rows.items():
+        _replace(model, name, partial(_layer_with_rows, rows=rows))
+    if plan.head_follows and isinstance(model, CausalLM):
+        embedding = model.model.embed_tokens
+        assert isinstance(embedding, LoRAEmbedding | EmbeddingWithRows)
+        model.lm_head = TiedHead(model.lm_head, embedding).train(model.lm_head.training)
+    _train_whole(model, plan)
 
 
-def _names(model: nn.Module) -> list[str]:
-    return [name for name, _ in model.named_modules() if name]
+def _replace(model: nn.Module, name: str, make: Callable[[nn.Module], nn.Module]) -> None:
+    base = model.get_submodule(name)
+    # in the mode of what it replaces, or its dropout would act in evaluation
+    model.set_submodule(name, make(base).train(base.training))
 
 
-def _linear(model: nn.Module) -> list[str]:
-    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+def _low_rank_layer(base: nn.Module, settings: LoRAConfig, generator: torch.Generator) -> nn.Module:
+    if isinstance(base, nn.Linear):
+        return LoRALinear(base, settings, generator)
+    assert isinstance(base, nn.Embedding)
+    return LoRAEmbedding(base, settings, generator)
 
 
-def _targets(model: nn.Module, config: LoRAConfig) -> dict[str, LoRAConfig]:
-    """Return the layers that an adapter changes, with the settings of each.
-
-    Raises:
-        UserError: none, one that is no linear layer or embedding, or settings that contradict each other for this model.
-    """
-    try:
-        found = adapter_targets.selected(config, _names(model), _linear(model))
-    except ValueError as error:
-        raise UserError(str(error), where="lora.targets", fix="use a list of names") from None
-    if not found:
-        known = ", ".join(sorted({leaf(name) for name in _linear(model)} - set(HEADS)))
-        what = f"no linear layer is named {untrusted_files.short_repr(config.targets)}"
-        raise UserError(what, where="lora.targets", fix=f"use a list of some of {known}")
-    for name, settings in found.items():
-        layer = model.get_submodule(name)
-        if not isinstance(layer, nn.Linear | nn.Embedding):
-            what = f"{name} is neither a linear layer nor an embedding"
-            raise UserError(what, where="lora.targets", fix=f"remove it, or add {leaf(name)} to lora.exclude")
-        largest = min(layer.weight.shape)
-        if settings.init in ("pissa", "olora") and settings.r > largest:
-            what = f"{settings.init} needs a rank of at most {largest} for {name}, found {settings.r}"
-            raise UserError(what, where="lora.r", fix=f"set lora.r to {largest} or less")
-    _check_tied(model, config, found)
-    return found
+def _layer_with_rows(base: nn.Module, rows: tuple[int, ...]) -> nn.Module:
+    if isinstance(base, nn.Linear):
+        return HeadWithRows(base, rows)
+    assert isinstance(base, nn.Embedding)
+    return EmbeddingWithRows(base, rows)
 
 
-def _check_tied(model: nn.Module, config: LoRAConfig, found: dict[str, LoRAConfig]) -> None:
-    embedding = next((settings for name, settings in found.items() if leaf(name) == _EMBEDDING), None)
-    if embedding is None:
-        return
-    if config.rows().get(_EMBEDDING):
-        what = f"{_EMBEDDING} is in lora.targets and in lora.token_rows"
-        raise UserError(what, where="lora.token_rows", fix="adapt the whole embedding, or train some of its rows")
-    if config.tied and _is_tied(model):
-        if embedding.dora:
-            what = "DoRA on a head that shares its weight with the embedding is not supported"
-            raise UserError(what, where="lora.tied", fix="leave lora.tied out")
-        head = adapter_targets.selected(config.model_copy(update={"targets": (_HEAD,)}), [_HEAD], [])
-        if head and head[_HEAD].scaling != embedding.scaling:
-            what = f"{_EMBEDDING} and {_HEAD} share what the adapter adds, and have other strengths"
-            raise UserError(what, where="lora.alpha_pattern", fix=f"leave {_HEAD} out of the patterns")
-
-
-def _rows(model: nn.Module, config: LoRAConfig) -> dict[str, tuple[int, ...]]:
-    """Return the layers of which some rows are trained, by their full names, without a head that only follows the embedding.
-
-    Raises:
-        UserError: a layer or a row that the model does not have.
-    """
-    found: dict[str, tuple[int, ...]] = {}
-    for module, rows in config.rows().items():
-        names = [n for n in _names(model) if n.endswith(module) and leaf(n) in (_EMBEDDING, _HEAD)]
-        if not names and isinstance(config.token_rows, dict):
-            what = f"no embedding or head is named {untrusted_files.short_repr(module)}"
-            raise UserError(what, where="lora.token_rows", fix=f"use {_EMBEDDING} and {_HEAD}")
-        for name in names:
-            count = model.get_submodule(name).weight.shape[0]
-            if max(rows) >= count:
-                what = f"the model has {count} tokens, and no row {max(rows)}"
-                raise UserError(what, where="lora.token_rows", fix=f"use ids below {count}")
-            found[name] = rows
-    ids = config.rows()
-    if _is_tied(model) and ids.get(_EMBEDDING) and ids.get(_HEAD, ids[_EMBEDDING]) == ids[_EMBEDDING]:
-        found.pop(_HEAD, None)
-    elif config.tied and ids.get(_EMBEDDING) and ids.get(_HEAD):
-        what = f"{_EMBEDDING} and {_HEAD} share their weight and train different rows"
-        raise UserError(what, where="lora.token_rows", fix="give both the same ids, or leave lora.tied out")
-    return found
-
-
-def _is_tied(model: nn.Module) -> bool:
-    return isinstance(model, CausalLM) and model.config.tie_word_embeddings
-
-
-def _head_follows(model: nn.Module, config: LoRAConfig) -> bool:
-    """Return whether the head applies the matrix of the adapted embedding: always for its rows, on demand for a branch, as in PEFT."""
-    if not isinstance(model, CausalLM) or not _is_tied(model) or isinstance(model.lm_head, ADAPTED):
-        return False
-    embedding = model.model.embed_tokens
-    return isinstance(embedding, EmbeddingWithRows) or (isinstance(embedding, LoRAEmbedding) and config.tied)
-
-
-def _train_whole(model: nn.Module, config: LoRAConfig) -> None:
-    """Make the parameters of `modules_to_save` trainable copies, and keep the frozen values beside them.
-
-    Raises:
-        UserError: a name that the model does not have.
-    """
-    names = [name for name in _names(model) if adapter_targets.is_saved(config, name)]
-    missing = [saved for saved in config.modules_to_save if not any(name.endswith(saved) for name in names)]
-    if unknown := [name for name in missing if name not in ("classifier", "score")]:  # PEFT's list for every classifier
-        what = f"the model has no module {untrusted_files.short_repr(unknown[0])}"
-        raise UserError(what, where="lora.modules_to_save", fix=f"use some of {_EMBEDDING}, {_HEAD}, norm")
-    both = _is_tied(model) and config.tied and any(leaf(name) in (_EMBEDDING, _HEAD) for name in names)
-    for owner in {id(module): module for name in names for module in model.get_submodule(name).modules()}.values():
+def _train_whole(model: nn.Module, plan: Plan) -> None:
+    """Make the parameters of whole modules trainable copies, and keep the frozen values beside them."""
+    owners = {id(module): module for name in plan.whole for module in model.get_submodule(name).modules()}
+    for owner in owners.values():
         for key, parameter in list(owner.named_parameters(recurse=False)):
             owner.register_buffer(f"{_FROZEN}{key}", parameter.detach(), persistent=False)
             owner.register_parameter(key, nn.Parameter(parameter.detach().float().clone()))
-    if both and isinstance(model, CausalLM):
-        embedding = next(leaf(name) == _EMBEDDING for name in names)
-        source, other = (model.model.embed_tokens, model.lm_head) if embedding else (model.lm_head, model.model.embed_tokens)
-        if f"{_FROZEN}weight" not in dict(other.named_buffers(recurse=False)):
-            other.register_buffer(f"{_FROZEN}weight", other.weight.detach(), persistent=False)
+    if plan.tied_whole and isinstance(model, CausalLM):
+        pair = (model.model.embed_tokens, model.lm_head)
+        source, other = pair if any(leaf(name) == EMBEDDING for name in plan.whole) else pair[::-1]
+        other.register_buffer(f"{_FROZEN}weight", source.get_buffer(f"{_FROZEN}weight"), persistent=False)
         other.weight = source.weight
 
 
@@ -243,7 +176,11 @@ def branches(model: nn.Module) -> dict[str, Tensor]:
 def is_untrained(model: nn.Module) -> bool:
     """Return True for an adapter that changes nothing yet: every product of factors is zero, and nothing else is trained."""
     products = (m.lora_B.weight if isinstance(m, LoRALinear) else m.lora_embedding_A for m in _low_rank(model))
-    return len(_low_rank(model)) == len(adapted(model)) and not _trained_whole(model) and not any(map(Tensor.any, products))
+    return (
+        len(_low_rank(model)) == len(adapted(model))
+        and not _trained_whole(model)
+        and not any(map(Tensor.any, products))
+    )
 
 
 def _low_rank(model: nn.Module) -> list[LoRALinear | LoRAEmbedding]:
@@ -265,7 +202,7 @@ def disabled(model: Model) -> Iterator[Model]:
         _swap(whole)
 
 
-def _swap(whole: Iterator[tuple[nn.Module, str]]) -> None:
+def _swap(whole: Collection[tuple[nn.Module, str]]) -> None:
     """Exchange what is trained whole with its frozen values."""
     swapped: set[int] = set()
     for module, key in whole:
@@ -294,7 +231,7 @@ def merge(model: Model) -> Model:
         else:
             plain = nn.Embedding(layer.num_embeddings, layer.embedding_dim, device="meta")
         plain.weight = layer.weight
-        if shared and leaf(name) in (_HEAD, _EMBEDDING):
+        if shared and leaf(name) in (HEAD, EMBEDDING):
             plain.weight = nn.Parameter(weight.clone())
         else:
             plain.weight.copy_(weight)
@@ -302,36 +239,37 @@ def merge(model: Model) -> Model:
     for module, key in _trained_whole(model).values():
         delattr(module, f"{_FROZEN}{key}")
     if isinstance(model, CausalLM) and follows:
-        head = nn.Linear(model.config.hidden_size, model.config.vocab_size, bias=model.lm_head.bias is not None, device="meta")
+        head = nn.Linear(
+            model.config.hidden_size, model.config.vocab_size, bias=model.lm_head.bias is not None, device="meta"
+        )
         head.weight, head.bias = model.model.embed_tokens.weight, model.lm_head.bias
         model.lm_head = head.train(model.lm_head.training)
-    if isinstance(model, CausalLM) and model.config.tie_word_embeddings:
-        if model.lm_head.weight is not model.model.embed_tokens.weight:
-            model.config = model.model.config = model.config.model_copy(update={"tie_word_embeddings": False})
+    if isinstance(model, CausalLM) and model.lm_head.weight is not model.model.embed_tokens.weight:
+        model.config = model.model.config = model.config.model_copy(update={"tie_word_embeddings": False})
     return model.requires_grad_(True)
 
 
 # --- files -----------------------------------------------------------------------------------------------------------------------
 
 
-def save(
-    model: nn.Module, config: LoRAConfig, folder: Path, base: str, *, base_sha256: str = "", task: str = CAUSAL_LM
-) -> None:
+def save(model: nn.Module, config: LoRAConfig, folder: Path, base: str, *, base_sha256: str = "") -> None:
     """Write a PEFT adapter, `adapter_config.json` and `adapter_model.safetensors`, into an existing folder.
 
     Args:
         base: path of the base model, as the adapter's file will name it.
         base_sha256: hash of the base's weights (`tensors.sha256`). It is written into the metadata of the safetensors file, which PEFT
             does not read; an unknown key in adapter_config.json would make PEFT warn.
-        task: PEFT's task type, CAUSAL_LM or SEQ_CLS.
     """
     metadata = {"format": "pt"} | ({BASE_SHA256: base_sha256} if base_sha256 else {})
     # copies: the library writes no two names of one memory
     content = {_PREFIX + name: tensor.clone() for name, tensor in (branches(model) | _of_tied_head(model)).items()}
     tensors.write(content, folder / WEIGHTS, metadata)
-    tied = _is_tied(model)
-    text = written(config, layers=adapted(model).keys(), base=base, task=task, tied=tied)
-    (folder / ADAPTER).write_text(text, encoding="utf-8")
+    write(folder, _description(model, config, base))
+
+
+def _description(model: nn.Module, config: LoRAConfig, base: str) -> dict[str, Any]:
+    task = SEQ_CLS if isinstance(model, SequenceScorer) else CAUSAL_LM
+    return described(config, layers=adapted(model).keys(), base=base, task=task, tied=is_tied(model))
 
 
 def _of_tied_head(model: nn.Module) -> dict[str, Tensor]:
@@ -342,7 +280,7 @@ def _of_tied_head(model: nn.Module) -> dict[str, Tensor]:
     if not isinstance(embedding, LoRAEmbedding):
         return {}
     a, b = embedding.lora_embedding_A.detach(), embedding.lora_embedding_B.detach()
-    return {f"{_HEAD}.lora_A.weight": b.T.clone(), f"{_HEAD}.lora_B.weight": a.T.clone()}
+    return {f"{HEAD}.lora_A.weight": b.T.clone(), f"{HEAD}.lora_B.weight": a.T.clone()}
 
 
 def other_base(adapter: Path, base: str, wanted: str, there: str, fix: str) -> UserError:
@@ -366,21 +304,31 @@ def load(model: nn.Module, folder: Path) -> LoRAConfig:
     config, _ = read_config(folder)
     path = folder / WEIGHTS
     try:
-        targets = _targets(model, config)
-        wanted = _shapes(model, config, targets)
+        plan = make_plan(model, config)
     except UserError as error:
         raise UserError(error.what, where=str(folder / ADAPTER), code=INTEGRITY) from None
+    wanted = shapes(model, plan)
     there = {name.removeprefix(_PREFIX): header.shape for name, header in tensors.headers([path]).items()}
-    extra = _of_base(model, there, wanted, path)
+    extra = _not_its_own(model, there, wanted, path)
     if problem := tensors.mismatch(wanted, {name: shape for name, shape in there.items() if name not in extra}):
         raise UserError(f"does not fit this model: {problem}", where=str(path), code=INTEGRITY)
-    _attach(model, config, targets, torch.Generator().manual_seed(0))
-    found = {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.read([path]).items()}
+    _attach(model, plan, torch.Generator().manual_seed(0))
+    found = _read(path)
     with torch.no_grad():
-        for name in (name for name, module in extra.items() if module):
-            model.get_submodule(extra[name]).weight.copy_(found[name])
+        for name, layer in extra.items():
+            if layer:
+                weight_of(model, layer).copy_(found[name])
     tensors.fill(model, {name: tensor for name, tensor in found.items() if name not in extra}, branches(model), path)
     return config
+
+
+def load_scorer(model: SequenceScorer, folder: Path) -> LoRAConfig:
+    """Attach the adapter of a reward model; see `load`. Its score is trained whole, or it would be that of `model`."""
+    path = folder / WEIGHTS
+    if f"{_PREFIX}{SCORE}.weight" not in tensors.headers([path]):
+        what = "this adapter has no trained score"
+        raise UserError(what, where=str(path), fix=f"train it with {SCORE} in modules_to_save", code=INTEGRITY)
+    return load(model, folder)
 
 
 def restore(model: nn.Module, config: LoRAConfig, folder: Path) -> None:
@@ -391,45 +339,24 @@ def restore(model: nn.Module, config: LoRAConfig, folder: Path) -> None:
     """
     there, _ = read_config(folder)
     path = folder / ADAPTER
-    here = settings_of(described(config, layers=adapted(model).keys(), base="", task=CAUSAL_LM, tied=_is_tied(model)), path)
+    here = settings_of(_description(model, config, ""), path)
     if different := differences(there, here):
         raise UserError(f"this is an adapter with other settings: {different}", where=str(path), code=INTEGRITY)
     weights, own = folder / WEIGHTS, branches(model)
-    found = {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.read([weights]).items()}
-    shapes, wanted = ({name: tuple(tensor.shape) for name, tensor in part.items()} for part in (found, own))
-    extra = _of_base(model, shapes, wanted, weights)
+    found = _read(weights)
+    sizes, wanted = ({name: tuple(tensor.shape) for name, tensor in part.items()} for part in (found, own))
+    extra = _not_its_own(model, sizes, wanted, weights)
     tensors.fill(model, {name: tensor for name, tensor in found.items() if name not in extra}, own, weights)
 
 
-def _shapes(model: nn.Module, config: LoRAConfig, targets: dict[str, LoRAConfig]) -> dict[str, tuple[int, ...]]:
-    """Return the shapes that `branches` will have once the adapter is attached."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name, settings in targets.items():
-        rows, columns = model.get_submodule(name).weight.shape
-        if isinstance(model.get_submodule(name), nn.Embedding):
-            shapes[f"{name}.lora_embedding_A"] = (settings.r, rows)
-            shapes[f"{name}.lora_embedding_B"] = (columns, settings.r)
-            magnitudes = columns
-        else:
-            shapes[f"{name}.lora_A.weight"] = (settings.r, columns)
-            shapes[f"{name}.lora_B.weight"] = (rows, settings.r)
-            magnitudes = rows
-        if settings.dora:
-            shapes[f"{name}.lora_magnitude_vector"] = (magnitudes,)
-    for name, ids in _rows(model, config).items():
-        shapes[f"{name}.token_adapter.trainable_tokens_delta"] = (len(ids), model.get_submodule(name).weight.shape[1])
-    whole = [name for name in _names(model) if adapter_targets.is_saved(config, name)]
-    for name in whole:
-        shapes |= {f"{name}.{key}": tuple(p.shape) for key, p in model.get_submodule(name).named_parameters()}
-    if _is_tied(model) and config.tied and any(leaf(name) in (_EMBEDDING, _HEAD) for name in whole):
-        shapes[f"{_HEAD}.weight"] = shapes[f"model.{_EMBEDDING}.weight"] = tuple(model.get_submodule(_HEAD).weight.shape)
-    return shapes
+def _read(path: Path) -> dict[str, Tensor]:
+    return {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.read([path]).items()}
 
 
-def _of_base(
-    model: nn.Module, there: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]], path: Path
+def _not_its_own(
+    model: nn.Module, there: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]], path: Path
 ) -> dict[str, str]:
-    """Return the tensors in a file that are not the adapter's own: name -> the module whose base weight it is, or "".
+    """Return the tensors in a file that are not the adapter's own: name -> the layer whose base weight it is, or "".
 
     PEFT saves embedding and head of the base where they are adapted, and the factors of a head that shares the embedding's.
 
@@ -439,15 +366,14 @@ def _of_base(
     found: dict[str, str] = {}
     for name in there.keys() - wanted.keys():
         owner = name.removesuffix(".weight").removesuffix(".base_layer")
-        if leaf(owner) in (_EMBEDDING, _HEAD) and name.endswith(".weight") and owner in _names(model):
-            shape = tuple(model.get_submodule(owner).weight.shape)
-            if there[name] != shape:
-                what = f"it was trained on a model with {there[name][0]} tokens, and the base has {shape[0]}"
-                fix = "resize the base model's embedding to that, with the tokenizer beside the adapter, and name it with --base"
-                raise UserError(what, where=str(path), fix=fix, code=INTEGRITY)
-            found[name] = owner
-    rank = wanted.get(f"model.{_EMBEDDING}.lora_embedding_A")
-    if rank and f"{_HEAD}.lora_A.weight" not in wanted:
-        tied = {f"{_HEAD}.lora_A.weight": (rank[0], -1), f"{_HEAD}.lora_B.weight": (-1, rank[0])}
-        found |= {name: "" for name in tied.keys() & there.keys()}
+        if leaf(owner) not in (EMBEDDING, HEAD) or not name.endswith(".weight") or owner not in names(model):
+            continue
+        shape = tuple(weight_of(model, owner).shape)
+        if there[name] != shape:
+            what = f"it was trained on a model with {there[name][0]} tokens, and the base has {shape[0]}"
+            fix = "resize the base model with the tokenizer beside the adapter, and name it with --base"
+            raise UserError(what, where=str(path), fix=fix, code=INTEGRITY)
+        found[name] = owner
+    if f"model.{EMBEDDING}.lora_embedding_A" in wanted and f"{HEAD}.lora_A.weight" not in wanted:
+        found |= dict.fromkeys({f"{HEAD}.lora_A.weight", f"{HEAD}.lora_B.weight"} & there.keys(), "")
     return found

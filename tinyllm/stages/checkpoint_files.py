@@ -26,7 +26,7 @@ class CheckpointFiles:
     Args:
         stage: the stage that writes, for tinyllm.json; empty: no such file is written.
         adapter: write the adapter with these settings instead of the whole model.
-        base: the path of the adapter's base model.
+        base: the path of the adapter's base model. It is written as an absolute one; `base_folder` finds runs that moved together.
     """
 
     def __init__(
@@ -42,6 +42,8 @@ class CheckpointFiles:
         self.critic = model.critic if isinstance(model, ActorCritic) else None
         self.tokenizer, self.stage, self.adapter, self.base = tokenizer, stage, adapter, base
         self.base_sha256 = tensors.sha256(Path(base)) if adapter and Path(base).is_dir() else ""
+        if self.base_sha256:  # PEFT takes a relative path from the working directory, wherever the adapter lies
+            self.base = Path(base).absolute().as_posix()
 
     def write(self, folder: Path) -> None:
         """Write all files into an existing directory."""
