@@ -125,9 +125,9 @@ def moved(model: Any, is_trained: Any) -> None:
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
 
 
-def written_by_peft(kind: str, base: Path, folder: Path) -> torch.Tensor:
+def written_by_peft(kind: Mapping[str, Any], base: Path, folder: Path) -> torch.Tensor:
     """Save an adapter of a kind, and return PEFT's logits with it as loaded again."""
-    settings = {"r": 3, "lora_alpha": 7, "task_type": "CAUSAL_LM", **KINDS[kind][1]}
+    settings = {"r": 3, "lora_alpha": 7, "task_type": "CAUSAL_LM", **kind}
     model = peft.get_peft_model(fresh(base), peft.LoraConfig(**settings))
     parts = ("lora_", "modules_to_save", "token_adapter.trainable")
     moved(model, lambda name: any(part in name for part in parts))
@@ -158,7 +158,57 @@ def log_probs(model: CausalLM) -> torch.Tensor:
 def test_we_open_what_peft_wrote_and_peft_what_we_wrote(
     kind: str, tied: bool, bases: Mapping[bool, Path], tmp_path: Path
 ) -> None:
-    base, theirs = bases[tied], tmp_path / "theirs"
+    exchange(KINDS[kind][1], bases[tied], tmp_path)
+
+
+SMALL = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "vocab_size": 64}
+OTHERS: Mapping[str, tuple[Any, Mapping[str, Any], Mapping[str, Any]]] = {  # class, shape, PEFT's settings
+    "gpt2": (transformers.GPT2Config, SMALL, {"target_modules": "all-linear"}),
+    "gpt2, dora": (transformers.GPT2Config, SMALL, {"target_modules": ["c_attn", "c_fc"], "use_dora": True}),
+    "gpt2, pissa": (transformers.GPT2Config, SMALL, {"target_modules": ["c_attn"], "init_lora_weights": "pissa"}),
+    "gpt2, whole": (
+        transformers.GPT2Config,
+        SMALL,
+        {"target_modules": ["c_attn"], "modules_to_save": ["c_fc", "ln_f"], "trainable_token_indices": [7, 3]},
+    ),
+    "gpt2, embedding": (
+        transformers.GPT2Config,
+        SMALL,
+        {"target_modules": ["wte", "lm_head"], "rank_pattern": {"transformer.wte": 2}},
+    ),
+    "phi3": (transformers.Phi3Config, {**SHAPE, "pad_token_id": 0}, {"target_modules": "all-linear"}),
+    "gemma3": (
+        transformers.Gemma3TextConfig,
+        {**SHAPE, "head_dim": 8, "sliding_window": 4},
+        {"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True},
+    ),
+    "gemma2": (
+        transformers.Gemma2Config,
+        {**SHAPE, "head_dim": 8, "sliding_window": 4},
+        {"target_modules": ["gate_proj"], "trainable_token_indices": [7, 3]},
+    ),
+    "granite": (
+        transformers.GraniteConfig,
+        {**SHAPE, "logits_scaling": 2.0},
+        {"target_modules": ["lm_head", "q_proj"]},
+    ),
+    "olmo2": (transformers.Olmo2Config, SHAPE, {"target_modules": "all-linear", "use_rslora": True}),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_adapters_of_other_architectures(name: str, tmp_path: Path) -> None:
+    kind, shape, settings = OTHERS[name]
+    torch.manual_seed(1)
+    model = transformers.AutoModelForCausalLM.from_config(kind(**shape), attn_implementation="eager")
+    tiny.draw(model, 4, 0.15)
+    model.save_pretrained(tmp_path / "base")
+    exchange(settings, tmp_path / "base", tmp_path)
+
+
+def exchange(kind: Mapping[str, Any], base: Path, folder: Path) -> None:
+    """Open an adapter that PEFT wrote, switch it off and on, write another for PEFT, and merge."""
+    theirs = folder / "theirs"
     want = written_by_peft(kind, base, theirs)
     plain = hub.load_causal_lm(base)
     assert (want - logits(plain)).abs().max() > 0.05
@@ -171,7 +221,7 @@ def test_we_open_what_peft_wrote_and_peft_what_we_wrote(
         torch.testing.assert_close(logits(model), logits(hub.load_causal_lm(base)), atol=CLOSE, rtol=0)
     torch.testing.assert_close(logits(model), want, atol=CLOSE, rtol=0)
 
-    ours = tmp_path / "ours"
+    ours = folder / "ours"
     ours.mkdir()
     trained = lora.branches(model).keys()
     moved(model, trained.__contains__)
@@ -186,7 +236,7 @@ def test_we_open_what_peft_wrote_and_peft_what_we_wrote(
     merged = lora.merge(model.float())
     assert not lora.branches(merged)
     torch.testing.assert_close(logits(merged), want, atol=2e-5, rtol=0)
-    whole = tmp_path / "whole"
+    whole = folder / "whole"
     whole.mkdir()
     hub.save(merged.float(), whole, bos=None, stop=(1,), pad=0)
     with torch.no_grad():

@@ -13,7 +13,7 @@ from typing import Any
 from tinyllm.config import validate
 from tinyllm.errors import INTEGRITY, UserError
 from tinyllm.io import strict_json, untrusted_files
-from tinyllm.model.adapter_targets import ALL_LINEAR, is_all_linear, leaf
+from tinyllm.model.adapters.targets import ALL_LINEAR, is_all_linear, leaf
 from tinyllm.model.config import LoRAConfig
 from tinyllm.model.hf_config import CONFIG, COPY
 

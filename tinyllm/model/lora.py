@@ -12,7 +12,7 @@ Left out: several adapters at once, biases, variants whose base depends on data 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,9 @@ from tinyllm.config import differences
 from tinyllm.errors import INTEGRITY, UserError
 from tinyllm.io import untrusted_files
 from tinyllm.model import tensors
-from tinyllm.model.adapted_layers import (
+from tinyllm.model.adapter_config import ADAPTER, CAUSAL_LM, SEQ_CLS, described, settings_of, write
+from tinyllm.model.adapter_config import read_adapter as read_config
+from tinyllm.model.adapters.layers import (
     ADAPTED,
     Adapted,
     EmbeddingWithRows,
@@ -34,17 +36,27 @@ from tinyllm.model.adapted_layers import (
     LoRALinear,
     TiedHead,
 )
-from tinyllm.model.adapter_config import ADAPTER, CAUSAL_LM, SEQ_CLS, described, settings_of, write
-from tinyllm.model.adapter_config import read_adapter as read_config
-from tinyllm.model.adapter_plan import EMBEDDING, HEAD, Plan, check_names, is_tied, make_plan, names, shapes, weight_of
-from tinyllm.model.adapter_targets import leaf
+from tinyllm.model.adapters.names import PREFIX, beside_the_adapter, from_file, in_file, of_tied_head, shapes_here
+from tinyllm.model.adapters.plan import (
+    EMBEDDING,
+    HEAD,
+    Plan,
+    check_names,
+    file_name,
+    fitted,
+    is_tied,
+    make_plan,
+    row_of,
+    shapes,
+    weight_of,
+)
+from tinyllm.model.adapters.targets import leaf
 from tinyllm.model.config import LoRAConfig
 from tinyllm.model.transformer import CausalLM, SequenceScorer
 
 WEIGHTS = "adapter_model.safetensors"
 SCORE = "score"
 BASE_SHA256 = "base_sha256"
-_PREFIX = "base_model.model."  # PEFT's, before every tensor name
 _FROZEN = "frozen_"  # before the name of a parameter that is trained whole: the buffer with its value in the base
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -63,7 +75,7 @@ def attach(model: Model, config: LoRAConfig, seed: int = 0, *, token_rows: Seque
     Raises:
         UserError: a setting that fits nothing in the model.
     """
-    config = with_token_rows(config, token_rows)
+    config = with_token_rows(fitted(model, config), token_rows)
     check_names(model, config)
     plan = make_plan(model, config)
     if config.dropout and (config.tied or any(leaf(name) == HEAD for name in plan.targets)):
@@ -262,25 +274,16 @@ def save(model: nn.Module, config: LoRAConfig, folder: Path, base: str, *, base_
     """
     metadata = {"format": "pt"} | ({BASE_SHA256: base_sha256} if base_sha256 else {})
     # copies: the library writes no two names of one memory
-    content = {_PREFIX + name: tensor.clone() for name, tensor in (branches(model) | _of_tied_head(model)).items()}
-    tensors.write(content, folder / WEIGHTS, metadata)
+    content = {name: tensor.clone() for name, tensor in (branches(model) | of_tied_head(model)).items()}
+    tensors.write(in_file(model, content), folder / WEIGHTS, metadata)
     write(folder, _description(model, config, base))
 
 
 def _description(model: nn.Module, config: LoRAConfig, base: str) -> dict[str, Any]:
     task = SEQ_CLS if isinstance(model, SequenceScorer) else CAUSAL_LM
-    return described(config, layers=adapted(model).keys(), base=base, task=task, tied=is_tied(model))
-
-
-def _of_tied_head(model: nn.Module) -> dict[str, Tensor]:
-    """Return what PEFT writes for a head that shares the branch of the embedding: the same factors, transposed."""
-    if not isinstance(model, CausalLM) or not isinstance(model.lm_head, TiedHead):
-        return {}
-    embedding = model.lm_head.embedding
-    if not isinstance(embedding, LoRAEmbedding):
-        return {}
-    a, b = embedding.lora_embedding_A.detach(), embedding.lora_embedding_B.detach()
-    return {f"{HEAD}.lora_A.weight": b.T.clone(), f"{HEAD}.lora_B.weight": a.T.clone()}
+    layers, row = [file_name(model, name) for name in adapted(model)], row_of(model)
+    found = described(fitted(model, config), layers=layers, base=base, task=task, tied=is_tied(model))
+    return found | {"fan_in_fan_out": bool(row and row.transposed)}
 
 
 def other_base(adapter: Path, base: str, wanted: str, there: str, fix: str) -> UserError:
@@ -308,12 +311,13 @@ def load(model: nn.Module, folder: Path) -> LoRAConfig:
     except UserError as error:
         raise UserError(error.what, where=str(folder / ADAPTER), code=INTEGRITY) from None
     wanted = shapes(model, plan)
-    there = {name.removeprefix(_PREFIX): header.shape for name, header in tensors.headers([path]).items()}
-    extra = _not_its_own(model, there, wanted, path)
+    headers = {name: header.shape for name, header in tensors.headers([path]).items()}
+    there = shapes_here(model, headers, wanted)
+    extra = beside_the_adapter(model, there, wanted, str(path))
     if problem := tensors.mismatch(wanted, {name: shape for name, shape in there.items() if name not in extra}):
         raise UserError(f"does not fit this model: {problem}", where=str(path), code=INTEGRITY)
     _attach(model, plan, torch.Generator().manual_seed(0))
-    found = _read(path)
+    found = from_file(model, tensors.read([path]), wanted)
     with torch.no_grad():
         for name, layer in extra.items():
             if layer:
@@ -325,7 +329,7 @@ def load(model: nn.Module, folder: Path) -> LoRAConfig:
 def load_scorer(model: SequenceScorer, folder: Path) -> LoRAConfig:
     """Attach the adapter of a reward model; see `load`. Its score is trained whole, or it would be that of `model`."""
     path = folder / WEIGHTS
-    if f"{_PREFIX}{SCORE}.weight" not in tensors.headers([path]):
+    if f"{PREFIX}{SCORE}.weight" not in tensors.headers([path]):
         what = "this adapter has no trained score"
         raise UserError(what, where=str(path), fix=f"train it with {SCORE} in modules_to_save", code=INTEGRITY)
     return load(model, folder)
@@ -343,37 +347,7 @@ def restore(model: nn.Module, config: LoRAConfig, folder: Path) -> None:
     if different := differences(there, here):
         raise UserError(f"this is an adapter with other settings: {different}", where=str(path), code=INTEGRITY)
     weights, own = folder / WEIGHTS, branches(model)
-    found = _read(weights)
-    sizes, wanted = ({name: tuple(tensor.shape) for name, tensor in part.items()} for part in (found, own))
-    extra = _not_its_own(model, sizes, wanted, weights)
+    found = from_file(model, tensors.read([weights]), own)
+    sizes = {name: tuple(tensor.shape) for name, tensor in found.items()}
+    extra = beside_the_adapter(model, sizes, own, str(weights))
     tensors.fill(model, {name: tensor for name, tensor in found.items() if name not in extra}, own, weights)
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    return {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.read([path]).items()}
-
-
-def _not_its_own(
-    model: nn.Module, there: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]], path: Path
-) -> dict[str, str]:
-    """Return the tensors in a file that are not the adapter's own: name -> the layer whose base weight it is, or "".
-
-    PEFT saves embedding and head of the base where they are adapted, and the factors of a head that shares the embedding's.
-
-    Raises:
-        UserError: a base weight of another shape than the model's (INTEGRITY).
-    """
-    found: dict[str, str] = {}
-    for name in there.keys() - wanted.keys():
-        owner = name.removesuffix(".weight").removesuffix(".base_layer")
-        if leaf(owner) not in (EMBEDDING, HEAD) or not name.endswith(".weight") or owner not in names(model):
-            continue
-        shape = tuple(weight_of(model, owner).shape)
-        if there[name] != shape:
-            what = f"it was trained on a model with {there[name][0]} tokens, and the base has {shape[0]}"
-            fix = "resize the base model with the tokenizer beside the adapter, and name it with --base"
-            raise UserError(what, where=str(path), fix=fix, code=INTEGRITY)
-        found[name] = owner
-    if f"model.{EMBEDDING}.lora_embedding_A" in wanted and f"{HEAD}.lora_A.weight" not in wanted:
-        found |= dict.fromkeys({f"{HEAD}.lora_A.weight", f"{HEAD}.lora_B.weight"} & there.keys(), "")
-    return found

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from tinyllm.errors import UserError
 from tinyllm.io import untrusted_files
-from tinyllm.model import adapter_targets
-from tinyllm.model.adapter_targets import HEADS, leaf
+from tinyllm.model.adapters import targets as adapter_targets
+from tinyllm.model.adapters.targets import HEADS, leaf
+from tinyllm.model.architectures import ARCHITECTURES, Architecture
 from tinyllm.model.config import LoRAConfig
-from tinyllm.model.transformer import CausalLM
+from tinyllm.model.hf_names import to_file
+from tinyllm.model.transformer import CausalLM, Loaded
 
 EMBEDDING, HEAD = "embed_tokens", "lm_head"
 _IN_EVERY_CLASSIFIER = ("classifier", "score")  # PEFT lists both, whatever the model has
@@ -52,10 +54,18 @@ def make_plan(model: nn.Module, config: LoRAConfig) -> Plan:
     return Plan(targets, rows, whole, follows, tied and config.tied and bool(ends & {EMBEDDING, HEAD}))
 
 
+def fitted(model: nn.Module, config: LoRAConfig) -> LoRAConfig:
+    """Return the settings with all linear layers as targets, if they are the default ones and the model names its layers differently."""
+    default = LoRAConfig().targets
+    known = {leaf(name) for name in _linear(model)}
+    fits = config.targets != default or known.issuperset(default)
+    return config if fits else config.model_copy(update={"targets": (adapter_targets.ALL_LINEAR,)})
+
+
 def check_names(model: nn.Module, config: LoRAConfig) -> None:
     """Refuse a name in the settings that fits nothing: what a user mistypes. PEFT's own files may list names of other models."""
     try:
-        unknown = adapter_targets.unmatched(config, names(model))
+        unknown = adapter_targets.unmatched(config, list(names(model)))
     except ValueError as error:
         raise UserError(str(error), where="lora", fix="use a list of names") from None
     if unknown:
@@ -63,9 +73,20 @@ def check_names(model: nn.Module, config: LoRAConfig) -> None:
         raise UserError(what, where="lora.targets", fix=f"use some of {_known(model)}")
 
 
-def names(model: nn.Module) -> list[str]:
-    """Return the names of all modules."""
-    return [name for name, _ in model.named_modules() if name]
+def names(model: nn.Module) -> dict[str, str]:
+    """Return the modules by the names that transformers and PEFT give them: {name there: name here}."""
+    return {file_name(model, name): name for name, _ in model.named_modules() if name}
+
+
+def file_name(model: nn.Module, name: str) -> str:
+    """Return the name of a module or a tensor in Hugging Face's files."""
+    row = row_of(model)
+    return to_file(name, row) if row else name
+
+
+def row_of(model: nn.Module) -> Architecture | None:
+    """Return the architecture of a model; None for a part of one."""
+    return ARCHITECTURES[model.config.model_type] if isinstance(model, Loaded) else None
 
 
 def is_tied(model: nn.Module) -> bool:
@@ -102,7 +123,9 @@ def shapes(model: nn.Module, plan: Plan) -> dict[str, tuple[int, ...]]:
 
 
 def _linear(model: nn.Module) -> list[str]:
-    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    """Return the linear layers of the model itself, by their names in files."""
+    own = {name: module for name, module in model.named_modules() if ".lora_" not in name}
+    return [file_name(model, name) for name, module in own.items() if isinstance(module, nn.Linear)]
 
 
 def _known(model: nn.Module) -> str:
@@ -111,9 +134,10 @@ def _known(model: nn.Module) -> str:
 
 def _targets(model: nn.Module, config: LoRAConfig) -> dict[str, LoRAConfig]:
     try:
-        found = adapter_targets.selected(config, names(model), _linear(model))
+        chosen = adapter_targets.selected(config, list(known := names(model)), _linear(model))
     except ValueError as error:
         raise UserError(str(error), where="lora.targets", fix="use a list of names") from None
+    found = {known[name]: settings for name, settings in chosen.items()}
     if not found:
         what = f"no linear layer is named {untrusted_files.short_repr(config.targets)}"
         raise UserError(what, where="lora.targets", fix=f"use a list of some of {_known(model)}")
@@ -125,6 +149,9 @@ def _targets(model: nn.Module, config: LoRAConfig) -> dict[str, LoRAConfig]:
         if settings.init in ("pissa", "olora") and settings.r > largest:
             what = f"{settings.init} needs a rank of at most {largest} for {name}, found {settings.r}"
             raise UserError(what, where="lora.r", fix=f"set lora.r to {largest} or less")
+        if settings.init == "olora" and (row := row_of(model)) and row.transposed:
+            what = f"olora is not defined for {row.class_name}, whose files store weights transposed"
+            raise UserError(what, where="lora.init", fix="use pissa")
     return found
 
 
@@ -149,7 +176,11 @@ def _check_tied(model: nn.Module, config: LoRAConfig, found: dict[str, LoRAConfi
 def _rows(model: nn.Module, config: LoRAConfig) -> dict[str, tuple[int, ...]]:
     found: dict[str, tuple[int, ...]] = {}
     for module, rows in config.rows().items():
-        fits = [name for name in names(model) if name.endswith(module) and leaf(name) in (EMBEDDING, HEAD)]
+        fits = [
+            name
+            for theirs, name in names(model).items()
+            if leaf(name) in (EMBEDDING, HEAD) and (name.endswith(module) or theirs.endswith(module))
+        ]
         if not fits and isinstance(config.token_rows, dict):
             what = f"no embedding or head is named {untrusted_files.short_repr(module)}"
             raise UserError(what, where="lora.token_rows", fix=f"use {EMBEDDING} and {HEAD}")
@@ -170,9 +201,9 @@ def _rows(model: nn.Module, config: LoRAConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _whole(model: nn.Module, config: LoRAConfig) -> list[str]:
-    found = [name for name in names(model) if adapter_targets.is_saved(config, name)]
-    missing = [saved for saved in config.modules_to_save if not any(name.endswith(saved) for name in found)]
+    saved = {theirs: name for theirs, name in names(model).items() if adapter_targets.is_saved(config, theirs)}
+    missing = [end for end in config.modules_to_save if not any(theirs.endswith(end) for theirs in saved)]
     if unknown := [name for name in missing if name not in _IN_EVERY_CLASSIFIER]:
         what = f"the model has no module {untrusted_files.short_repr(unknown[0])}"
         raise UserError(what, where="lora.modules_to_save", fix=f"use some of {EMBEDDING}, {HEAD}, norm")
-    return found
+    return list(saved.values())
