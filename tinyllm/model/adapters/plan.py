@@ -51,7 +51,9 @@ def make_plan(model: nn.Module, config: LoRAConfig) -> Plan:
     free = tied and HEAD not in by_end | rows.keys()
     # always for its rows, on demand for a branch, as in PEFT
     follows = free and (f"model.{EMBEDDING}" in rows or (config.tied and EMBEDDING in by_end))
-    return Plan(targets, rows, whole, follows, tied and config.tied and bool(ends & {EMBEDDING, HEAD}))
+    plan = Plan(targets, rows, whole, follows, tied and config.tied and bool(ends & {EMBEDDING, HEAD}))
+    _check_rows(model, plan)
+    return plan
 
 
 def fitted(model: nn.Module, config: LoRAConfig) -> LoRAConfig:
@@ -157,12 +159,7 @@ def _targets(model: nn.Module, config: LoRAConfig) -> dict[str, LoRAConfig]:
 
 def _check_tied(model: nn.Module, config: LoRAConfig, found: dict[str, LoRAConfig]) -> None:
     embedding = next((settings for name, settings in found.items() if leaf(name) == EMBEDDING), None)
-    if embedding is None:
-        return
-    if config.rows().get(EMBEDDING):
-        what = f"{EMBEDDING} is in lora.targets and in lora.token_rows"
-        raise UserError(what, where="lora.token_rows", fix="adapt the whole embedding, or train some of its rows")
-    if not config.tied or not is_tied(model):
+    if embedding is None or not config.tied or not is_tied(model):
         return
     if embedding.dora:
         what = "DoRA on a head that shares its weight with the embedding is not supported"
@@ -171,6 +168,15 @@ def _check_tied(model: nn.Module, config: LoRAConfig, found: dict[str, LoRAConfi
     if head and head[HEAD].scaling != embedding.scaling:
         what = f"{EMBEDDING} and {HEAD} share what the adapter adds, and have other strengths"
         raise UserError(what, where="lora.alpha_pattern", fix=f"leave {HEAD} out of the patterns")
+
+
+def _check_rows(model: nn.Module, plan: Plan) -> None:
+    """Refuse a layer of which some rows are trained, and that is adapted or trained whole as well. So does PEFT."""
+    rows = {leaf(name) for name in plan.rows} | ({HEAD} if is_tied(model) and plan.rows else set())
+    for where, parts in (("targets", plan.targets), ("modules_to_save", plan.whole)):
+        for name in (name for name in parts if leaf(name) in rows):
+            what = f"{leaf(name)} is in lora.{where} and in lora.token_rows"
+            raise UserError(what, where="lora.token_rows", fix=f"leave it out of lora.{where}")
 
 
 def _rows(model: nn.Module, config: LoRAConfig) -> dict[str, tuple[int, ...]]:
