@@ -13,8 +13,9 @@ from tests.support import small
 from tinyllm.errors import INTEGRITY, USAGE, UserError
 from tinyllm.model import hub, lora, tensors
 from tinyllm.model.config import LoRAConfig
+from tinyllm.model.resize import grow_vocabulary
 from tinyllm.stages import align_online, rm, sft
-from tinyllm.stages.checkpoint_files import CheckpointFiles
+from tinyllm.stages.checkpoint_files import CheckpointFiles, adapter_base
 from tinyllm.stages.common import load_language_model
 from tinyllm.stages.config import AlignOnlineConfig, RmConfig, SftConfig
 from tinyllm.stages.origin import read_origin
@@ -166,6 +167,24 @@ def test_an_adapter_as_parent_is_merged_and_a_new_one_trained() -> None:
     assert not torch.allclose(logits(model), logits(merged), atol=1e-4)
 
 
+def test_the_base_of_a_model_with_added_tokens_is_written_beside_the_adapter() -> None:
+    parent = find_checkpoint("sft", Path("models/parent"), fast=False)
+    model, tokens = load_language_model(parent, CPU)
+    new = grow_vocabulary(model, model.config.vocab_size + 2)
+    config = lora.with_token_rows(LoRAConfig(r=2), new)
+    lora.attach(model, config)
+    base = adapter_base(model, tokens, parent, Path("runs/sft/peft/lora/x"))
+    assert Path(base).parent == Path("runs/sft/peft/lora/x/base")
+    with torch.no_grad():
+        model.model.embed_tokens.token_adapter.trainable_tokens_delta.add_(1)
+    folder = Path("runs/sft/peft/lora/x/checkpoints/step-00000001")
+    folder.mkdir(parents=True)
+    CheckpointFiles(model, tokens, stage="sft", adapter=config, base=base).write(folder)
+    again = hub.load_causal_lm(folder, merged=False)
+    assert again.config.vocab_size == new.stop
+    assert torch.equal(logits(again), logits(model))
+
+
 # --- the base --------------------------------------------------------------------------------------------------------------------
 
 
@@ -224,3 +243,15 @@ def test_a_base_of_other_weights_or_shape_is_refused() -> None:
     with pytest.raises(UserError, match="holds no model") as caught:
         hub.load_causal_lm(folder, base=Path("models"))
     assert caught.value.code == USAGE
+
+
+def test_a_relative_path_to_the_base_is_taken_from_the_adapter_or_a_folder_above_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    parent = Path("models/parent")
+    beside = adapter_of(parent, Path("models/a/foreign"), "../../parent").absolute()
+    above = adapter_of(parent, Path("models/b/foreign"), "parent").absolute()
+    want = logits(hub.load_causal_lm(beside))
+    monkeypatch.chdir(tmp_path)
+    for folder in (beside, above):
+        assert torch.equal(logits(hub.load_causal_lm(folder)), want)

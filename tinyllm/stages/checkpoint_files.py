@@ -11,6 +11,7 @@ from tinyllm.errors import INTEGRITY, UserError
 from tinyllm.model import hub, lora, tensors
 from tinyllm.model.adapter_config import ADAPTER
 from tinyllm.model.config import LoRAConfig
+from tinyllm.model.hf_config import read_config
 from tinyllm.model.transformer import ActorCritic, CausalLM, SequenceScorer
 from tinyllm.stages.origin import read_origin, write_origin
 from tinyllm.stages.parents import Parent
@@ -91,10 +92,12 @@ class CheckpointFiles:
 def adapter_base(model: CausalLM, tokenizer: Tokenizer, parent: Parent, run_folder: Path) -> str:
     """Return the path that an adapter names as its base model.
 
-    It is the parent. If the parent is itself an adapter, it is the merged model, which is written to `base/` in the run directory first.
+    It is the parent. If the parent is itself an adapter, or the model has more tokens than its parent, it is the model before training,
+    which is written to `base/` in the run directory first.
     """
     if not (parent.folder / ADAPTER).is_file():
-        return parent.folder.as_posix()
+        if read_config(parent.folder)[0].vocab_size == model.config.vocab_size:
+            return parent.folder.as_posix()
     written = dist.broadcast_text(next((p.as_posix() for p in checkpoint.steps(run_folder / "base")), ""))
     files = CheckpointFiles(model, tokenizer, stage=read_origin(parent.folder).stage)
 
