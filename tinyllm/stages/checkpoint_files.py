@@ -95,9 +95,9 @@ def adapter_base(model: CausalLM, tokenizer: Tokenizer, parent: Parent, run_fold
     It is the parent. If the parent is itself an adapter, or the model has more tokens than its parent, it is the model before training,
     which is written to `base/` in the run directory first.
     """
-    if not (parent.folder / ADAPTER).is_file():
-        if read_config(parent.folder)[0].vocab_size == model.config.vocab_size:
-            return parent.folder.as_posix()
+    whole = not (parent.folder / ADAPTER).is_file()
+    if whole and read_config(parent.folder)[0].vocab_size == model.config.vocab_size:
+        return parent.folder.as_posix()
     written = dist.broadcast_text(next((p.as_posix() for p in checkpoint.steps(run_folder / "base")), ""))
     files = CheckpointFiles(model, tokenizer, stage=read_origin(parent.folder).stage)
 
