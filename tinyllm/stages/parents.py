@@ -46,10 +46,11 @@ class Parent:
     folder: Path
     sha256: str  # of its manifest; empty for a model from elsewhere
     files: tuple[_File, ...] = field(default=(), repr=False)  # as they were when verified
+    base: Path | None = None  # of an adapter, where the user named it
 
     def check_unchanged(self) -> None:
         """Call it after loading. Raises: UserError (INTEGRITY) if a file is no longer the one that was verified."""
-        now = [file for part in _parts(self.folder) for file in _files(part)]
+        now = [file for part in _parts(self.folder, self.base) for file in _files(part)]
         for path, *_ in set(self.files) ^ set(now):
             fix = "run the command again"
             raise UserError("changed while it was being read", where=str(path), fix=fix, code=INTEGRITY)
@@ -59,23 +60,24 @@ class Parent:
         return {"checkpoint": self.folder.as_posix(), "manifest_sha256": self.sha256 or None}
 
 
-def find_checkpoint(stage: str, given: Path | None, *, fast: bool) -> Parent:
+def find_checkpoint(stage: str, given: Path | None, *, fast: bool, base: Path | None = None) -> Parent:
     """Return the checkpoint `given`, or the best one of the newest completed run that `stage` can start from.
 
     Args:
         stage: a key of `PARENT_PLACES`; with `given`, any name.
         given: a checkpoint, or a run, whose best checkpoint is meant; by its path or its name, see `train.names`.
         fast: look for a fast-dev-run.
+        base: the base model of an adapter, where it is not the one that the adapter names: a folder, a run or its name.
 
     Raises: UserError if there is none (USAGE), or its files are damaged (INTEGRITY).
     """
     if given is not None:
-        return _verified(named_checkpoint(stage, given, fast=fast))
+        return _verified(named_checkpoint(stage, given, fast=fast), base and _base(base))
     for place in PARENT_PLACES[stage]:
         candidates = [run for run in _runs(place) if is_fast_dev_run(run, read_facts(run)) == fast and _completed(run)]
         if candidates:
             newest = max(candidates, key=lambda run: str(read_facts(run).get("ended")))
-            return _verified(best_checkpoint(newest))
+            return _verified(best_checkpoint(newest), base and _base(base))
     needed = _needed(stage)
     what = (
         "there is no reward model yet"
@@ -137,20 +139,40 @@ def can_start_from(stage: str, run: Path) -> bool:
     return stage == "verify" or (kind == "reward_model") == (stage == "reward model")
 
 
-def _verified(folder: Path) -> Parent:
-    """Verify a checkpoint. A link is followed, so that the step is recorded and not `ckpt_best`."""
+def _base(given: Path) -> Path:
+    """Return the checkpoint that --base stands for. Raises: UserError (USAGE) where there is none."""
+
+    def accepts(run: Path) -> bool:
+        return can_start_from("chat", run)
+
+    found = names.find(given, option="--base", accepts=accepts, make=_COMMANDS[PRETRAIN])
+    folder = found.checkpoint or (found.run and best_checkpoint(found.run))
+    assert folder is not None
+    return _followed(folder)
+
+
+def _followed(folder: Path) -> Path:
+    """Return a checkpoint's own folder for a link to it, relative to the working directory where it is below that."""
     folder = folder.parent.resolve() / folder.resolve().name if folder.is_symlink() else folder
-    if folder.is_absolute() and folder.is_relative_to(Path.cwd()):
-        folder = folder.relative_to(Path.cwd())
+    below = folder.is_absolute() and folder.is_relative_to(Path.cwd())
+    return folder.relative_to(Path.cwd()) if below else folder
+
+
+def _verified(folder: Path, base: Path | None = None) -> Parent:
+    """Verify a checkpoint. A link is followed, so that the step is recorded and not `ckpt_best`."""
+    folder = _followed(folder)
+    if base is not None and not (folder / _ADAPTER).is_file():
+        what = f"{folder} is a whole model, and no adapter that needs a base"
+        raise UserError(what, where="--base", fix="leave it out")
     files: list[_File] = []
-    for part in _parts(folder):
+    for part in _parts(folder, base):
         files += _files(part)
         _verify(part)
     sha256 = checkpoint.fingerprint(folder) if (folder / checkpoint.MANIFEST).is_file() else ""
-    return Parent(folder, sha256, tuple(files))
+    return Parent(folder, sha256, tuple(files), base)
 
 
-def _parts(folder: Path) -> Iterator[Path]:
+def _parts(folder: Path, base: Path | None) -> Iterator[Path]:
     """Yield the checkpoint and, for an adapter, its base, whose files are not in the adapter's manifest."""
     yield folder
     if (folder / _ADAPTER).is_file():
@@ -158,7 +180,7 @@ def _parts(folder: Path) -> Iterator[Path]:
             adapter_config,  # importing pydantic models takes a tenth of a second, which `explain` can do without
         )
 
-        yield adapter_config.base_folder(folder, adapter_config.read_adapter(folder)[1])
+        yield adapter_config.base_folder(folder, adapter_config.read_adapter(folder)[1], base)
 
 
 def _files(folder: Path) -> list[_File]:

@@ -92,7 +92,7 @@ def _fresh_model(config: PretrainConfig, tokenizer: Tokenizer, device: torch.dev
 
 def _continued_model(config: PretrainConfig, tokenizer: Tokenizer, device: torch.device) -> tuple[CausalLM, Parent]:
     """Return the model of the checkpoint. Raises: UserError (USAGE) if its tokenizer is not that of the data."""
-    parent = find_checkpoint("pretrain", config.parent, fast=False)
+    parent = find_checkpoint("pretrain", config.parent, fast=False, base=config.base)
     say(f"continuing from {parent.folder}, with a new optimizer and schedule")
     kind = read_origin(parent.folder).kind
     model, own = load_language_model(parent, device)
