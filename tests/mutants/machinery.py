@@ -12,6 +12,7 @@ PADDING, SOURCE = "rollout/test_padding.py", "rollout/test_source.py"
 SCORING = "rollout/test_scoring.py"
 STAGE = "stages/test_align_online.py::test_"
 FOREIGN = "text/test_foreign_tokenizers.py::test_"
+FILES = "text/test_foreign_files.py::test_"
 PACKED = f"{EVERY}::test_packed_rows_equal_separate_rows"
 
 # fmt: off
@@ -142,5 +143,5 @@ MUTANTS = [
       'if old in protected}', 'if old}',
       f"{FOREIGN}text_like_added_tokens_are_text"),
     M("settings-not-kept", "extra", "a model's generation settings are replaced when it is saved", "model/hub.py",
-      "generation = original.generation or generation", "pass", f"{FOREIGN}ids_and_generation_settings_are_written_as_they_came"),
+      "generation = original.generation or generation", "pass", f"{FILES}ids_and_generation_settings_are_written_as_they_came"),
 ]
