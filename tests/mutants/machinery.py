@@ -134,7 +134,7 @@ MUTANTS = [
     M("pad-is-end", "extra", "padding is the end token", "text/special_tokens.py",
       'PAD = "<|pad|>"', 'PAD = "<|im_end|>"', "text/test_tokenizer.py::test_trained_vocabulary_has_control_tokens_first_and_every_byte"),
     M("never-stops", "extra", "<|im_end|> does not end an answer", "text/special_tokens.py",
-      "if named else known))", "if named else known[1:]))", "data/test_loading.py"),
+      "found = [im_end, *(", "found = [*(", "data/test_loading.py"),
     M("other-ends-forgotten", "extra", "the ends in generation_config.json do not end an answer", "text/special_tokens.py",
       "(*named, eos) if named", "(eos,) if named", f"{FOREIGN}ends_starts_and_padding_are_the_checkpoints"),
     M("forged-turn-in-template", "extra", "a user's control token in a rendered template is read as one", "text/segments.py",
