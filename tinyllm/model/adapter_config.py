@@ -232,12 +232,11 @@ def _places(adapter: Path, base: str) -> list[Path]:
     if not path.name:
         return []
     above = adapter.resolve().parents
-    names = (path, decayed_sibling(path))
-    found = [place / name for name in names for place in (adapter, *above, Path())]
+    found = [place / path for place in (adapter, *above, Path())]
     parts = path.parts[1:] if path.is_absolute() else ()
     for start in range(len(parts) - _SHORTEST + 1):
-        found += [place / n for place in above for n in (Path(*parts[start:]), decayed_sibling(Path(*parts[start:])))]
-    return found
+        found += [place / Path(*parts[start:]) for place in above]
+    return [*found, *map(decayed_sibling, found)]
 
 
 def _is_model(folder: Path) -> bool:
