@@ -101,7 +101,7 @@ MUTANTS = [
       "for path, *_ in set(self.files) ^ set(now):", "for path, *_ in set[_File]():", MISMATCHED,
       "after loading, every file must still be the one that was verified"),
     plant("base-not-searched", "the base of an adapter is at its recorded path only", "model/adapter_config.py",
-      "found = [place / path for place in (adapter, *above, Path())]", "found = [path]",
+      "found += [place / path for place in (adapter, *above, Path())]", "found += [path]",
       f"{ADAPTERS}::test_a_relative_path_to_the_base_is_taken_from_the_adapter_or_a_folder_above_it", "a base that has moved is searched"),
     plant("moved-base-lost", "an adapter does not find a base that has moved with it", "model/adapter_config.py",
       "if path.is_absolute() else ()", "if False else ()",
