@@ -10,15 +10,18 @@ from typing import Any
 from tinyllm.text.jinja_template import TemplateFailedError
 from tinyllm.text.layouts import MARKERS, PREFIXES, ROOM, Expanded, Layouts, Messages, NoMaskError
 
+_Message = dict[str, Any]
 _USER, _SAID, _MORE = "Question7?", "Answer7.", "Reply7."
+_ARGUMENTS = '{ "place7":"value7" }'
 _CALL = {"id": "call00007", "type": "function", "function": {"name": "name7", "arguments": {"place7": "value7"}}}
 _PARAMETERS = {"type": "object", "properties": {"place7": {"type": "string", "description": "d7"}}, "required": []}
 _TOOL = {"type": "function", "function": {"name": "name7", "description": "says7", "parameters": _PARAMETERS}}
-_ASKED = {"role": "user", "content": _USER}
-_ANSWERED = {"role": "assistant", "content": _SAID}
-_CALLED = {"role": "assistant", "content": "", "tool_calls": [_CALL]}
-_RESULT = {"role": "tool", "name": "name7", "tool_call_id": "call00007", "content": "result7"}
-_WITH_CALL = [_ASKED, _CALLED, _RESULT, _ANSWERED]
+_ASKED: _Message = {"role": "user", "content": _USER}
+_ANSWERED: _Message = {"role": "assistant", "content": _SAID}
+_CALLED: _Message = {"role": "assistant", "content": "", "tool_calls": [_CALL]}
+_RESULT: _Message = {"role": "tool", "name": "name7", "tool_call_id": "call00007", "content": "result7"}
+_SYSTEM: _Message = {"role": "system", "content": "System7."}
+_WITH_CALL: list[_Message] = [_ASKED, _CALLED, _RESULT, _ANSWERED]
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class Description:
     system: bool
     tools: bool
     calls: bool
+    arguments_as_text: bool
+    """of a call that has its arguments as JSON in a text, which others would quote once more"""
     reasoning: bool
     parts: bool
     sample: dict[str, Any]
@@ -40,34 +45,31 @@ def describe(layouts: Layouts) -> Description:
 
     Raises: TemplateFailedError where it does not render one exchange.
     """
-    one, two = [_ASKED, _ANSWERED], [_ASKED, _ANSWERED, {**_ASKED}, {"role": "assistant", "content": _MORE}]
+    one, two = [_ASKED, _ANSWERED], [_ASKED, _ANSWERED, _ASKED, {"role": "assistant", "content": _MORE}]
     first = layouts.plain.render(one, None, generation_prompt=False, limit=ROOM).text
-    _check_codes(
-        layouts, [([{"role": "system", "content": "System7."}, *one], None), (two, None), (_WITH_CALL, [_TOOL])]
-    )
+    _check_codes(layouts, [([_SYSTEM, *one], None), (two, None), (_WITH_CALL, [_TOOL])])
     if not layouts.has_blocks:
         layouts.method = _method(layouts, [one, two])
 
-    def shows(messages: Messages, tools: Sequence[Any] | None, *words: str) -> bool:
+    def text(messages: Messages, tools: Sequence[Any] | None = None, *, prompt: bool = False) -> str:
         try:
-            text = layouts.plain.render(messages, tools, generation_prompt=False, limit=ROOM).text
+            return layouts.plain.render(messages, tools, generation_prompt=prompt, limit=ROOM).text
         except TemplateFailedError:
-            return False
-        return all(word in text for word in words)
+            return ""
 
-    calls = shows(_WITH_CALL, [_TOOL], "name7", "value7", "result7")
-    parts = [{"role": "user", "content": [{"type": "text", "text": _USER}]}, _ANSWERED]
-    try:
-        as_parts = layouts.plain.render(parts, None, generation_prompt=False, limit=ROOM).text
-    except TemplateFailedError:
-        as_parts = ""
+    parts: _Message = {"role": "user", "content": [{"type": "text", "text": _USER}]}
+    thought = {**_ANSWERED, "reasoning_content": "Thought7."}
+    with_call = text(_WITH_CALL, [_TOOL])
+    as_text: _Message = {"name": "name7", "arguments": _ARGUMENTS}
+    call: _Message = {**_CALLED, "tool_calls": [{**_CALL, "function": as_text}]}
     return Description(
         method=layouts.method,
-        system=shows([{"role": "system", "content": "System7."}, *one], None, "System7."),
-        tools=shows(one, [_TOOL], "name7", "place7"),
-        calls=calls,
-        reasoning=shows([_ASKED, {**_ANSWERED, "reasoning_content": "Thought7."}], None, "Thought7."),
-        parts=as_parts == first,
+        system=_SYSTEM["content"] in text([_SYSTEM, _ASKED], prompt=True),
+        tools=all(word in text(one, [_TOOL]) for word in ("name7", "place7")),
+        calls=all(word in with_call for word in ("name7", "value7", "result7")),
+        arguments_as_text=_ARGUMENTS in text([_ASKED, call, _RESULT, _ANSWERED], [_TOOL]),
+        reasoning="Thought7." in text([_ASKED, thought]),
+        parts=text([parts, _ANSWERED]) == first,
         sample=asdict(layouts.layout(one, None, json.dumps(one), prompt=False, answers=False)),
         end=first.rfind(_SAID) + len(_SAID) if _SAID in first else len(first),
     )
