@@ -1,8 +1,8 @@
 """Chat messages to token ids and a loss mask: the only place where a conversation becomes tokens.
 
-A vocabulary carries its chat template. Our own one is rendered by `chatml` from ids; every other one by `foreign` as the Jinja template
-that it is. Both keep two promises: no text of a message can produce a control token, and the mask covers what the assistant says and
-the token that ends its turn. Left out: truncation (the data room decides).
+A vocabulary carries its chat template. Our own one is rendered by `chatml` from ids, every other one by `text.foreign` as the Jinja
+template that it is. Both keep two promises: no text of a message can produce a control token, and the mask covers what the assistant
+says and the token that ends its turn. Left out: truncation (the data room decides).
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ def render_many(
         name, first: what the conversations are, and the number of the first one, for errors.
     """
     if is_foreign(tokenizer):
-        from tinyllm.text import foreign
+        from tinyllm.text.foreign import rendering
 
-        return foreign.render_many(
+        return rendering.render_many(
             tokenizer, conversations, generation_prompt=generation_prompt, name=name, first=first
         )
     from tinyllm.text import chatml
@@ -103,9 +103,9 @@ def completion_ids(
             fix="move the earlier turns into the prompt",
         )
     if is_foreign(tokenizer):
-        from tinyllm.text import foreign
+        from tinyllm.text.foreign import rendering
 
-        return foreign.completion_ids(tokenizer, prompt, completion[0], name=name, number=number)
+        return rendering.completion_ids(tokenizer, prompt, completion[0], name=name, number=number)
     from tinyllm.text import chatml
 
     return chatml.completion_ids(tokenizer, prompt, completion)

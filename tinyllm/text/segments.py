@@ -72,7 +72,11 @@ class SegmentEncoder:
     def _encode_hostile(self, segments: Segments) -> Encoded:
         """Encode a text of which users wrote a control token's name."""
         encoder, names = self._renamed
-        pieces, edits, at = [], [], 0  # edits: (place in the new text, its length there, place in the old text, its length there)
+        pieces, edits, at = (
+            [],
+            [],
+            0,
+        )  # edits: (place in the new text, its length there, place in the old text, its length there)
         size = 0
         for text, by_user in _joined(segments):
             controls = [] if by_user else self._control_tokens(text, self._whole.encode(text, add_special_tokens=False))

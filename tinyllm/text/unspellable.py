@@ -49,7 +49,9 @@ def _fault(encoder: tokenizers.Tokenizer, text: str) -> UserError | None:
         at = next(i for i in range(len(text)) if not _encodes(encoder, [text[: i + 1]]))
     start = max(0, at - 20)
     around = f"{'…' * (start > 0)}{text[start : at + 20]}{'…' * (at + 20 < len(text))}"
-    what = f"the vocabulary has no token for {text[at]!r} (U+{ord(text[at]):04X}) at character {at} of the text {around!r}"
+    what = (
+        f"the vocabulary has no token for {text[at]!r} (U+{ord(text[at]):04X}) at character {at} of the text {around!r}"
+    )
     return UserError(what, fix="remove that character, or use a model whose vocabulary spells every byte")
 
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tinyllm.text.jinja_template import TemplateFailedError
-from tinyllm.text.layouts import MARKERS, PREFIXES, ROOM, Expanded, Layouts, Messages, NoMaskError
+from tinyllm.text.foreign.jinja_template import TemplateFailedError
+from tinyllm.text.foreign.layouts import MARKERS, PREFIXES, ROOM, Expanded, Layouts, Messages, NoMaskError
 
 _Message = dict[str, Any]
 _USER, _SAID, _MORE = "Question7?", "Answer7.", "Reply7."

@@ -1,6 +1,6 @@
 """A chat template in Jinja, compiled and rendered as transformers does it (5.23, `utils/chat_template_utils.py`).
 
-The sandbox keeps a template from reaching Python's internals, not from using time and memory: `template_worker` renders in a process
+The sandbox keeps a template from reaching Python's internals, not from using time and memory: `worker` renders in a process
 with limits. Left out: `documents`, tools as Python functions, images.
 """
 

@@ -12,7 +12,7 @@ Answers, by the first of these that applies to a template:
   marked; without the marks the text must be the unmarked one. An answer begins where the generation prompt ends, if the text begins with
   it, otherwise at its mark.
 
-Runs in the process of `template_worker`; `foreign` turns the result into tokens.
+Runs in the process of `worker`; `rendering` turns the result into tokens.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ import json
 import re
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from tinyllm.text.jinja_template import Template, TemplateFailedError
+from tinyllm.text.foreign.jinja_template import Template, TemplateFailedError
 
 BLOCKS, PREFIXES, MARKERS = "blocks", "prefixes", "markers"
 # Noncharacters, which Unicode reserves for uses like this one.
@@ -45,15 +45,17 @@ class NoMaskError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer in a text, in characters: `start`; its end token is among those in [after, limit).
+    """An answer in a text, in characters: from `start` to an end token in [after, limit).
 
-    It is the last one there, or the first where `first`, because `limit` is beyond the next turn.
+    The end token is the last one there, or the first where `first`, because `limit` is beyond the next turn. `after_prompt`: a generation
+    prompt ends at `start`. A generation block is [start, limit).
     """
 
     start: int
     after: int
     limit: int
     first: bool
+    after_prompt: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,11 +216,12 @@ class Layouts:
             if start is None and not of_marks:
                 raise NoMaskError("an answer without text, whose place in the template's text is not known")
             begin = of_marks[0] if start is None else start
-            answers.append(Answer(begin, of_marks[-1] if of_marks else begin, len(whole), first=True))
+            after = of_marks[-1] if of_marks else begin
+            answers.append(Answer(begin, after, len(whole), first=True, after_prompt=start is not None))
         ends = [answer.start for answer in answers[1:]] + [len(whole)]
         if any(not a.start <= a.after <= end for a, end in zip(answers, ends, strict=True)):
             raise NoMaskError("the template moves the text of an answer")
-        return [Answer(a.start, a.after, end, first=True) for a, end in zip(answers, ends, strict=True)]
+        return [replace(answer, limit=end) for answer, end in zip(answers, ends, strict=True)]
 
 
 def _of_blocks(expanded: Expanded, blocks: Sequence[tuple[int, int]], messages: Messages) -> list[Answer]:
@@ -226,7 +229,7 @@ def _of_blocks(expanded: Expanded, blocks: Sequence[tuple[int, int]], messages: 
     if len(blocks) != count:
         raise NoMaskError(f"the template marks {len(blocks)} answers, the conversation has {count}")
     places = [(expanded.place(start), expanded.place(end)) for start, end in blocks]
-    return [Answer(start, end, end, first=False) for start, end in places]
+    return [Answer(start, end, end, first=False, after_prompt=False) for start, end in places]
 
 
 class Expanded:

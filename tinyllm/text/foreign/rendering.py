@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tinyllm.errors import UserError
-from tinyllm.text.layouts import BLOCKS, MARKERS, PREFIXES
+from tinyllm.text.foreign.layouts import BLOCKS, MARKERS, PREFIXES
+from tinyllm.text.foreign.process import TemplateProcess
+from tinyllm.text.foreign.worker import FAILED, NO_MASK
 from tinyllm.text.messages import Message, Rendered, is_trained, trimmed
-from tinyllm.text.template_process import TemplateProcess
-from tinyllm.text.template_worker import FAILED, NO_MASK
 
 if TYPE_CHECKING:
     from tinyllm.text.tokenizer import Tokenizer
@@ -38,7 +38,7 @@ class ChatFormat:
 
     process: TemplateProcess
     description: dict[str, Any]
-    """see `template_trial.Description`"""
+    """see `trial.Description`"""
     end_of_turn: int | None
     """the control token that follows an answer; None where none does"""
 
@@ -238,9 +238,10 @@ def _split_at_answers(
 ) -> tuple[list[int], list[tuple[int, int]]]:
     """Return ids and offsets in which no token reaches across the beginning of an answer, since in a prompt none does."""
     crossed = []
-    for start, *_ in layout["answers"]:
+    for answer in layout["answers"]:
+        start = answer["start"]
         at = bisect_left(offsets, (start, 0))
-        if at and offsets[at - 1][0] < start < offsets[at - 1][1]:
+        if answer["after_prompt"] and at and offsets[at - 1][0] < start < offsets[at - 1][1]:
             crossed.append(start)
     if not crossed or tokenizer.leading_space:  # which would put a space in front of each part
         return ids, offsets
@@ -254,17 +255,17 @@ def _split_at_answers(
 
 
 def _tokens_of(
-    answer: Sequence[Any], ids: Sequence[int], offsets: Sequence[tuple[int, int]], ends: set[int | None], place: str
+    answer: dict[str, Any], ids: Sequence[int], offsets: Sequence[tuple[int, int]], ends: set[int | None], place: str
 ) -> tuple[int, int]:
     """Return the range of an answer's tokens, the one that ends its turn included."""
-    begin, after, limit, is_first = answer
-    start = bisect_left(offsets, (begin, 0))
-    if after == limit and not is_first:  # a generation block: all tokens that have a part in it, as transformers counts
-        start -= start > 0 and offsets[start - 1][1] > begin
-        return start, bisect_left(offsets, (limit, 0))
-    stop = bisect_left(offsets, (limit, 0))
-    candidates = range(bisect_left(offsets, (after, 0)), stop)
-    found = next((i for i in (candidates if is_first else reversed(candidates)) if ids[i] in ends), None)
+    start, stop = bisect_left(offsets, (answer["start"], 0)), bisect_left(offsets, (answer["limit"], 0))
+    if not answer["after_prompt"] and start and offsets[start - 1][1] > answer["start"]:
+        start -= 1  # a token with a space in front
+    if answer["after"] == answer["limit"] and not answer["first"]:  # a generation block
+        return start, stop
+    candidates = range(bisect_left(offsets, (answer["after"], 0)), stop)
+    in_order = candidates if answer["first"] else reversed(candidates)
+    found = next((i for i in in_order if ids[i] in ends), None)
     if found is None:
         what = "no token ends an answer: the model would never learn to stop"
         raise UserError(what, where=place, fix=f"use this program's template: {_OURS}")

@@ -1,7 +1,7 @@
 """Renders conversations with a foreign chat template, in a process of its own that is limited in time, memory and output.
 
 The process is started once for a template and kept. It costs 0.2 s, and then a few dozen microseconds a conversation more than
-rendering here. What is limited is in `template_worker`; that its answers arrive is watched here.
+rendering here. What is limited is in `worker`; that its answers arrive is watched here.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from itertools import islice
 from typing import Any
 
 from tinyllm.errors import UserError
-from tinyllm.text.template_worker import FAILED
+from tinyllm.text.foreign.worker import FAILED
 
 MOST_CHARACTERS = 64 * 1024  # of a template; those of known models have at most 20,000
 SECONDS = 10.0  # for one conversation, which takes less than a millisecond
 MEMORY = 512 * 1024 * 1024  # bytes; the process needs 60 MB
 _AHEAD = 256  # conversations sent before their answers are read
 _USE_OURS = "use this program's template instead: --set chat.template=chatml"
-_START = "from tinyllm.text.template_worker import main; main()"
+_START = "from tinyllm.text.foreign.worker import main; main()"
 
 
 class TemplateProcess:
@@ -70,7 +70,7 @@ class TemplateProcess:
         return self._process.poll() is None and self._owner == os.getpid()
 
     def layouts(self, requests: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Yield the answer to each request, see `template_worker`. Both are plain JSON.
+        """Yield the answer to each request, see `worker`. Both are plain JSON.
 
         Raises: UserError where the process takes too long, or ends.
         """

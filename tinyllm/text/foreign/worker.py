@@ -1,6 +1,6 @@
 """The process that renders a foreign chat template: its memory, the time for one conversation and the files it may write are limited.
 
-A line of JSON in, a line of JSON out, for the template first and then for each conversation. `template_process` starts it. Python's
+A line of JSON in, a line of JSON out, for the template first and then for each conversation. `process` starts it. Python's
 sandboxes limit what a template reaches, not what it uses: `(10**8)**(10**6)` holds the interpreter for seconds, `'%999999999d'|format(1)`
 takes a gigabyte, and nested loops do not end. No torch, no tokenizer.
 """
@@ -13,9 +13,9 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
-from tinyllm.text.jinja_template import TemplateFailedError
-from tinyllm.text.layouts import Layouts, NoMaskError
-from tinyllm.text.template_trial import describe
+from tinyllm.text.foreign.jinja_template import TemplateFailedError
+from tinyllm.text.foreign.layouts import Layouts, NoMaskError
+from tinyllm.text.foreign.trial import describe
 
 FAILED, NO_MASK = "failed", "no_mask"
 
@@ -50,7 +50,7 @@ def _layout(layouts: Layouts, line: str) -> dict[str, Any]:
         return {NO_MASK: str(error)}
     except (MemoryError, RecursionError):
         return {FAILED: "it needs more memory than it may use"}
-    answers = [(a.start, a.after, a.limit, a.first) for a in found.answers]
+    answers = [asdict(answer) for answer in found.answers]
     return {"text": found.text, "controls": found.controls, "forged": found.forged, "answers": answers}
 
 
