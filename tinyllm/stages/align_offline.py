@@ -42,7 +42,7 @@ def run(config: AlignOfflineConfig, invocation: Invocation) -> dict[str, Any]:
     settings = config.settings()
     device = set_up(config)
     model, tokenizer, parent = load_policy("align-offline", config, invocation, device)
-    split = read_split(config.data, algorithm.data, config.seed, noise=config.noise)
+    split = read_split(config.data, algorithm.data, config.seed, system=config.chat.system, noise=config.noise)
     limit = length_limit(config.data, model.config.max_position_embeddings)
     make_dataset = _DATASETS[algorithm.data]
     dataset, held_out = (

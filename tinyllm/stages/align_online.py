@@ -45,7 +45,7 @@ def run(config: AlignOnlineConfig, invocation: Invocation) -> dict[str, Any]:
     assert algorithm.compute_advantages is not None  # `algorithms.load` checks that online algorithms have it
     device = set_up(config)
     best_by = _best_by(config)
-    split = read_split(config.data, "prompts", config.seed, task=config.task or None)
+    split = read_split(config.data, "prompts", config.seed, system=config.chat.system, task=config.task or None)
     records = checks.check(config.rewards, split.records(), on_bad_line=config.data.on_bad_line)
     policy, tokenizer, parent = load_policy("align-online", config, invocation, device)
     prompts, held_out, test = _prompts(config, records, policy, tokenizer)

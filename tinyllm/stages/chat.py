@@ -14,6 +14,7 @@ from tinyllm.console import say
 from tinyllm.errors import UserError
 from tinyllm.model.generate import Sampling, steps
 from tinyllm.model.transformer import CausalLM
+from tinyllm.stages.chat_format import choose
 from tinyllm.stages.common import load_language_model, set_up
 from tinyllm.stages.config import ChatConfig
 from tinyllm.stages.origin import is_chat_model
@@ -43,7 +44,7 @@ class ChatSession:
         self.messages: list[chat.Message] = []
         self.answers = 0
         self.finished = False  # the last answer ended with a stop token
-        self.restart(config.system)
+        self.restart(config.chat.system or config.system)
 
     def restart(self, system: str) -> None:
         """Start a new conversation with this system message, which may be empty."""
@@ -116,6 +117,11 @@ def run(
     device = set_up(config)
     parent = find_checkpoint("chat", config.parent, fast=invocation.fast, base=config.base)
     model, tokenizer = load_language_model(parent, device)
+    system = config.chat.system or config.system
+    chosen = choose(config.chat.model_copy(update={"system": system}), tokenizer, trains=False)
+    tokenizer = chosen.tokenizer
+    if chosen.line:
+        say(chosen.line)
     session = ChatSession(model, tokenizer, config, base_model=not is_chat_model(parent.folder, tokenizer))
     mode = "a base model: it continues your text" if session.base_model else "chat"
     say(f"{parent.folder} ({mode})")

@@ -18,6 +18,7 @@ from tinyllm.errors import UserError
 from tinyllm.model import hub, lora
 from tinyllm.model.transformer import CausalLM, SequenceScorer
 from tinyllm.stages import memory_plan
+from tinyllm.stages.chat_format import choose
 from tinyllm.stages.config import PretrainConfig, StageConfig, TunedConfig
 from tinyllm.stages.origin import read_origin
 from tinyllm.stages.parents import Parent, can_start_from, find_checkpoint
@@ -89,6 +90,11 @@ def load_policy(
     # only what is trained needs float32 weights
     narrow = config.lora is not None and choose_precision(config.train.precision, device) == "bf16"
     model, tokenizer = load_language_model(parent, device, narrow=narrow)
+    chosen = choose(config.chat, tokenizer, trains=True)
+    tokenizer = chosen.tokenizer
+    if chosen.line:
+        say(chosen.line)
+    _require_rows(model, tokenizer)
     positions = model.config.max_position_embeddings
     if config.data.max_length > positions:
         what = f"data.max_length {config.data.max_length} is more than the model's {positions} positions"
@@ -109,6 +115,14 @@ def save_dtype(train: TrainConfig, parent: Parent | None) -> torch.dtype:
     if train.save_dtype == "auto":
         return hub.file_dtype(parent.folder, parent.base) if parent else torch.float32
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[train.save_dtype]
+
+
+def _require_rows(model: CausalLM, tokenizer: Tokenizer) -> None:
+    """Raises: UserError (USAGE) where chat tokens were added that the model has no row for."""
+    rows = model.config.vocab_size
+    if tokenizer.vocab_size > rows:
+        what = f"the chat tokens need {tokenizer.vocab_size} rows of the embedding, the model has {rows}"
+        raise UserError(what, where="chat.template", fix="use text without new tokens: --set chat.template=plain")
 
 
 def load_tokenizer(model: CausalLM | SequenceScorer, folder: Path) -> Tokenizer:

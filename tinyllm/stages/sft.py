@@ -34,7 +34,9 @@ def run(config: SftConfig, invocation: Invocation) -> dict[str, Any]:
     """Fine-tune the parent and return the stage's result."""
     device = set_up(config)
     model, tokenizer, parent = load_policy("sft", config, invocation, device)
-    split = read_split(config.data, "conversations", config.seed, wrong=config.wrong, flawed=config.flawed)
+    split = read_split(
+        config.data, "conversations", config.seed, system=config.chat.system, wrong=config.wrong, flawed=config.flawed
+    )
     limit = length_limit(config.data, model.config.max_position_embeddings)
     dataset = sft_dataset(split.train, tokenizer, limit, "train", packing=config.packing)
     held_out = sft_dataset(split.val, tokenizer, limit, "val")
@@ -47,7 +49,7 @@ def run(config: SftConfig, invocation: Invocation) -> dict[str, Any]:
     examine = loss_of_test(make_source(test, config) if test else None, config)
     if all(map(is_world, config.data.train)):
         own = {"train": ("world:1",), "val": (), "test": (), "test_fraction": None}
-        questions = read_split(config.data.model_copy(update=own), "prompts", config.seed)
+        questions = read_split(config.data.model_copy(update=own), "prompts", config.seed, system=config.chat.system)
         evaluate = _with_right_answers(
             evaluate, model, tokenizer, questions.val[: config.train.eval_rows], config.data.max_length
         )
