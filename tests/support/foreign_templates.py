@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import random
+from pathlib import Path
 from typing import Any
+
+from tinyllm.text.tokenizer import Tokenizer
 
 # A default system prompt, and a head and an end for every turn.
 SMOLLM2 = """\
@@ -233,7 +237,10 @@ END = {  # the token that ends a turn
     "blocks": "<|im_end|>",
 }
 
-_WORDS = ["red", "Why?", "2+2=4", "naïve", "猫", "1.10", "{x}", '"q"', "a\\b", "\n", "\n\n", "  ", "\tx", "don't", "…", "<b>", "[i]"]
+_WORDS = [
+    *("red", "Why?", "2+2=4", "naïve", "猫", "1.10", "{x}", '"q"', "a\\b", "\n", "\n\n", "  ", "\tx", "don't", "…", "<b>", "[i]"),
+    *("<|im_", "|>", "<think", "<|"),  # parts of control tokens
+]
 TOOL = {
     "type": "function",
     "function": {
@@ -244,30 +251,57 @@ TOOL = {
 }
 
 
-def _text(rng: random.Random, words: list[str]) -> str:
-    return rng.choice(["", " ", "\n"]) + " ".join(rng.choices(words, k=rng.randint(1, 6))) + rng.choice(["", "", " \n"])
+def _text(rng: random.Random) -> str:
+    """Return a text with white space at its ends, which is not blank."""
+    words = rng.choices(_WORDS, k=rng.randint(0, 5))
+    words.insert(rng.randint(0, len(words)), rng.choice(("yes", "no", "猫")))
+    return rng.choice(["", " ", "\n"]) + " ".join(words) + rng.choice(["", "", " \n"])
 
 
-def dialogue(style: str, rng: random.Random, words: list[str] = _WORDS) -> tuple[list[dict[str, Any]], list[Any] | None]:
-    """Return random messages that the template of a style renders, and their tools or None."""
+def dialogue(style: str, rng: random.Random) -> dict[str, Any]:
+    """Return a random row, messages and perhaps tools, that the template of a style renders."""
     messages: list[dict[str, Any]] = []
     tools = [TOOL] if style in TOOLS and rng.random() < 0.4 else None
     if style not in NO_SYSTEM and rng.random() < 0.4:
-        messages.append({"role": "system", "content": _text(rng, words)})
+        messages.append({"role": "system", "content": _text(rng)})
     for _ in range(rng.randint(1, 4)):
-        messages.append({"role": "user", "content": _text(rng, words)})
+        messages.append({"role": "user", "content": _text(rng)})
         if tools and rng.random() < 0.5:
-            call = {"name": "weather", "arguments": {"city": _text(rng, words), "days": rng.choice([1, 2.5, None, True])}}
-            content = rng.choice(["", _text(rng, words)])
-            messages.append(
-                {"role": "assistant", "content": content, "tool_calls": [{"type": "function", "function": call}]}
-            )
-            messages.append({"role": "tool", "name": "weather", "content": _text(rng, words)})
-        answer = {"role": "assistant", "content": _text(rng, words)}
+            call = {"name": "weather", "arguments": {"city": _text(rng), "days": rng.choice([1, 2.5, True])}}
+            content = rng.choice(["", _text(rng)])
+            calls = [{"type": "function", "function": call}]
+            messages.append({"role": "assistant", "content": content, "tool_calls": calls})
+            messages.append({"role": "tool", "name": "weather", "content": _text(rng)})
+        answer = {"role": "assistant", "content": _text(rng)}
         if style in REASONING and rng.random() < 0.4:
             if rng.random() < 0.5:
-                answer["reasoning_content"] = _text(rng, words)
+                answer["reasoning_content"] = _text(rng)
             else:
-                answer["content"] = f"<think>\n{_text(rng, words)}\n</think>\n\n{answer['content']}"
+                answer["content"] = f"<think>\n{_text(rng)}\n</think>\n\n{answer['content']}"
         messages.append(answer)
-    return messages, tools
+    return {"messages": messages} | ({"tools": tools} if tools else {})
+
+
+def saved(style: str, folder: Path, template: str = "") -> Path:
+    """Save a vocabulary with the control tokens of all styles and the template of one, as it would come from elsewhere."""
+    texts = " ".join(_WORDS) * 3 + 'user assistant system tool ipython weather city {"name": "x"}\n' * 5
+    base = Tokenizer.train([texts], 400)
+    base.save(folder, model_max_length=4096)
+    spec = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    known = {token["content"] for token in spec["added_tokens"]}
+    added = [(token, True) for token in CONTROL if token not in known] + [(token, False) for token in NOT_SPECIAL]
+    spec["added_tokens"] += [
+        {"id": base.vocab_size + i, "content": token, **flags, "special": special}
+        for i, (token, special) in enumerate(added)
+    ]
+    (folder / "tokenizer.json").write_text(json.dumps(spec), encoding="utf-8")
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<s>",
+        "eos_token": "<|endoftext|>" if style == "phi3" else END[style],
+        "clean_up_tokenization_spaces": False,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(template or STYLES[style], encoding="utf-8")
+    return folder
