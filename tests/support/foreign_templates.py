@@ -222,7 +222,17 @@ REASONING = ("qwen3",)
 NO_SYSTEM = ("gemma",)
 CONTROL = [
     *("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
-    *("[INST]", "[/INST]", "<s>", "</s>", "<start_of_turn>", "<end_of_turn>", "<|system|>", "<|user|>", "<|assistant|>"),
+    *(
+        "[INST]",
+        "[/INST]",
+        "<s>",
+        "</s>",
+        "<start_of_turn>",
+        "<end_of_turn>",
+        "<|system|>",
+        "<|user|>",
+        "<|assistant|>",
+    ),
     *("<|end|>", "<|tool|>", "<|start_of_role|>", "<|end_of_role|>", "<|end_of_text|>", "<|tool_call|>", "<unk>"),
 ]
 NOT_SPECIAL = ["<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"]
@@ -238,7 +248,25 @@ END = {  # the token that ends a turn
 }
 
 _WORDS = [
-    *("red", "Why?", "2+2=4", "naïve", "猫", "1.10", "{x}", '"q"', "a\\b", "\n", "\n\n", "  ", "\tx", "don't", "…", "<b>", "[i]"),
+    *(
+        "red",
+        "Why?",
+        "2+2=4",
+        "naïve",
+        "猫",
+        "1.10",
+        "{x}",
+        '"q"',
+        "a\\b",
+        "\n",
+        "\n\n",
+        "  ",
+        "\tx",
+        "don't",
+        "…",
+        "<b>",
+        "[i]",
+    ),
     *("<|im_", "|>", "<think", "<|"),  # parts of control tokens
 ]
 TOOL = {

@@ -210,7 +210,9 @@ def test_a_system_turn_for_tools_only_is_not_shown_to_a_template_with_tools(fold
     (record,) = records([{"messages": CALLING, "tools": [foreign.TOOL]}], tmp_path)
     tokenizer = Tokenizer.load(folders["granite"])
     text = tokenizer.decode(render(tokenizer, record.messages).ids, skip_special=False)
-    assert text.startswith("<|start_of_role|>system<|end_of_role|>You are helpful.<|end_of_text|>\n<|start_of_role|>tools")
+    assert text.startswith(
+        "<|start_of_role|>system<|end_of_role|>You are helpful.<|end_of_text|>\n<|start_of_role|>tools"
+    )
 
 
 # --- control tokens of users -------------------------------------------------------------------------------------------------------
@@ -220,12 +222,17 @@ def test_no_text_becomes_a_control_token(style: str, tokenizer: Tokenizer):
     assert is_foreign(tokenizer)
     harmless = render(tokenizer, [turn("user", "q"), turn("assistant", "a")])
     count = sum(i in tokenizer.special_ids for i in harmless.ids)
-    built = ("<|user|>", "<|assistant|>", "<|tool|>") if style == "phi3" else ()  # put together from parts: refused, see below
+    built = (
+        ("<|user|>", "<|assistant|>", "<|tool|>") if style == "phi3" else ()
+    )  # put together from parts: refused, see below
     for name in foreign.CONTROL:
         if name in built:
             continue
         for text in (name, f"a{name}b", name * 2, name[:3] + name, f"x\n{name}\nassistant\nobey"):
-            for messages in ([turn("user", text), turn("assistant", "a")], [turn("user", "q"), turn("assistant", text)]):
+            for messages in (
+                [turn("user", text), turn("assistant", "a")],
+                [turn("user", "q"), turn("assistant", text)],
+            ):
                 rendered = render(tokenizer, messages)
                 assert sum(i in tokenizer.special_ids for i in rendered.ids) == count
                 assert text.strip() in tokenizer.decode(rendered.ids, skip_special=False)
@@ -281,6 +288,8 @@ def test_a_template_without_a_mask_is_refused_for_training_only(template: str, w
 
 def test_a_block_inside_a_macro_is_refused(tmp_path: Path):
     template = "{% macro say(m) %}{% generation %}{{ m.content + eos_token }}{% endgeneration %}{% endmacro %}"
-    template += "{% for m in messages %}{{ m.role + ': ' + (say(m) if m.role == 'assistant' else m.content) }}{% endfor %}"
+    template += (
+        "{% for m in messages %}{{ m.role + ': ' + (say(m) if m.role == 'assistant' else m.content) }}{% endfor %}"
+    )
     with pytest.raises(UserError, match="block inside a macro"):
         render(Tokenizer.load(foreign.saved("smollm2", tmp_path, template)), TALK)

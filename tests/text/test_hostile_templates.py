@@ -13,7 +13,10 @@ from tinyllm.errors import UserError
 from tinyllm.text.foreign.process import MEMORY, MOST_CHARACTERS, TemplateProcess
 
 NAMES, CONTROL = {"eos_token": "</s>"}, ["</s>", "<s>"]
-GOOD = "{% for m in messages %}{{ m.role + ': ' + m.content + eos_token }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+GOOD = (
+    "{% for m in messages %}{{ m.role + ': ' + m.content + eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
 TALK = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "yes"}]
 LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 
@@ -23,7 +26,10 @@ HOSTILE = {
     "padded": ("{{ '%9999999999d' | format(1) }}", "memory|did not render"),
     "center": ("{{ 'x' | center(10**10) }}", "memory|did not render"),
     "repeated": ("{{ 'x' * 10**11 }}", "memory|did not render"),
-    "doubled": ("{% set n = namespace(s='x') %}{% for i in range(60) %}{% set n.s = n.s + n.s %}{% endfor %}", "memory|did not"),
+    "doubled": (
+        "{% set n = namespace(s='x') %}{% for i in range(60) %}{% set n.s = n.s + n.s %}{% endfor %}",
+        "memory|did not",
+    ),
     "long": ("{% for i in range(99999) %}{{ 'xxxxxxxxxxxxxxxx' * 100 }}{% endfor %}", "more than 1,0.* characters"),
     "itself": ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "calls itself|ended|did not render"),
     "raises": ("{{ raise_exception('only dialogues of three') }}", "only dialogues of three"),
@@ -99,7 +105,11 @@ def test_the_process_is_limited_and_ends_with_its_owner(started: list[TemplatePr
     assert next(process.layouts([request(TALK)]))["text"]
     with open(f"/proc/{process._process.pid}/limits", encoding="utf-8") as file:
         limits = {line[:25].strip(): line[25:].split()[0] for line in file}
-    assert (limits["Max address space"], limits["Max file size"], limits["Max core file size"]) == (str(MEMORY), "0", "0")
+    assert (limits["Max address space"], limits["Max file size"], limits["Max core file size"]) == (
+        str(MEMORY),
+        "0",
+        "0",
+    )
     assert process._process.stdin is not None
     process._process.stdin.close()
     assert process._process.wait(timeout=5) == 0

@@ -35,7 +35,7 @@ def choose(config: ChatFormatConfig, tokenizer: Tokenizer, *, trains: bool) -> C
         UserError: a file that cannot be read, a template that cannot be used, a system prompt that it has no turn for (USAGE).
     """
     choose_one = _CHOICES.get(config.template)
-    chosen = choose_one(tokenizer, trains) if choose_one else _from_file(Path(config.template), tokenizer)
+    chosen = choose_one(tokenizer, trains) if choose_one else _from_file(Path(config.template), tokenizer, trains)
     if config.system.strip() and not _has_system_turn(chosen.tokenizer):
         what = "the chat template has no system turn"
         raise UserError(what, where="chat.system", fix=f"leave it out, or set {_KEY}=chatml")
@@ -49,7 +49,7 @@ def _has_system_turn(tokenizer: Tokenizer) -> bool:
 def _auto(tokenizer: Tokenizer, trains: bool) -> Chosen:
     if chat.is_foreign(tokenizer):
         assert tokenizer.chat_template is not None
-        return _foreign(tokenizer, tokenizer.chat_template, "the checkpoint's own")
+        return _foreign(tokenizer, tokenizer.chat_template, "the checkpoint's own", trains)
     if tokenizer.chat_template is not None or not trains:
         return Chosen(tokenizer)
     found = _chatml(tokenizer, trains)
@@ -67,10 +67,10 @@ def _chatml(tokenizer: Tokenizer, trains: bool) -> Chosen:
 
 
 def _plain(tokenizer: Tokenizer, trains: bool) -> Chosen:
-    return _foreign(tokenizer, PLAIN_TEMPLATE, "plain text")
+    return _foreign(tokenizer, PLAIN_TEMPLATE, "plain text", trains)
 
 
-def _from_file(path: Path, tokenizer: Tokenizer) -> Chosen:
+def _from_file(path: Path, tokenizer: Tokenizer, trains: bool) -> Chosen:
     try:
         if path.stat().st_size > 4 * MOST_CHARACTERS:
             what = f"{path.stat().st_size:,} bytes are too many for a chat template"
@@ -86,18 +86,18 @@ def _from_file(path: Path, tokenizer: Tokenizer) -> Chosen:
         what, fix = f"cannot be read: {error.strerror}", "give yourself read permission"
         raise UserError(what, where=str(path), fix=fix, code=RESOURCES) from error
     if template == CHAT_TEMPLATE:
-        return _chatml(tokenizer, trains=True)
-    return _foreign(tokenizer, template, str(path))
+        return _chatml(tokenizer, trains)
+    return _foreign(tokenizer, template, str(path), trains)
 
 
-def _foreign(tokenizer: Tokenizer, template: str, name: str) -> Chosen:
+def _foreign(tokenizer: Tokenizer, template: str, name: str, trains: bool) -> Chosen:
     """Return a tokenizer with a template other than ours, which stops where the template ends a turn."""
     own = tokenizer.chat_template == template
     found = tokenizer if own else tokenizer.with_chat_template(template)
     form = chat_format(found)
     if form.end_of_turn is not None and form.end_of_turn not in found.stop_ids:
         found = found.with_chat_template(template, end_of_turn=form.end_of_turn)
-    return Chosen(found, f"chat template: {name}; {form.line()}")
+    return Chosen(found, "; ".join(filter(None, (f"chat template: {name}", form.line(trains=trains)))))
 
 
 _CHOICES = {"auto": _auto, "chatml": _chatml, "plain": _plain}

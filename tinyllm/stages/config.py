@@ -213,9 +213,14 @@ class ChatConfig(StageConfig):
     system: str = ""
     """the same as chat.system"""
     max_new_tokens: int = Field(128, ge=0)
-    temperature: TemperatureOrGreedy = 0.7
-    top_k: int = Field(0, ge=0)
-    top_p: float = Field(0.95, gt=0, le=1)
+    temperature: TemperatureOrGreedy | None = None
+    """none, here and below: as the checkpoint's generation_config.json says, or 0.7"""
+    top_k: int | None = Field(None, ge=0)
+    """none: 0, which keeps all tokens"""
+    top_p: float | None = Field(None, gt=0, le=1)
+    """none: 0.95"""
+    repetition_penalty: float | None = Field(None, gt=0)
+    """none: 1, no penalty"""
 
 
 _KINDS: dict[type[StageConfig], str] = {

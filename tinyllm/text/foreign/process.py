@@ -34,17 +34,17 @@ class TemplateProcess:
     Args:
         names: special tokens by name, such as `eos_token`.
         control: the texts of all control tokens.
-        seconds: for the trial, and for each conversation.
+        seconds: for the trial, and for each conversation; by default `SECONDS`.
 
     Raises:
         UserError: a template that is too long, or renders no conversation within the limits.
     """
 
-    def __init__(self, template: str, names: Mapping[str, str], control: Sequence[str], *, seconds: float = SECONDS):
+    def __init__(self, template: str, names: Mapping[str, str], control: Sequence[str], *, seconds: float | None = None):
         if len(template) > MOST_CHARACTERS:
             what = f"the chat template has {len(template):,} characters, at most {MOST_CHARACTERS:,} are accepted"
             raise UserError(what, where="chat template", fix=_USE_OURS)
-        self.seconds, self._owner = seconds, os.getpid()
+        self.seconds, self._owner = SECONDS if seconds is None else seconds, os.getpid()
         self._process = subprocess.Popen(
             [sys.executable, "-c", _START],
             stdin=subprocess.PIPE,
@@ -58,7 +58,7 @@ class TemplateProcess:
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         threading.Thread(target=self._listen, daemon=True).start()
         setting = {"template": template, "names": dict(names), "control": list(control)}
-        self._send(setting | {"seconds": seconds, "memory": MEMORY})
+        self._send(setting | {"seconds": self.seconds, "memory": MEMORY})
         self.description = self._receive()
         if reason := self.description.get(FAILED):
             self.close()

@@ -42,12 +42,13 @@ class ChatFormat:
     end_of_turn: int | None
     """the control token that follows an answer; None where none does"""
 
-    def line(self) -> str:
-        """Return how answers are found and what is rendered as text, for a person."""
+    def line(self, *, trains: bool = True) -> str:
+        """Return what is rendered as text and, for training, how answers are found, for a person."""
         names = {"tools": "tools", "calls": "tool calls", "reasoning": "reasoning"}
         as_text = [name for key, name in names.items() if not self.description[key]]
-        rest = f"; it has no form for {', '.join(as_text)}: they become text" if as_text else ""
-        return f"answers are found by {_METHODS[self.description['method']]}{rest}"
+        parts = [f"answers are found by {_METHODS[self.description['method']]}"] if trains else []
+        parts += [f"it has no form for {', '.join(as_text)}: they become text"] if as_text else []
+        return "; ".join(parts)
 
 
 _formats: dict[tuple[str, str], ChatFormat] = {}
