@@ -99,10 +99,10 @@ MUTANTS = [
     M("no-attention-mask", "6", "left padding is attended to while sampling", "model/generate.py",
       "even = bool(attend.all())", "even = True", f"{PADDING} {GENERATE}"),
     M("no-template", "6", "rollouts start from bare text", "data/tokenization.py",
-      "rendered = chat.render_many(tokenizer, [p.messages for p in records], generation_prompt=True)",
+      'rendered = chat.render_many(tokenizer, messages, generation_prompt=True, name=f"{name} record")',
       "rendered = [chat.Rendered(tokenizer.encode(p.messages[-1]['content']), []) for p in records]", LOADING),
     M("no-generation-prompt", "6", "rollouts start without the assistant's header", "data/tokenization.py",
-      "[p.messages for p in records], generation_prompt=True)", "[p.messages for p in records])", LOADING),
+      'messages, generation_prompt=True, name=f"{name} record")', "messages)", LOADING),
 
     # --- 7: ends and starts --------------------------------------------------------------------------------------------------------
     M("shards-without-end", "7", "documents run into each other in the shards", "data/tokens/preparation.py",

@@ -25,10 +25,10 @@ from tinyllm.evals.rows import prefix_ids
 from tinyllm.evals.settings import EvalSettings
 from tinyllm.evals.task import Task
 from tinyllm.rollout import rewards
-from tinyllm.stages.chat_format import choose
 from tinyllm.stages.common import load_language_model, set_up
 from tinyllm.stages.origin import is_chat_model
 from tinyllm.stages.parents import Parent, find_checkpoint
+from tinyllm.text.chat_format import choose
 from tinyllm.text.tokenizer import Tokenizer
 from tinyllm.train.run import Invocation
 

@@ -17,12 +17,12 @@ from tinyllm.errors import UserError
 from tinyllm.io import untrusted_files
 from tinyllm.model.generate import Sampling, steps
 from tinyllm.model.transformer import CausalLM
-from tinyllm.stages.chat_format import choose
 from tinyllm.stages.common import load_language_model, set_up
 from tinyllm.stages.config import ChatConfig
 from tinyllm.stages.origin import is_chat_model
 from tinyllm.stages.parents import find_checkpoint
 from tinyllm.text import chat
+from tinyllm.text.chat_format import choose
 from tinyllm.text.streaming import StreamDecoder
 from tinyllm.text.tokenizer import Tokenizer
 from tinyllm.train.run import Invocation

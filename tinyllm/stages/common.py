@@ -18,10 +18,10 @@ from tinyllm.errors import UserError
 from tinyllm.model import hub, lora
 from tinyllm.model.transformer import CausalLM, SequenceScorer
 from tinyllm.stages import memory_plan
-from tinyllm.stages.chat_format import choose
 from tinyllm.stages.config import PretrainConfig, StageConfig, TunedConfig
 from tinyllm.stages.origin import read_origin
 from tinyllm.stages.parents import Parent, can_start_from, find_checkpoint
+from tinyllm.text.chat_format import choose
 from tinyllm.text.tokenizer import Tokenizer
 from tinyllm.train import names
 from tinyllm.train.config import TrainConfig
@@ -142,12 +142,15 @@ def load_reward_model(
     Raises: UserError (USAGE) where there is none, it is no reward model, or its tokenizer is not the policy's.
     """
     parent = find_checkpoint("reward model", given, fast=fast)
-    if Tokenizer.load(parent.folder).sha256 != tokenizer.sha256:
+    own = Tokenizer.load(parent.folder)
+    if own.sha256 != tokenizer.sha256:
         raise UserError(
             "the reward model was trained with another tokenizer than the policy",
             where=str(parent.folder),
             fix="train a reward model on this policy's parent",
         )
+    if own.chat_template != tokenizer.chat_template:
+        say("warning: the reward model was trained with another chat template than the policy's")
     scorer = hub.load_scorer(parent.folder, device, base=parent.base).eval().requires_grad_(False)
     parent.check_unchanged()
     return scorer, parent

@@ -112,7 +112,18 @@ def completion_ids(
 
 
 def with_system(messages: Sequence[Message], system: str) -> tuple[Message, ...]:
-    """Return messages with a system prompt in front, unless they begin with one or `system` is empty."""
-    if not system.strip() or (messages and messages[0]["role"] == "system"):
+    """Return messages with a system prompt in front, unless they begin with one or `system` is empty.
+
+    A system turn that is there for tools only gets it in front of them.
+    """
+    if not system.strip():
         return tuple(messages)
-    return (Message(role="system", content=system), *messages)
+    first = messages[0] if messages else None
+    if first is None or first["role"] != "system":
+        return (Message(role="system", content=system), *messages)
+    if first.get("tools") and not first.get("source"):
+        merged = first.copy()
+        merged["content"] = f"{system}\n\n{first['content']}"
+        merged["source"] = ({"role": "system", "content": system},)
+        return (merged, *messages[1:])
+    return tuple(messages)

@@ -10,8 +10,8 @@ from typing import Any
 from tinyllm.console import say
 from tinyllm.errors import USAGE, UserError, escape_unprintable
 from tinyllm.model import hf_config
-from tinyllm.stages.chat_format import choose
 from tinyllm.stages.parents import PARENT_PLACES, RUNS, find_checkpoint
+from tinyllm.text.chat_format import choose
 from tinyllm.text.tokenizer import Tokenizer
 
 

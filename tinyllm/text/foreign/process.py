@@ -40,7 +40,9 @@ class TemplateProcess:
         UserError: a template that is too long, or renders no conversation within the limits.
     """
 
-    def __init__(self, template: str, names: Mapping[str, str], control: Sequence[str], *, seconds: float | None = None):
+    def __init__(
+        self, template: str, names: Mapping[str, str], control: Sequence[str], *, seconds: float | None = None
+    ):
         if len(template) > MOST_CHARACTERS:
             what = f"the chat template has {len(template):,} characters, at most {MOST_CHARACTERS:,} are accepted"
             raise UserError(what, where="chat template", fix=_USE_OURS)

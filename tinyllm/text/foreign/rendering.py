@@ -22,6 +22,7 @@ from tinyllm.text.messages import Message, Rendered, is_trained, trimmed
 if TYPE_CHECKING:
     from tinyllm.text.tokenizer import Tokenizer
 
+_BATCH = 1024  # conversations whose texts are kept at once
 _OURS = "--set chat.template=chatml"
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 _METHODS = {
@@ -100,8 +101,21 @@ def render_many(
 
     Raises: UserError.
     """
-    form = chat_format(tokenizer)
-    places = [f"{name} {first + i:,}" for i in range(len(conversations))]
+    form, found = chat_format(tokenizer), []
+    for start in range(0, len(conversations), _BATCH):
+        part = conversations[start : start + _BATCH]
+        places = [f"{name} {first + start + i:,}" for i in range(len(part))]
+        found += _rendered(tokenizer, form, part, places, generation_prompt)
+    return found
+
+
+def _rendered(
+    tokenizer: Tokenizer,
+    form: ChatFormat,
+    conversations: Sequence[Sequence[Message]],
+    places: Sequence[str],
+    generation_prompt: bool,
+) -> list[Rendered]:
     whole = _layouts(form, conversations, places, prompt=generation_prompt, answers=not generation_prompt)
     encoded = _encoded(tokenizer, whole, places)
     if generation_prompt:

@@ -9,15 +9,17 @@ import pytest
 
 from tests.support import foreign_templates as foreign
 from tests.support import small
+from tinyllm.data.config import RecordConfig
+from tinyllm.data.splits import read_split
 from tinyllm.errors import RESOURCES, USAGE, UserError
 from tinyllm.evals import run as evals
 from tinyllm.evals.config import EvalConfig
 from tinyllm.model import hub
 from tinyllm.model.transformer import CausalLM, initialise
 from tinyllm.stages import align_online, chat, sft
-from tinyllm.stages.chat_format import choose
 from tinyllm.stages.config import AlignOnlineConfig, ChatConfig, SftConfig
 from tinyllm.text.chat import is_foreign, render
+from tinyllm.text.chat_format import choose
 from tinyllm.text.config import ChatFormatConfig
 from tinyllm.text.template import CHAT_TEMPLATE, PLAIN_TEMPLATE
 from tinyllm.text.tokenizer import Tokenizer
@@ -205,3 +207,16 @@ def test_chat_samples_as_the_checkpoint_says_where_nothing_is_set(capsys: pytest
     with pytest.raises(UserError, match="temperature"):
         chat.with_own_sampling(ChatConfig(), folder)
     assert chat.with_own_sampling(ChatConfig(), Path("nowhere")) == (ChatConfig(), "")
+
+
+def test_a_system_prompt_stands_in_front_of_tools_and_changes_no_split() -> None:
+    rows = [{**row, "tools": [foreign.TOOL]} if i % 2 else row for i, row in enumerate(ROWS)]
+    data = RecordConfig(train=(str(small.written(Path("d.jsonl"), rows)),))
+    plain, given = (read_split(data, "conversations", 0, system=system) for system in ("", "Be brief."))
+    assert plain.facts == given.facts
+    for one, other in zip(plain.train, given.train, strict=True):
+        first, rest = other.messages[0], other.messages[1:]
+        listed = one.messages[0]["role"] == "system"
+        assert (first["role"], rest) == ("system", one.messages[listed:])
+        assert first["content"] == "Be brief." + (f"\n\n{one.messages[0]['content']}" if listed else "")
+        assert first.get("source", ({"role": "system", "content": "Be brief."},))[0]["content"] == "Be brief."
