@@ -15,6 +15,7 @@ from tinyllm.errors import RESOURCES, USAGE, UserError
 from tinyllm.evals import run as evals
 from tinyllm.evals.config import EvalConfig
 from tinyllm.model import hub
+from tinyllm.model.config import LoRAConfig
 from tinyllm.model.transformer import CausalLM, initialise
 from tinyllm.stages import align_online, chat, sft
 from tinyllm.stages.config import AlignOnlineConfig, ChatConfig, SftConfig
@@ -48,14 +49,18 @@ def model_from_elsewhere(style: str = "llama3", template: str = "") -> Path:
     return folder
 
 
-def without_template(tokenizer: Tokenizer, folder: Path) -> Tokenizer:
-    """The same vocabulary as a base model has it."""
-    tokenizer.save(folder, model_max_length=96)
-    (folder / "chat_template.jinja").unlink(missing_ok=True)
-    path = folder / "tokenizer_config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config.pop("chat_template", None)
-    path.write_text(json.dumps(config), encoding="utf-8")
+def base_vocabulary(folder: Path) -> Tokenizer:
+    """A vocabulary without chat tokens and without a template, as of a base model."""
+    foreign.saved("gemma", folder)
+    (folder / "chat_template.jinja").unlink()
+    path = folder / "tokenizer.json"
+    spec = json.loads(path.read_text(encoding="utf-8"))
+    names = ("<|im_start|>", "<|im_end|>")
+    spec["added_tokens"] = [token for token in spec["added_tokens"] if token["content"] not in names]
+    vocab = spec["model"]["vocab"]
+    for number, name in enumerate(names):
+        vocab[f"unused{number}"] = vocab.pop(name)
+    path.write_text(json.dumps(spec), encoding="utf-8")
     return Tokenizer.load(folder)
 
 
@@ -96,15 +101,8 @@ def test_chatml_replaces_a_template_aloud() -> None:
 
 
 def test_a_base_model_gets_chat_tokens_only_where_it_is_trained() -> None:
-    vocabulary = without_template(Tokenizer.load(foreign.saved("gemma", Path("base"))), Path("none"))
-    spec = json.loads(Path("none/tokenizer.json").read_text(encoding="utf-8"))
-    names = ("<|im_start|>", "<|im_end|>")
-    spec["added_tokens"] = [t for t in spec["added_tokens"] if t["content"] not in names]
-    vocab = spec["model"]["vocab"]
-    vocab |= {f"<unused{vocab.pop(name)}>": i for i, name in ((vocab[name], name) for name in names)}
-    Path("none/tokenizer.json").write_text(json.dumps(spec), encoding="utf-8")
-    base = Tokenizer.load("none")
-    assert (base.chat_template, base.im_start, vocabulary.chat_template) == (None, None, None)
+    base = base_vocabulary(Path("base"))
+    assert (base.chat_template, base.im_start) == (None, None)
     assert choose(ChatFormatConfig(), base, trains=False).tokenizer is base
     chosen = choose(ChatFormatConfig(), base, trains=True)
     added = chosen.tokenizer.new_ids
@@ -220,3 +218,32 @@ def test_a_system_prompt_stands_in_front_of_tools_and_changes_no_split() -> None
         assert (first["role"], rest) == ("system", one.messages[listed:])
         assert first["content"] == "Be brief." + (f"\n\n{one.messages[0]['content']}" if listed else "")
         assert first.get("source", ({"role": "system", "content": "Be brief."},))[0]["content"] == "Be brief."
+
+
+@pytest.mark.parametrize("with_lora", [False, True])
+def test_a_base_model_becomes_a_chat_model(with_lora: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    """The rows of its new tokens are trained, also under LoRA, and what is written is a chat model of its own."""
+    folder = Path("base")
+    base = base_vocabulary(folder)
+    assert (base.chat_template, base.has_chat_tokens) == (None, False)
+    model = CausalLM(small.SHAPE.model_copy(update={"vocab_size": base.vocab_size, "max_position_embeddings": 128}))
+    initialise(model, 0)
+    hub.save(model, folder, bos=base.bos, stop=(base.eos,), pad=None)
+    data = small.written(Path("d.jsonl"), ROWS)
+    lora = LoRAConfig(r=4) if with_lora else None
+    found = sft.run(SftConfig(parent=folder, device="cpu", lora=lora, **small.common(data)), WRITTEN)
+    assert "chat template: ChatML, with new tokens <|im_start|>" in capsys.readouterr().err
+    checkpoint = Path(found["checkpoint"])
+    tuned, tokenizer = hub.load_causal_lm(checkpoint), Tokenizer.load(checkpoint)
+    new = slice(base.vocab_size, tokenizer.vocab_size)
+    assert (tokenizer.chat_template, new.stop - new.start) == (CHAT_TEMPLATE, 2)
+    before = hub.load_causal_lm(next(Path(found["run"]).glob("base/*"))) if with_lora else None
+    rows = tuned.model.embed_tokens.weight[new]
+    assert rows.std(0).max() > 0
+    if before is not None:  # of the old rows none changed, and both new ones did
+        changed = (tuned.model.embed_tokens.weight != before.model.embed_tokens.weight).any(1)
+        assert changed.nonzero().flatten().tolist() == list(range(new.start, new.stop))
+    assert found["moved"]["to"] < found["moved"]["from"]
+    capsys.readouterr()
+    chat.run(ChatConfig(parent=checkpoint, device="cpu", max_new_tokens=1), WRITTEN, ["What is 7?"], stream=False)
+    assert "(chat)" in capsys.readouterr().err

@@ -27,7 +27,15 @@ from tinyllm.rollout.judging import evaluate_policy, make_judge
 from tinyllm.rollout.rewards import REWARD_MODEL, names, old_names
 from tinyllm.rollout.source import RolloutSource
 from tinyllm.stages.checkpoint_files import CheckpointFiles, adapter_base
-from tinyllm.stages.common import load_policy, load_reward_model, run_facts, save_dtype, set_up, stage_result
+from tinyllm.stages.common import (
+    adapter_settings,
+    load_policy,
+    load_reward_model,
+    run_facts,
+    save_dtype,
+    set_up,
+    stage_result,
+)
 from tinyllm.stages.config import AlignOnlineConfig
 from tinyllm.stages.held_out import examined
 from tinyllm.stages.parents import ONLINE, RUNS
@@ -91,7 +99,7 @@ def run(config: AlignOnlineConfig, invocation: Invocation) -> dict[str, Any]:
             model,
             tokenizer,
             stage=algorithm.name,
-            adapter=config.lora,
+            adapter=adapter_settings(config, tokenizer),
             base=base,
             dtype=save_dtype(config.train, parent),
         ),

@@ -16,6 +16,8 @@ from tinyllm.data.datasets.batches import Dataset, Source
 from tinyllm.data.splits import Split
 from tinyllm.errors import UserError
 from tinyllm.model import hub, lora
+from tinyllm.model.config import LoRAConfig
+from tinyllm.model.resize import grow_vocabulary
 from tinyllm.model.transformer import CausalLM, SequenceScorer
 from tinyllm.stages import memory_plan
 from tinyllm.stages.config import PretrainConfig, StageConfig, TunedConfig
@@ -94,13 +96,13 @@ def load_policy(
     tokenizer = chosen.tokenizer
     if chosen.line:
         say(chosen.line)
-    _require_rows(model, tokenizer)
+    grow_vocabulary(model, tokenizer.vocab_size, config.seed)
     positions = model.config.max_position_embeddings
     if config.data.max_length > positions:
         what = f"data.max_length {config.data.max_length} is more than the model's {positions} positions"
         raise UserError(what, where="data.max_length", fix=f"set it to {positions}")
     if config.lora is not None and adapt:
-        lora.attach(model, config.lora, seed=config.seed)
+        lora.attach(model, config.lora, seed=config.seed, token_rows=tokenizer.new_ids)
     dropout = max(config.train.dropout, config.lora.dropout if config.lora else 0.0)
     if dropout and stage.startswith("align-"):
         say(
@@ -117,12 +119,9 @@ def save_dtype(train: TrainConfig, parent: Parent | None) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[train.save_dtype]
 
 
-def _require_rows(model: CausalLM, tokenizer: Tokenizer) -> None:
-    """Raises: UserError (USAGE) where chat tokens were added that the model has no row for."""
-    rows = model.config.vocab_size
-    if tokenizer.vocab_size > rows:
-        what = f"the chat tokens need {tokenizer.vocab_size} rows of the embedding, the model has {rows}"
-        raise UserError(what, where="chat.template", fix="use text without new tokens: --set chat.template=plain")
+def adapter_settings(config: TunedConfig, tokenizer: Tokenizer) -> LoRAConfig | None:
+    """Return the settings of the adapter that a stage writes, with the rows of chat tokens that were added; None without LoRA."""
+    return None if config.lora is None else lora.with_token_rows(config.lora, tokenizer.new_ids)
 
 
 def load_tokenizer(model: CausalLM | SequenceScorer, folder: Path) -> Tokenizer:
