@@ -97,7 +97,7 @@ MUTANTS = [
     M("sampler-unwatched", "extra", "a sampler that disagrees with training goes unnoticed", "rollout/source.py",
       "if not gap.value <= self.config.tolerance:", "if False:", SOURCE),
     M("sampler-temperature", "extra", "the sampler ignores the temperature", "model/generate.py",
-      "_scaled(model.logits(hidden).float(), sampling.temperature)", "model.logits(hidden).float()", GENERATE),
+      "_scaled(logits, sampling.temperature)", "logits", GENERATE),
     M("sampler-padding", "extra", "a left-padded row's padding is attended to once rows are dropped", "model/generate.py",
       "rows, ids, attend, text = rows[writing], ids[writing], attend[writing], text[writing]",
       "rows, ids, attend, text = rows[writing], ids[writing], attend[: left], text[writing]",

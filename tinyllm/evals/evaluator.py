@@ -103,7 +103,8 @@ class Evaluator:
         for item in items:
             for text in item.choices:
                 answer = [chat.Message(role="assistant", content=text)]
-                prompt, completion = chat.completion_ids(self.tokenizer, item.turns, answer)
+                turns = chat.with_system(item.turns, self.config.chat.system)
+                prompt, completion = chat.completion_ids(self.tokenizer, turns, answer)
                 rows.append(Row((*prompt, *completion[:-1]), len(prompt)))  # the end of the turn is not scored
         return rows
 
@@ -118,6 +119,7 @@ class Evaluator:
             self.uses_chat_template(benchmark),
             self.config.until,
             self.tokens_per_batch,
+            self.config.chat.system,
         )
         return generate_and_score(self.model, self.tokenizer, benchmark.items, rules, settings, samples=samples)
 

@@ -28,6 +28,7 @@ from tinyllm.rollout import rewards
 from tinyllm.stages.common import load_language_model, set_up
 from tinyllm.stages.origin import is_chat_model
 from tinyllm.stages.parents import Parent, find_checkpoint
+from tinyllm.text.chat_format import choose
 from tinyllm.text.tokenizer import Tokenizer
 from tinyllm.train.run import Invocation
 
@@ -38,6 +39,10 @@ def run(config: EvalSettings, invocation: Invocation) -> dict[str, Any]:
     device = set_up(config)
     parent = find_checkpoint("eval", config.parent, fast=invocation.fast, base=config.base)
     model, tokenizer = load_language_model(parent, device)
+    chosen = choose(config.chat, tokenizer, trains=False)
+    tokenizer = chosen.tokenizer
+    if chosen.line and config.task:
+        say(chosen.line)
     chat_model = is_chat_model(parent.folder, tokenizer)
     evaluator = Evaluator(model.eval(), tokenizer, prefix_ids(parent.folder), chat_model, config)
     found = _run_tasks(evaluator, parent) if config.task else _score_text(evaluator)

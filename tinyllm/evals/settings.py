@@ -11,6 +11,7 @@ from tinyllm.config.sampling import Temperature
 from tinyllm.data.config import DataConfig
 from tinyllm.rollout.rewards import REWARDS
 from tinyllm.stages.config import StageConfig
+from tinyllm.text.config import ChatFormatConfig
 
 
 class EvalSettings(StageConfig):
@@ -22,6 +23,7 @@ class EvalSettings(StageConfig):
     """the base model of a checkpoint that is an adapter, where it does not lie at the path that the adapter names"""
     task: tuple[str, ...] = ()
     """names of tasks; `EvalConfig` limits them to the registry"""
+    chat: ChatFormatConfig = ChatFormatConfig()
     data: DataConfig = DataConfig(train=(), val=("world:500",))
     rows: int = Field(2000, ge=1)
     """largest number of documents; with tasks: of rows per file"""
