@@ -32,6 +32,8 @@ class GenerationSettings:
     """strings that end a plain continuation"""
     tokens: int
     """in one batch, prompts and answers together"""
+    start: tuple[int, ...]
+    """ids in front of a plain question"""
 
 
 def prompt_ids(
@@ -46,7 +48,7 @@ def prompt_ids(
     if settings.chat:
         found = [r.ids for r in chat.render_many(tokenizer, [q.turns for q in questions], generation_prompt=True)]
     else:
-        found = [[tokenizer.document_start, *ids] for ids in tokenizer.encode_batch([q.text for q in questions])]
+        found = [[*settings.start, *ids] for ids in tokenizer.encode_batch([q.text for q in questions])]
     if cut := sum(len(ids) > room for ids in found):
         say(f"{cut:,} questions are longer than {room} tokens; their beginning is cut off")
     return [ids[-room:] for ids in found]
