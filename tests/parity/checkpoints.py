@@ -206,6 +206,9 @@ MODELS: Mapping[str, Model] = {
         },
     ),
     "phi3": Model("phi3", rope(partial_rotary_factor=1.0), ROPE),
+    "phi3, half of a head rotates": Model(
+        "phi3", rope(partial_rotary_factor=0.5), {"all of it rotates": put(rope_parameters__partial_rotary_factor=1.0)}
+    ),
     "phi3, window": Model("phi3", {"sliding_window": 6, **rope(partial_rotary_factor=1.0)}, WINDOW),
     "olmo2": Model(
         "olmo2",
@@ -240,19 +243,22 @@ MODELS: Mapping[str, Model] = {
             "layout of the square matrices": transposed("attn.c_proj.weight"),
         },
     ),
-    "qwen3_moe": Model(
-        "qwen3_moe",
-        {
-            "head_dim": 12,
-            "num_experts": 5,
-            "num_experts_per_tok": 2,
-            "moe_intermediate_size": 20,
-            "norm_topk_prob": True,
-            "mlp_only_layers": [1],
-            **rope(),
-        },
-        {"norm_topk_prob": put(norm_topk_prob=False), "experts of a token": put(num_experts_per_tok=1)},
+}
+REFUSED: Mapping[str, tuple[Model, str]] = {  # what is not covered, and the words that must say so
+    "qwen3_moe": (
+        Model("qwen3_moe", {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 20, **rope()}),
+        "model_type 'qwen3_moe' cannot be loaded",
     ),
+    "llama, half of a head rotates": (Model("llama", rope(partial_rotary_factor=0.5)), "partial_rotary_factor"),
+    "gpt2, scores by layer": (
+        Model("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
+        "scale_attn_by_inverse_layer_idx",
+    ),
+    "gemma3, both directions": (
+        Model("gemma3_text", {"use_bidirectional_attention": True, "sliding_window": 6}),
+        "use_bidirectional_attention",
+    ),
+    "llama, another activation": (Model("llama", {"hidden_act": "relu"}), "hidden_act"),
 }
 
 

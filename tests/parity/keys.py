@@ -86,6 +86,8 @@ def outcome_of(name: str, edit: Edit, plain: Tensor) -> str | None:
         found = our_logits(hub.load_causal_lm(where).eval(), [row])[0]
     except UserError:
         return "refused"
+    except Exception as crash:
+        return f"DIFFERENT: {crash!r}"
     if expected is None:
         return None
     gap = apart(found, expected)

@@ -6,13 +6,17 @@ switched off is at least `FAR` away. `python -m tests.parity.architectures` prin
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
 pytest.importorskip("transformers")
 from tests.parity import keys, spellings
 from tests.parity.architectures import CHECKS, FAR, TOLERANCE, breaks
-from tests.parity.checkpoints import MODELS, folder, theirs
+from tests.parity.checkpoints import MODELS, REFUSED, folder, new_folder, theirs, write
+from tinyllm.errors import UserError
+from tinyllm.model import hub
 from tinyllm.model.architectures import ARCHITECTURES
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
@@ -38,6 +42,14 @@ def test_equals_transformers(name: str, check: str) -> None:
 def test_a_feature_switched_off_is_noticed(name: str) -> None:
     far = breaks(name, theirs(name))
     assert {what: gap for what, gap in far.items() if not gap > FAR} == {}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_not_covered_is_refused_by_name(name: str) -> None:
+    model, words = REFUSED[name]
+    with pytest.raises(UserError, match=re.escape(words)) as caught:
+        hub.load_causal_lm(write(model, new_folder()))
+    assert caught.value.fix
 
 
 @pytest.mark.parametrize("name", spellings.SPELLINGS)
