@@ -258,7 +258,7 @@ REFUSED: Mapping[str, tuple[Model, str]] = {  # what is not covered, and the wor
         Model("gemma3_text", {"use_bidirectional_attention": True, "sliding_window": 6}),
         "use_bidirectional_attention",
     ),
-    "llama, another activation": (Model("llama", {"hidden_act": "relu"}), "hidden_act"),
+    "llama, another activation": (Model("llama", {"hidden_act": "quick_gelu"}), "hidden_act"),
 }
 
 
