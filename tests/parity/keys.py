@@ -29,6 +29,7 @@ UNSHAPED = (  # keys that another class might read, or that are missing from the
     {"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}},
     {"rope_theta": 50.0},
     {"use_sliding_window": True, "sliding_window": 5},
+    {"use_sliding_window": True, "max_window_layers": "2"},
     {"sliding_window": 5},
     {"layer_types": [SLIDING, FULL, FULL]},
     {"layer_types": [FULL, SLIDING, FULL], "sliding_window": 5},
