@@ -7,6 +7,7 @@ compared; the last one, how far the nearest of the planted breaks was: a reader 
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import warnings
@@ -272,5 +273,8 @@ def main_keys(names: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    arguments = sys.argv[1:]
-    sys.exit(main_keys(arguments[1:]) if arguments[:1] == ["--keys"] else main(arguments))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--keys", action="store_true")
+    options = parser.parse_args()
+    sys.exit(main_keys(options.names) if options.keys else main(options.names))
