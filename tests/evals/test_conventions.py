@@ -34,7 +34,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint as SmolLM2's: BOS opens turns, the end token ends them, and tokenizer.json puts nothing in front."""
+    """A checkpoint as SmolLM2's chat version: BOS opens turns, the end token ends them, and tokenizer.json puts nothing in front."""
     folder = small.saved(small.rough(scale=0.3), tmp_path_factory.mktemp("foreign") / "model")
     path = folder / "tokenizer_config.json"
     names = {"bos_token": "<|im_start|>", "eos_token": TURN_END, "pad_token": TURN_END}
@@ -67,7 +67,7 @@ OWN = {  # settings -> start token, whether the end of a document and of a choic
     ("red", "auto"): ("red", True, False),
 }
 FOREIGN = {
-    ("auto", "auto"): ("<|im_start|>", False, False),
+    ("auto", "auto"): (TEXT_END, False, False),
     ("bos", "true"): ("<|im_start|>", True, True),
     ("eos", "auto"): (TURN_END, False, False),
     (TEXT_END, "auto"): (TEXT_END, False, False),

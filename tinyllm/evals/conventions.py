@@ -1,8 +1,8 @@
 """What stands around a text that is scored: a token in front of it, and the token that ends it.
 
-Models differ in both. `start` and `score_end` of the settings decide; `auto` follows the checkpoint by the conventions of lm-eval 0.4.13:
+Models differ in both. `start` and `score_end` of the settings decide; `auto` follows the checkpoint:
 
-- In front of a whole text is BOS or, without one, the end-of-text token. It is not scored.
+- In front of a whole text is BOS or, where texts of the model do not begin with one, the end-of-text token. It is not scored.
 - In front of a context is what the checkpoint's own tokenizer.json puts there: BOS for most Llamas, nothing for models trained here.
 - The end of a document is scored where the checkpoint's end token ends texts. Where it ends turns of a conversation, as `<|im_end|>`
   does, no document of its training ended so. lm-eval scores no end; the end of a sentence or choice is scored only if asked for.
@@ -50,10 +50,8 @@ def conventions(folder: Path, tokenizer: Tokenizer, config: EvalSettings) -> Con
         UserError: `start` names a token that the vocabulary does not have.
     """
     whole = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-    end = _end_token(folder, whole, tokenizer)
-    start, prefix = _starts(config.start, whole, tokenizer, end)
-    ends_texts = end == tokenizer.endoftext and f"{whole.id_to_token(end)}" not in _template(folder)
-    document_end = ends_texts if config.score_end == "auto" else config.score_end
+    start, prefix = _starts(config.start, whole, tokenizer)
+    document_end = tokenizer.eos == tokenizer.endoftext if config.score_end == "auto" else config.score_end
     names = {
         "start": _name(whole, start),
         "context_start": _name(whole, prefix),
@@ -63,15 +61,13 @@ def conventions(folder: Path, tokenizer: Tokenizer, config: EvalSettings) -> Con
     return Conventions(start, prefix, ids if document_end else (), ids if config.score_end is True else (), names)
 
 
-def _starts(
-    setting: str, whole: tokenizers.Tokenizer, tokenizer: Tokenizer, end: int
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _starts(setting: str, whole: tokenizers.Tokenizer, tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the ids in front of a whole text and in front of a context."""
     if setting == "auto":
         return (tokenizer.document_start,), _added_in_front(whole)
     if setting == "none":
         return (), ()
-    found = {"bos": tokenizer.bos, "eos": end}.get(setting, whole.token_to_id(setting))
+    found = {"bos": tokenizer.bos, "eos": tokenizer.eos}.get(setting, whole.token_to_id(setting))
     if found is None:
         what = "has no BOS token" if setting == "bos" else f"has no token {untrusted_files.short_repr(setting)}"
         raise UserError(f"the vocabulary {what}", where="start", fix="use auto, bos, eos, none or the text of a token")
@@ -83,28 +79,6 @@ def _added_in_front(whole: tokenizers.Tokenizer) -> tuple[int, ...]:
     bare, special = whole.encode("a", add_special_tokens=False).ids, whole.encode("a").ids
     at = next((n for n in range(len(special)) if special[n : n + len(bare)] == bare), 0)
     return tuple(special[:at])
-
-
-def _end_token(folder: Path, whole: tokenizers.Tokenizer, tokenizer: Tokenizer) -> int:
-    """Return the id of the checkpoint's own end token: eos_token of tokenizer_config.json, or else the end-of-text token."""
-    named = _config(folder).get("eos_token")
-    text = named.get("content") if isinstance(named, dict) else named
-    found = whole.token_to_id(text) if isinstance(text, str) else None
-    return tokenizer.endoftext if found is None else found
-
-
-def _template(folder: Path) -> str:
-    """Return the text of the checkpoint's chat template, or an empty one. It is searched only."""
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        return path.read_text(encoding="utf-8", errors="replace")
-    found = _config(folder).get("chat_template")
-    return found if isinstance(found, str) else ""
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    path = folder / "tokenizer_config.json"
-    return untrusted_files.read_json(path) if path.is_file() else {}
 
 
 def _name(whole: tokenizers.Tokenizer, ids: tuple[int, ...]) -> str | None:
