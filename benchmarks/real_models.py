@@ -65,8 +65,9 @@ def prepare(data: Path, folder: Path) -> None:
         conversation("\n\n".join(filter(None, (row["instruction"], row["input"]))), row["output"]) for row in records
     ]
     shown = [conversation(row["question"], row["answer"]) for row in asked[HELD_OUT_SUMS:][:SHOWN_SUMS]]
+    questions = {row["messages"][0]["content"] for row in said[:60]}
     write(folder / "sft_test.jsonl", said[:60])
-    write(folder / "sft.jsonl", said[60:] + shown)
+    write(folder / "sft.jsonl", [row for row in said[60:] if row["messages"][0]["content"] not in questions] + shown)
 
     with gzip.open(data / "preference" / "persona_openness.jsonl.gz", "rt") as file:
         rows = [json.loads(line) for line in file]
@@ -169,7 +170,9 @@ def whole_life(folder: Path, options: argparse.Namespace) -> list[dict[str, Any]
         command = ["tinyllm", "chat", "--checkpoint", checkpoints[name], "-p", QUESTION, "--set", "temperature=0"]
         result, minutes = run(command, folder, options.threads)
         rows.append({"stage": f"chat of {name}", "minutes": minutes, "result": result})
-        print(f"{rows[-1]['stage']:<14} {minutes:6.1f} min  {QUESTION} {result['exchanges'][0]['answer']!r}", flush=True)
+        print(
+            f"{rows[-1]['stage']:<14} {minutes:6.1f} min  {QUESTION} {result['exchanges'][0]['answer']!r}", flush=True
+        )
     return rows
 
 

@@ -99,13 +99,23 @@ def cached(where: Path) -> float:
 
 
 def generation(where: Path, oracle: nn.Module) -> bool:
-    """Compare 24 greedy tokens of rows of several lengths with transformers' own."""
+    """Compare 24 greedy tokens of rows of several lengths with transformers' own.
+
+    Where the rotation depends on the length of the text, transformers computes a batch as its longest row, so there it gets single rows.
+    """
     ours = hub.load_causal_lm(where)
     rows = [tokens(length, length) for length in (3, 9, 21)]
-    ids, attend = left_padded(rows, torch.device("cpu"))
     settings = {"max_new_tokens": 24, "do_sample": False, "eos_token_id": None, "pad_token_id": PAD}
-    want = oracle.generate(input_ids=ids, attention_mask=attend.long(), **settings)[:, ids.shape[1] :].tolist()
+    want = []
+    for batch in [[row] for row in rows] if by_length(where) else [rows]:
+        ids, attend = left_padded(batch, torch.device("cpu"))
+        want += oracle.generate(input_ids=ids, attention_mask=attend.long(), **settings)[:, ids.shape[1] :].tolist()
     return [done.ids for done in generate(ours, rows, Sampling(max_new_tokens=24, temperature=0.0))] == want
+
+
+def by_length(where: Path) -> bool:
+    """Return whether keys that are cached have to be computed again when the text becomes longer than the original context."""
+    return (json.loads((where / "config.json").read_text()).get("rope_parameters") or {}).get("rope_type") == "longrope"
 
 
 def gradient(where: Path, oracle: nn.Module) -> float:
@@ -212,7 +222,7 @@ def breaks(name: str, oracle: nn.Module) -> dict[str, float]:
 CHECKS: Mapping[str, Callable[..., Any]] = {
     "logits": logits,
     "padding": padding,
-    "cache": lambda where, oracle: cached(where),
+    "cache": lambda where, oracle: None if by_length(where) else cached(where),  # then `greedy` must see it
     "greedy": generation,
     "gradient": gradient,
     "export": export,
@@ -228,7 +238,7 @@ def measure(check: Callable[..., Any], *arguments: Any) -> tuple[str, bool]:
         return f"FAILED: {problem}", False
     if isinstance(found, bool):
         return ("equal" if found else "DIFFERENT"), found
-    return ("no class" if found is None else f"{found:.1e}"), found is None or found <= TOLERANCE
+    return ("no case" if found is None else f"{found:.1e}"), found is None or found <= TOLERANCE
 
 
 def main(names: Sequence[str]) -> int:

@@ -209,6 +209,22 @@ MODELS: Mapping[str, Model] = {
     "phi3, half of a head rotates": Model(
         "phi3", rope(partial_rotary_factor=0.5), {"all of it rotates": put(rope_parameters__partial_rotary_factor=1.0)}
     ),
+    "phi3, longrope": Model(
+        "phi3",
+        {
+            "original_max_position_embeddings": 32,
+            **rope(
+                "longrope",
+                short_factor=[1.0, 1.5, 2.0, 3.0],
+                long_factor=[1.0, 2.0, 4.0, 8.0],
+                partial_rotary_factor=1.0,
+            ),
+        },
+        {
+            "long_factor": put(rope_parameters__long_factor=[1.0, 1.5, 2.0, 3.0]),
+            "original context": put(original_max_position_embeddings=128),
+        },
+    ),
     "phi3, window": Model("phi3", {"sliding_window": 6, **rope(partial_rotary_factor=1.0)}, WINDOW),
     "olmo2": Model(
         "olmo2",
