@@ -68,9 +68,9 @@ def run(path: Path | None, device: str, on_result: Callable[[CheckResult], None]
 def _load_target(path: Path, device: torch.device, scratch: Path) -> Target:
     """Load a run directory, a checkpoint or a Hugging Face folder, after verifying its files."""
     with restore_hint():
-        folder = find_checkpoint("verify", path, fast=False).folder
-    named = find(path)
-    return checkpoint_target(folder, None if named.checkpoint else named.run, device, scratch)
+        parent = find_checkpoint("verify", path, fast=False)
+    named = None if parent.hub else find(path)
+    return checkpoint_target(parent.folder, named.run if named and not named.checkpoint else None, device, scratch)
 
 
 def _run_check(check: Check, target: Target) -> CheckResult:

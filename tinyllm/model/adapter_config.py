@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tinyllm.config import validate
 from tinyllm.errors import INTEGRITY, UserError
-from tinyllm.io import untrusted_files
+from tinyllm.io import hub_cache, untrusted_files
 from tinyllm.model.config import LoRAConfig
 from tinyllm.model.hf_config import CONFIG, COPY
 
@@ -66,7 +66,8 @@ def base_folder(adapter: Path, base: str) -> Path:
 
     Args:
         adapter: the adapter's folder.
-        base: absolute, or relative to the adapter, to a folder above it or to the working directory.
+        base: absolute, or relative to the adapter, to a folder above it or to the working directory; or the name of a model of a hub
+            that is in the cache.
 
     Raises:
         UserError: it does not exist, or is itself an adapter (INTEGRITY).
@@ -74,9 +75,12 @@ def base_folder(adapter: Path, base: str) -> Path:
     places = (adapter, *adapter.resolve().parents, Path())
     names = (base, str(decayed_sibling(Path(base)))) if Path(base).name else ()
     found = next((place / name for name in names for place in places if _is_model(place / name)), None)
+    remote = hub_cache.parse(base) if found is None else None
+    found = hub_cache.complete_snapshot(remote) if remote else found
     if found is None:
         what = f"the adapter's base model {untrusted_files.short_repr(base)} does not exist"
-        raise UserError(what, where=str(adapter), fix="restore that checkpoint", code=INTEGRITY)
+        fix = f"download it, by `tinyllm verify {remote}`" if remote else "restore that checkpoint"
+        raise UserError(what, where=str(adapter), fix=fix, code=INTEGRITY)
     if (found / ADAPTER).is_file():
         what = f"the adapter's base {found} is itself an adapter"
         raise UserError(what, where=str(adapter), fix="merge that one with PEFT first", code=INTEGRITY)
