@@ -84,11 +84,8 @@ def find_checkpoint(stage: str, given: Path | None, *, fast: bool, weights: bool
     """
     if given is not None:
         return _verified(named_checkpoint(stage, given, fast=fast, weights=weights))
-    for place in PARENT_PLACES[stage]:
-        candidates = [run for run in _runs(place) if is_fast_dev_run(run, read_facts(run)) == fast and _completed(run)]
-        if candidates:
-            newest = max(candidates, key=lambda run: str(read_facts(run).get("ended")))
-            return _verified(best_checkpoint(newest))
+    if newest := _newest(stage, fast):
+        return _verified(best_checkpoint(newest))
     needed = _needed(stage)
     what = (
         "there is no reward model yet"
@@ -96,6 +93,31 @@ def find_checkpoint(stage: str, given: Path | None, *, fast: bool, weights: bool
         else f"{stage} needs a checkpoint to start from; none was found"
     )
     raise UserError(what, where=str(RUNS / needed), fix=f"run `{_command(stage, fast)}` first")
+
+
+def expected_parent(stage: str, given: Path | None, *, fast: bool) -> Path | None:
+    """Return the checkpoint that `find_checkpoint` would return, not verified, and without weights if it is a model of a hub.
+
+    None where there is none, which the stage reports. Raises: UserError for a model of a hub, as `find_checkpoint`.
+    """
+    if given is None:
+        newest = _newest(stage, fast)
+        return best_checkpoint(newest) if newest else None
+    if _hub_name(given):
+        return named_checkpoint(stage, given, fast=fast)
+    try:
+        return named_checkpoint(stage, given, fast=fast)
+    except UserError:
+        return None
+
+
+def _newest(stage: str, fast: bool) -> Path | None:
+    """Return the newest completed run that a stage can start from."""
+    for place in PARENT_PLACES.get(stage, ()):
+        candidates = [run for run in _runs(place) if is_fast_dev_run(run, read_facts(run)) == fast and _completed(run)]
+        if candidates:
+            return max(candidates, key=lambda run: str(read_facts(run).get("ended")))
+    return None
 
 
 def _needed(stage: str) -> str:
