@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load
 
 from tests.support import small
 from tests.support.fake_hub import COMMIT, Fake, Ran
@@ -212,6 +216,21 @@ def test_a_repository_without_safetensors(names: list[str], words: list[str], se
     assert len(fake.asked) == 1  # nothing is downloaded
 
 
+def test_parts_are_downloaded_where_there_is_no_single_file(
+    files: dict[str, bytes], serve: Callable, chat: Callable, tmp_path: Path
+) -> None:
+    part, index = "model-00001-of-00001.safetensors", "model.safetensors.index.json"
+    names = list(load(files[WEIGHTS]))
+    parts = {part: files[WEIGHTS], index: json.dumps({"weight_map": dict.fromkeys(names, part)}).encode()}
+    settings = {name: data for name, data in files.items() if name != WEIGHTS}
+    fake = serve(repositories={"a/parts": settings | parts, "a/both": files | parts}, large={WEIGHTS, part})
+    assert chat("a/parts", fake=fake).code == 0
+    assert sorted(requests(fake)[1:]) == sorted(settings | parts)
+    fake.asked.clear()
+    assert chat("a/both", fake=fake).code == 0
+    assert sorted(requests(fake)[1:]) == sorted(files)
+
+
 def test_a_full_disk_is_found_before_the_download(
     files: dict[str, bytes], serve: Callable, chat: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -248,6 +267,32 @@ def test_a_plan_downloads_no_weights(
     found = command("sft", "--checkpoint", NAME, "--dry-run", "--json", fake=fake).result
     assert found["cost"]["parameters"] == small.rough().config.parameters()
     assert WEIGHTS not in requests(fake)
+
+
+def test_an_unknown_type_costs_no_download_of_weights(files: dict[str, bytes], serve: Callable, chat: Callable) -> None:
+    config = json.dumps(json.loads(files["config.json"]) | {"model_type": "mamba"}).encode()
+    fake = serve(files=files | {"config.json": config}, large={WEIGHTS})
+    ran = chat(fake=fake)
+    assert (ran.code, "model_type 'mamba' cannot be loaded" in ran.err) == (2, True), ran.err
+    assert WEIGHTS not in requests(fake)
+
+
+def test_processes_that_need_a_model_download_it_once(
+    files: dict[str, bytes], serve: Callable, command: Callable, tmp_path: Path
+) -> None:
+    fake = serve(files=files, large={WEIGHTS}, delay=0.3)
+    arguments = ["chat", "-p", "What is red?", "--set", "max_new_tokens=2", "--checkpoint", NAME]
+    environment = {**os.environ, "HF_ENDPOINT": fake.address, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tinyllm", *arguments], env=environment, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    said = [process.communicate(timeout=100)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
+    assert sorted(requests(fake)[1:]) == sorted(files)
+    assert sum(f"waiting for another process, which downloads {NAME}" in text for text in said) == 1
 
 
 def test_an_adapter_brings_its_base(files: dict[str, bytes], serve: Callable, chat: Callable, tmp_path: Path) -> None:

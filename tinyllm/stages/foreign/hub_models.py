@@ -26,6 +26,7 @@ from tinyllm.errors import INTEGRITY, RESOURCES, UserError
 from tinyllm.io import hub_cache, strict_json, untrusted_files
 from tinyllm.io.files import free_bytes, sha256, write_text_atomically, writing
 from tinyllm.io.hub_cache import HubName
+from tinyllm.model.hf_config import read_config
 from tinyllm.train import lock
 
 _SPARE = 100_000_000  # bytes of disk that stay free
@@ -116,11 +117,14 @@ def _download(name: HubName, place: Path, weights: bool) -> Path:
         (place / "blobs").mkdir(parents=True, exist_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
         _remember_commit(name, listing.revision, place)
-    now = [remote for remote in chosen if weights or not models.is_weights(remote.path)]
+    settings = [remote for remote in chosen if not models.is_weights(remote.path)]
+    large = [remote for remote in chosen if models.is_weights(remote.path)] if weights else []
     connection = Hub()
     try:
-        ordered = sorted(now, key=lambda remote: (models.is_weights(remote.path), remote.path))
-        files = [_place(connection, listing, remote, folder) for remote in ordered]
+        files = [_place(connection, listing, remote, folder) for remote in settings]
+        if (folder / hub_cache.CONFIG).is_file():
+            read_config(folder)  # a model that cannot be loaded is refused before its weights are downloaded
+        files += [_place(connection, listing, remote, folder) for remote in large]
     finally:
         connection.close()
     if weights:
