@@ -169,10 +169,10 @@ def _fitted(
             found = merged([fitting.ONE_ROW])
         except UserError:
             raise error from None
-    settings = fitting.settings(stage.place, found, shipped, fast=fast)
-    if doubt is not None and not settings:
+    fitted, note = fitting.settings(stage.place, found, shipped, fast=fast)
+    if doubt is not None and not fitted:
         raise doubt
-    return merged(settings) if settings else found
+    return replace(merged(fitted), notes=(note,) if note else ()) if fitted else found
 
 
 def _completed(stage: Stage, found: Resolved, *, fast: bool) -> Resolved:

@@ -190,6 +190,8 @@ def size(parameters: int) -> str:
     """Return a number of parameters as models are named: 135M, 1.7B."""
     if parameters >= 999_500_000:
         return f"{parameters / 1e9:.2g}B" if parameters < 9.95e9 else f"{parameters / 1e9:,.0f}B"
+    if parameters < 999_500:
+        return f"{parameters / 1e3:,.0f}K"
     return f"{parameters / 1e6:,.0f}M" if parameters >= 9_950_000 else f"{parameters / 1e6:.2g}M"
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from tinyllm.config import Resolved, flatten
-from tinyllm.console import say
 from tinyllm.data.config import is_world
 from tinyllm.data.record_source import BY_HASH, TRAIN, RecordSource
 from tinyllm.errors import UserError
@@ -35,8 +34,10 @@ Setting = tuple[str, str, str]  # dotted key, value as YAML, origin: as `config.
 ONE_ROW: Setting = ("train.micro_batch_size", "1", ORIGIN)  # divides every batch
 
 
-def settings(stage: str, resolved: Resolved, shipped: Path | None, *, fast: bool) -> list[Setting]:
-    """Return the settings that fit the parent of a resolved configuration; none where the shipped ones are meant for it.
+def settings(stage: str, resolved: Resolved, shipped: Path | None, *, fast: bool) -> tuple[list[Setting], str]:
+    """Return the settings that fit the parent of a resolved configuration, and a line about them.
+
+    None where the shipped ones are meant for it.
 
     Args:
         shipped: the shipped configuration in use; None for a file that the user named, whose settings are the user's.
@@ -46,7 +47,7 @@ def settings(stage: str, resolved: Resolved, shipped: Path | None, *, fast: bool
     config = resolved.config
     model = _model(stage, config, fast=fast) if stage in STAGES and (stage != "pretrain" or config.parent) else None
     if model is None or not defaults.applies(model):
-        return []
+        return [], ""
     values = flatten(config)
     chosen = {key: values[key] for key, by in resolved.origins.items() if not _is_default(by, shipped)}
     known = {"lora": config.lora is not None} if stage != "pretrain" else {}
@@ -54,11 +55,10 @@ def settings(stage: str, resolved: Resolved, shipped: Path | None, *, fast: bool
     records = None if fast else _records(config)
     found = defaults.fit(model, Task(stage, algorithm, records=records, memory=_memory(), **known), chosen)
     found = {key: value for key, value in found.items() if key in values and (not fast or key in _FAST)}
-    if found:
-        say(defaults.line(model, found))
     made = [(key, f"{value}", f"{ORIGIN}: {reason}") for key, (value, reason) in found.items()]
     is_named = fast or "name" in chosen or (model.ours and model.name.startswith(_SHIPPED_NAMES))
-    return made if is_named else [*made, ("name", _run_name(model.name), ORIGIN)]
+    name = [] if is_named else [("name", _run_name(model.name), ORIGIN)]
+    return made + name, defaults.line(model, found) if found else ""
 
 
 def _is_default(by: str, shipped: Path | None) -> bool:
