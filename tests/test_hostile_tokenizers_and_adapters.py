@@ -32,7 +32,6 @@ from tinyllm.errors import INTEGRITY, UserError
 from tinyllm.model import hub, lora
 from tinyllm.model.config import LoRAConfig
 from tinyllm.text import chat
-from tinyllm.text.template import CHAT_TEMPLATE
 from tinyllm.text.tokenizer import Tokenizer
 
 
@@ -100,15 +99,36 @@ def replaced(value: Any, location: tuple, other: Any) -> Any:
     return copy
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+FILES: dict[str, Any] = {
+    "tokenizer.json": {},
+    "tokenizer_config.json": {
+        "extra_special_tokens": ["<|pad|>"],
+        "model_max_length": 9,
+        "chat_template": [{"name": "default", "template": "x"}],
+    },
+    "special_tokens_map.json": {
+        "eos_token": {"content": "<|im_end|>", "lstrip": False},
+        "additional_special_tokens": ["a"],
+    },
+    "generation_config.json": {"eos_token_id": [2, 0], "temperature": 0.5},
+}
+
+
+@pytest.mark.parametrize("name", FILES)
 def test_a_tokenizer_with_any_part_replaced_is_refused_or_works(name: str, place: Path) -> None:
     path = place / name
-    valid = json.loads(path.read_text())
+    valid = (json.loads(path.read_text()) if path.is_file() else {}) | FILES[name]
+    if name == "special_tokens_map.json":
+        (place / "tokenizer_config.json").write_text("{}")
     for location in locations(valid):
         for other in WRONG_VALUES:
             path.write_text(json.dumps(replaced(valid, location, other)))
             with harmless_or_refused():
-                Tokenizer.load(place).encode("Hi <|im_end|> \u00e9")
+                tokenizer = Tokenizer.load(place)
+                tokenizer.encode("Hi <|im_end|> \u00e9")
+                tokenizer.encode_template([("<|im_end|>", False), ("Hi <|im_end|>", True)])
+                tokenizer.with_chat_tokens().save(Path("again"), model_max_length=9)
+                Tokenizer.load(Path("again"))
 
 
 def test_a_regex_that_fails_on_a_later_text_is_one_error(place: Path) -> None:
@@ -125,12 +145,11 @@ def test_a_regex_that_fails_on_a_later_text_is_one_error(place: Path) -> None:
         "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
         "{{ ''.__class__.__mro__[1].__subclasses__() }}{{ (10**8)**(10**6) }}",
         "{{ '%999999999d'|format(1) }}",
-        "x" * 50_000_000,
     ],
-    ids=["endless", "class", "huge", "long"],
+    ids=["endless", "class", "huge"],
 )
 def test_an_untrusted_chat_template_is_never_rendered(template: str, place: Path) -> None:
-    """Only our own template is used; another model's is not evaluated."""
+    """Loading, rendering in ChatML and saving do not evaluate it; it is written back as it came."""
     (place / "chat_template.jinja").write_text(template)
     edited(lambda c: c.update(chat_template=template[:1000]), "tokenizer_config.json")(place)
     began = time.monotonic()
@@ -138,8 +157,16 @@ def test_an_untrusted_chat_template_is_never_rendered(template: str, place: Path
     want = chat.render(small.tokenizer(), [{"role": "user", "content": "hi"}], generation_prompt=True)
     assert chat.render(tokenizer, [{"role": "user", "content": "hi"}], generation_prompt=True) == want
     tokenizer.save(Path("new"), model_max_length=9)
-    assert Path("new/chat_template.jinja").read_text() == CHAT_TEMPLATE
+    assert Path("new/chat_template.jinja").read_text() == template
     assert time.monotonic() - began < 1
+
+
+def test_a_chat_template_of_megabytes_is_refused(place: Path) -> None:
+    (place / "chat_template.jinja").write_text("x" * 50_000_000)
+    refusal(lambda: opened(place))
+    (place / "chat_template.jinja").unlink()
+    edited(lambda c: c.update(chat_template="x" * 2_000_000), "tokenizer_config.json")(place)
+    refusal(lambda: opened(place))
 
 
 # --- adapters --------------------------------------------------------------------------------------------------------------------

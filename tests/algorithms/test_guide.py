@@ -30,6 +30,8 @@ def shown(value: Any) -> str:
     """A default as the guide writes it."""
     if isinstance(value, bool):
         return str(value).lower()
+    if value in ((), {}):
+        return "none"
     return " ".join(value) if isinstance(value, tuple) else str(value)
 
 

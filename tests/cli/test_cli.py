@@ -65,7 +65,6 @@ BAD = [
     (("eval", "--json"), 2, "tinyllm pretrain"),
     (("pretrian",), 2, "pretrain"),
     (("pretrain", "--lerning-rate", "1"), 2, "--lerning-rate"),
-    (("sft", "--lora", "--config", "plain.yaml"), 2, "lora"),
 ]
 
 
@@ -80,7 +79,6 @@ def test_a_mistake_is_one_error_one_fix_and_its_exit_code(
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "broken.jsonl").write_text('{"text": "a b c"}\n{"text": \n')
     (tmp_path / "columns.jsonl").write_text('{"body": "a b c"}\n')
-    (tmp_path / "plain.yaml").write_text("name: plain\n")
     done = tinyllm(*arguments, cwd=tmp_path)
     assert done.returncode == code, done.stderr
     assert done.stdout == ""

@@ -225,8 +225,8 @@ def test_dora_can_be_merged_disabled_and_loaded_from_its_file(model: CausalLM, t
     torch.testing.assert_close(lora.merge(model)(IDS), adapted, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("target", ["lm_head", "w_proj"])
-def test_heads_and_unknown_layers_are_refused_as_targets(model: CausalLM, target: str) -> None:
+@pytest.mark.parametrize("target", ["norm", "mlp", "w_proj"])
+def test_what_is_no_linear_layer_is_refused_as_a_target(model: CausalLM, target: str) -> None:
     with pytest.raises(UserError):
         lora.attach(model, LoRAConfig(targets=("q_proj", target)))
 
@@ -253,3 +253,60 @@ def test_damaged_adapter_file_is_refused_with_its_path(model: CausalLM, tmp_path
         lora.load(CausalLM(SHAPE), tmp_path)
     assert caught.value.code == 3
     assert str(tmp_path) in caught.value.where
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+@pytest.mark.parametrize("dora", [False, True])
+def test_factors_of_the_weight_are_its_best_or_first_ones_and_leave_the_function_as_it_was(
+    model: CausalLM, init: str, dora: bool
+) -> None:
+    """PiSSA: the r largest singular values; OLoRA: the first r columns of Q, times the scale that its branch has."""
+    before = model(IDS).detach()
+    config = LoRAConfig(r=4, alpha=8, targets=("q_proj", "down_proj"), init=init, dora=dora)
+    lora.attach(model, config)
+    torch.testing.assert_close(model(IDS), before, atol=1e-4, rtol=1e-4)
+    layer = lora.layers(model)["model.layers.0.mlp.down_proj"]
+    taken = 2.0 * layer.lora_B.weight @ layer.lora_A.weight
+    u, values, v = torch.linalg.svd(layer.weight, full_matrices=False)
+    q, r = torch.linalg.qr(layer.weight)
+    want = u[:, :4] @ torch.diag(values[:4]) @ v[:4] if init == "pissa" else 2.0 * q[:, :4] @ r[:4]
+    torch.testing.assert_close(taken, want, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(layer.remaining(), layer.weight - taken, atol=1e-5, rtol=1e-4)
+    with lora.disabled(model):
+        assert torch.equal(model(IDS), before)
+    with torch.no_grad():
+        layer.lora_B.weight.add_(0.1)
+    moved = model(IDS).detach()
+    assert not torch.allclose(moved, before, atol=1e-2)
+    torch.testing.assert_close(lora.merge(model)(IDS), moved, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"modules_to_save": ("norm", "lm_head")},
+        {"modules_to_save": ("embed_tokens",), "tied": True},
+        {"targets": ("embed_tokens", "q_proj"), "tied": True},
+        {"targets": ("lm_head",)},
+        {"token_rows": (3, 9)},
+        {"token_rows": {"lm_head": (3, 9)}},
+    ],
+    ids=lambda settings: str(settings),
+)
+def test_the_reference_is_the_base_and_switching_off_loses_nothing(model: CausalLM, settings: dict) -> None:
+    base = model.logits(model(IDS))
+    lora.attach(model, LoRAConfig(r=2, **settings))
+    torch.testing.assert_close(model.logits(model(IDS)), base, atol=1e-6, rtol=0)
+    for tensor in lora.branches(model).values():
+        tensor.add_(0.1)
+    adapted = model.logits(model(IDS))
+    assert not torch.allclose(adapted, base, atol=1e-2)
+    with lora.disabled(model) as reference:
+        assert torch.equal(reference.logits(reference(IDS)), base)
+    assert torch.equal(model.logits(model(IDS)), adapted)
+    mask = torch.ones_like(IDS, dtype=torch.bool).index_fill(1, torch.tensor(0), False)
+    want = adapted.log_softmax(-1)[:, :-1].gather(-1, IDS[:, 1:, None])[..., 0]
+    torch.testing.assert_close(model.log_probs(IDS, mask)[:, 1:], want, atol=1e-5, rtol=1e-5)
+    merged = lora.merge(model)
+    torch.testing.assert_close(merged.logits(merged(IDS)), adapted, atol=1e-5, rtol=1e-5)

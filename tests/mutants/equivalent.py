@@ -19,8 +19,8 @@ E = Equivalent
 EQUIVALENT: list[Equivalent] = [
     E("model/config.py", 'return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)',
       'return "null" if value is None else str(value).lower() if True else str(value)', "the other values are names in lower case"),
-    E("model/lora.py", "def attach(model: Model, config: LoRAConfig, seed: int = 0) -> Model:",
-      "def attach(model: Model, config: LoRAConfig, seed: int = 1) -> Model:",
+    E("model/lora.py", "def attach(model: Model, config: LoRAConfig, seed: int = 0, *, token_rows: Sequence[int] = ()) -> Model:",
+      "def attach(model: Model, config: LoRAConfig, seed: int = 1, *, token_rows: Sequence[int] = ()) -> Model:",
       "training gives a seed; whoever gives none fills in the branches afterwards, so any seed will do"),
     E("rollout/answers/spelling.py", "if any(map(unicodedata.combining, characters)):", "if True:",
       "saves time: without a mark there is no run to shorten"),

@@ -11,6 +11,7 @@ EVERY, COMMON, FIT = "algorithms/test_every.py", "stages/test_common.py", "train
 PADDING, SOURCE = "rollout/test_padding.py", "rollout/test_source.py"
 SCORING = "rollout/test_scoring.py"
 STAGE = "stages/test_align_online.py::test_"
+FOREIGN = "text/test_foreign_tokenizers.py::test_"
 PACKED = f"{EVERY}::test_packed_rows_equal_separate_rows"
 
 # fmt: off
@@ -78,13 +79,13 @@ MUTANTS = [
       "else self.alpha / self.r", "else self.alpha", LORA),
     M("rslora-alpha-over-r", "extra", "rsLoRA is scaled by alpha/r", "model/config.py",
       "self.alpha / math.sqrt(self.r) if", "self.alpha / self.r if", LORA),
-    M("merge-unscaled", "extra", "merging forgets the scaling", "model/lora.py",
-      "(self.scaling * product)", "product", LORA),
-    M("merge-no-magnitude", "extra", "merging forgets DoRA's magnitude", "model/lora.py",
-      "        if layer.dora:\n", "        if False:\n", LORA),
-    M("dora-ignored", "extra", "DoRA's magnitude is ignored", "model/lora.py",
+    M("merge-unscaled", "extra", "merging forgets the scaling", "model/adapters/layers.py",
+      "self.remaining() + (self.scaling * product)", "self.remaining() + product", LORA),
+    M("merge-no-magnitude", "extra", "merging forgets DoRA's magnitude", "model/adapters/layers.py",
+      "        if self.dora:\n", "        if False:\n", LORA),
+    M("dora-ignored", "extra", "DoRA's magnitude is ignored", "model/adapters/layers.py",
       "        if not self.dora:\n", "        if True:\n", LORA),
-    M("dora-norm-gradient", "extra", "DoRA's norm takes a gradient", "model/lora.py",
+    M("dora-norm-gradient", "extra", "DoRA's norm takes a gradient", "model/adapters/layers.py",
       "self.adapted().detach().norm(dim=1)", "self.adapted().norm(dim=1)", LORA),
     M("base-trains-too", "extra", "LoRA leaves the base trainable", "model/lora.py",
       "    model.requires_grad_(False)\n", "", LORA),
@@ -129,8 +130,17 @@ MUTANTS = [
     # --- tokens --------------------------------------------------------------------------------------------------------------------
     M("control-tokens-from-text", "extra", "a user's <|im_end|> ends the turn", "text/tokenizer.py",
       "self._text.encode_batch_fast(", "self._whole.encode_batch_fast(", "text/test_chat.py::test_no_content_forges_a_control_token"),
-    M("pad-is-end", "extra", "padding is the end token", "text/tokenizer.py",
+    M("pad-is-end", "extra", "padding is the end token", "text/special_tokens.py",
       'PAD = "<|pad|>"', 'PAD = "<|im_end|>"', "text/test_tokenizer.py::test_trained_vocabulary_has_control_tokens_first_and_every_byte"),
-    M("never-stops", "extra", "<|im_end|> does not end an answer", "text/tokenizer.py",
-      "else (self.im_end, self.endoftext)", "else (self.endoftext,)", "data/test_loading.py"),
+    M("never-stops", "extra", "<|im_end|> does not end an answer", "text/special_tokens.py",
+      "if named else known))", "if named else known[1:]))", "data/test_loading.py"),
+    M("other-ends-forgotten", "extra", "the ends in generation_config.json do not end an answer", "text/special_tokens.py",
+      "(*named, eos) if named", "(eos,) if named", f"{FOREIGN}ends_starts_and_padding_are_the_checkpoints"),
+    M("forged-turn-in-template", "extra", "a user's control token in a rendered template is read as one", "text/segments.py",
+      "if any(_overlaps(span, users) for", "if any(False for", f"{FOREIGN}what_users_spell_in_a_rendered_template_stays_text"),
+    M("added-tokens-forgotten", "extra", "an added token that is text is split into pieces", "text/vocabulary.py",
+      'if old in protected}', 'if old}',
+      f"{FOREIGN}text_like_added_tokens_are_text"),
+    M("settings-not-kept", "extra", "a model's generation settings are replaced when it is saved", "model/hub.py",
+      "generation = original.generation or generation", "pass", f"{FOREIGN}ids_and_generation_settings_are_written_as_they_came"),
 ]

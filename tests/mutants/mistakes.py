@@ -194,8 +194,8 @@ MUTANTS = [
 
     # --- 10: ranks -----------------------------------------------------------------------------------------------------------------
     M("unwrapped-forward", "10", "the forward pass goes around the hooks of the model", "model/transformer.py",
-      "self(ids, attend), self.lm_head.weight, ids, mask, temperature=temperature, softcap=softcap\n        )\n\n    def token_s",
-      "self.model(ids, attend), self.lm_head.weight, ids, mask, temperature=temperature, softcap=softcap\n        )\n\n    def token_s",
+      "self(ids, attend), head_matrix(self.lm_head), ids, mask, temperature=temperature, softcap=softcap\n        )\n\n    def token_s",
+      "self.model(ids, attend), head_matrix(self.lm_head), ids, mask, temperature=temperature, softcap=softcap\n        )\n\n    def token_s",
       COMMON),
     M("gradients-never-meet", "10", "ranks never exchange their gradients", "train/engine.py",
       "set_requires_gradient_sync(number == len(batches) - 1)", "set_requires_gradient_sync(False)", COMMON),
@@ -208,9 +208,9 @@ MUTANTS = [
     M("half-optimizer", "11", "optimizer state is saved as bf16", "train/checkpointing.py",
       "{k: v.contiguous() for k, v in self.engine.state().items()}",
       "{k: v.bfloat16().contiguous() for k, v in self.engine.state().items()}", TRAINER),
-    M("lora-square-only", "11", "LoRA adapts square layers only", "model/lora.py",
-      'if name.rpartition(".")[2] in targets}',
-      'if name.rpartition(".")[2] in targets and linear.in_features == linear.out_features}', LORA),
+    M("lora-square-only", "11", "LoRA adapts square layers only", "model/adapters/plan.py",
+      "for name, settings in chosen.items()}",
+      "for name, settings in chosen.items() if len(set(weight_of(model, known[name]).shape)) == 1}", LORA),
     M("no-warmup", "11", "the learning rate starts at its peak", "train/schedules.py",
       "if step < config.warmup_steps:", "if step < 0:", f"train/test_optimizers.py {TRAINER}"),
 

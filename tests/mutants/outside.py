@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from mutants.reliability import CHECKPOINT, MISMATCHED, plant
 
+ADAPTERS = "stages/test_adapters.py"
+
 SIGNALS, RANKS, STREAMS = "test_signals.py", "distributed/test_distributed.py", "test_streams.py"
 BLAME = f"{RANKS}::test_the_rank_that_failed_first_is_reported"
 NOT_RESTARTED = f"{RANKS}::test_failures_that_are_not_restarted"
@@ -86,21 +88,36 @@ MUTANTS = [
       "if recorded and recorded != self.base_sha256:", "if False:", f"{MISMATCHED}::test_a_lora_run_does_not_resume_on_another_base",
       "an adapter on other weights is refused"),
     plant("decayed-base-lost", "an adapter does not find a base that became decayed-step-*", "model/adapter_config.py",
-      "names = (base, str(decayed_sibling(Path(base)))) if Path(base).name else ()", "names = (base,) if Path(base).name else ()",
+      "names = (path, decayed_sibling(path))", "names = (path,)",
       f"{MISMATCHED}::test_an_adapter_finds_a_base_that_became_decayed", "an adapter finds a base that became decayed-step-*"),
     plant("decayed-base-replaced", "an adapter is refused on a base whose step was reached again", "model/hub.py",
       "if aside.is_dir() and tensors.sha256(aside) == wanted:", "if False:",
       f"{MISMATCHED}::test_an_adapter_finds_a_base_that_became_decayed", "an adapter finds a base that became decayed-step-*"),
     plant("base-unverified", "the files of an adapter's base are not verified", "stages/parents.py",
-      "    for part in _parts(folder):\n        files += _files(part)\n        _verify(part)\n",
-      "    for part in _parts(folder):\n        files += _files(part)\n    _verify(folder)\n",
+      "    for part in _parts(folder, base):\n        files += _files(part)\n        _verify(part)\n",
+      "    for part in _parts(folder, base):\n        files += _files(part)\n    _verify(folder)\n",
       f"{MISMATCHED}::test_a_damaged_base_is_found_through_its_adapter", "the files of an adapter's base are verified with its own"),
     plant("changed-while-read", "files may change between verification and loading", "stages/parents.py",
       "for path, *_ in set(self.files) ^ set(now):", "for path, *_ in set[_File]():", MISMATCHED,
       "after loading, every file must still be the one that was verified"),
     plant("base-not-searched", "the base of an adapter is at its recorded path only", "model/adapter_config.py",
-      "places = (adapter, *adapter.resolve().parents, Path())", "places = (Path(),)",
-      f"{MISMATCHED}::test_an_adapter_finds_its_own_base_from_any_directory", "a base that has moved is searched"),
+      "for place in (adapter, *above, Path())]", "for place in (Path(),)]",
+      f"{ADAPTERS}::test_a_relative_path_to_the_base_is_taken_from_the_adapter_or_a_folder_above_it", "a base that has moved is searched"),
+    plant("moved-base-lost", "an adapter does not find a base that has moved with it", "model/adapter_config.py",
+      "if path.is_absolute() else ()", "if False else ()",
+      f"{ADAPTERS}::test_an_adapter_names_its_base_by_an_absolute_path_and_finds_it_after_a_move", "a base that has moved is searched"),
+    plant("unknown-adapter-key", "an adapter with a setting that is not known is loaded without it", "model/adapter_config.py",
+      "if key not in known and _says_something(value)):", "if key not in known and False):",
+      "model/test_adapter_config.py", "unknown settings of an adapter are refused"),
+    plant("pissa-base-unchanged", "an adapter that began with PiSSA is added to the whole weight", "model/adapters/layers.py",
+      "a, b = self._decomposed(config.init) if config.init", "a, b = (None, None) if config.init",
+      "model/test_lora.py", "PiSSA and OLoRA begin at the base's function"),
+    plant("whole-module-stays", "the reference of an adapted policy keeps its whole modules", "model/lora.py",
+      "            layer.enabled = True\n        _swap(whole)\n", "            layer.enabled = True\n",
+      "model/test_lora.py", "the reference is the base"),
+    plant("tied-rows-forgotten", "a tied head does not apply the trained rows", "model/adapters/plan.py",
+      "free and (f\"model.{EMBEDDING}\" in rows or", "free and (False or",
+      "model/test_resize.py", "token rows of a tied head"),
     plant("size-after-memory", "a model is allocated before its size is compared with its weights", "model/hub.py",
       "    check_shapes(config, {name: header.shape for name, header in headers.items()}, folder)\n", "",
       "test_hostile_checkpoints.py", "sizes before memory"),

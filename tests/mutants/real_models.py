@@ -20,7 +20,7 @@ MUTANTS = [
       "return hub_cache.complete_snapshot(name)", "return None", f"{HUB}::test_a_model_is_downloaded_once_and_its_origin_recorded",
       keeps="real models: a second start uses no network"),
     M("plan-downloads-weights", "extra", "--dry-run downloads weights", "cli/printing/results.py",
-      "find_checkpoint(place, config.parent, fast=fast, weights=False)", "find_checkpoint(place, config.parent, fast=fast)",
+      "base=config.base, weights=False)", "base=config.base)",
       f"{HUB}::test_a_plan_downloads_no_weights", keeps="real models: a plan downloads no weights"),
     M("weights-before-settings", "extra", "the weights of a model that cannot be loaded are downloaded", MODELS,
       "            read_config(folder)  #", "            pass  #", f"{HUB}::test_an_unknown_type_costs_no_download_of_weights",

@@ -25,7 +25,7 @@ from tinyllm.mean import Mean
 from tinyllm.model import generate, hub, kernels, lora, transformer
 from tinyllm.model.transformer import KVCache
 from tinyllm.stages.checkpoint_files import CheckpointFiles
-from tinyllm.text import tokenizer
+from tinyllm.text import own_files
 from tinyllm.text.tokenizer import Tokenizer
 from tinyllm.train import checkpoint, engine, schedules
 from tinyllm.train.checkpointing import CheckpointManager
@@ -106,7 +106,7 @@ def control_tokens_parsed_in_text(patch: Patch) -> None:
 
 
 def template_without_newline(patch: Patch) -> None:
-    patch(tokenizer, "CHAT_TEMPLATE", tokenizer.CHAT_TEMPLATE.replace("{{- '\\n' -}}\n", ""))
+    patch(own_files, "CHAT_TEMPLATE", own_files.CHAT_TEMPLATE.replace("{{- '\\n' -}}\n", ""))
 
 
 def manifest_not_verified(patch: Patch) -> None:

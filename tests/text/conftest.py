@@ -33,7 +33,7 @@ def sentencepiece_spec() -> dict:
     vocab = {token: i for i, token in enumerate(tokens + pieces)}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     added = [{"id": i, "content": token, **flags, "special": True} for i, token in enumerate(tokens[:3])]
-    added.append({"id": len(vocab), "content": "<tool>", **flags, "special": False})
+    added.append({"id": len(vocab), "content": "<tool>", **flags, "special": True})
     space = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
     back = {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "}
     return {

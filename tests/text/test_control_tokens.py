@@ -29,7 +29,8 @@ from tinyllm.model.transformer import CausalLM
 from tinyllm.stages.chat import ChatSession
 from tinyllm.stages.config import ChatConfig
 from tinyllm.text.chat import ROLES, Message, completion_ids, render, render_many
-from tinyllm.text.tokenizer import IM_END, IM_START, Tokenizer
+from tinyllm.text.special_tokens import IM_END, IM_START
+from tinyllm.text.tokenizer import Tokenizer
 
 FUZZ = settings(
     max_examples=40, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)

@@ -13,15 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinyllm.errors import USAGE, UserError
+from tinyllm.text.special_tokens import CONTROL_TOKENS, ENDOFTEXT, IM_END, IM_START, PAD
 from tinyllm.text.streaming import StreamDecoder, printable
-from tinyllm.text.tokenizer import (
-    CONTROL_TOKENS,
-    ENDOFTEXT,
-    IM_END,
-    IM_START,
-    PAD,
-    Tokenizer,
-)
+from tinyllm.text.tokenizer import Tokenizer
 
 FUZZ = settings(max_examples=100, deadline=None, database=None)
 SNIPPETS = [
@@ -56,7 +50,7 @@ def test_document_start_is_bos_and_padding_is_pad_or_else_the_end_of_text(traine
     assert (trained.bos, trained.document_start, trained.padding_id) == (None, trained.endoftext, trained.pad)
     assert (sentencepiece.pad, sentencepiece.document_start, sentencepiece.padding_id) == (None, 1, 2)
     chat = sentencepiece.with_chat_tokens()
-    assert (chat.document_start, chat.padding_id) == (sentencepiece.bos, chat.pad)
+    assert (chat.document_start, chat.pad, chat.padding_id) == (sentencepiece.bos, None, 2)
 
 
 def test_training_is_deterministic_and_stops_where_pairs_end():

@@ -11,7 +11,8 @@ import pytest
 import tokenizers
 
 from tinyllm.errors import INTEGRITY, USAGE, UserError
-from tinyllm.text.tokenizer import ENDOFTEXT, IM_END, PAD, Tokenizer
+from tinyllm.text.special_tokens import ENDOFTEXT, IM_END, PAD
+from tinyllm.text.tokenizer import Tokenizer
 
 KINDS = ["trained", "sentencepiece", "stories"]
 
@@ -50,7 +51,7 @@ def test_save_and_load_round_trip(kind: str, request: pytest.FixtureRequest, tmp
     before.save(tmp_path / "new" / "folder", model_max_length=128)
     after = Tokenizer.load(tmp_path / "new" / "folder")
     for field in dataclasses.fields(Tokenizer):
-        if field.name not in ("_whole", "_text"):
+        if field.name not in ("_whole", "_text", "new_ids"):  # once loaded, no row is new
             assert getattr(after, field.name) == getattr(before, field.name), field.name
     text = "Hi 小猫 <|im_end|></s>\n"
     assert after.encode(text) == before.encode(text)
@@ -101,15 +102,15 @@ def test_end_and_padding_tokens_come_from_the_config(sentencepiece_spec: dict, l
     assert load_spec(sentencepiece_spec, {"eos_token": "<s>"}).endoftext == 1
     assert load_spec(sentencepiece_spec, {"eos_token": None, "pad_token": {"content": "<unk>"}}).pad == 0
     shared_with_end = load_spec(sentencepiece_spec, {"eos_token": "</s>", "pad_token": "</s>"})
-    assert shared_with_end.pad is None
-    assert shared_with_end.with_chat_tokens().pad == shared_with_end.vocab_size + 2
+    assert shared_with_end.pad == shared_with_end.with_chat_tokens().pad == 2
+    assert shared_with_end.for_new_model().pad == shared_with_end.vocab_size + 2
 
 
 def test_control_tokens_are_flagged_special_whatever_the_file_says(
     sentencepiece_spec: dict, load_spec: Callable[..., Tokenizer]
 ):
     spec = json.loads(json.dumps(sentencepiece_spec))
-    spec["added_tokens"][-1]["content"] = IM_END
+    spec["added_tokens"][-1] |= {"content": IM_END, "special": False}
     del spec["added_tokens"][2]  # the end token is then an ordinary entry of the vocabulary
     tokenizer = load_spec(spec, {"eos_token": "</s>"})
     assert tokenizer.special_ids == {0, 1, 2, tokenizer.vocab_size - 1}
@@ -121,7 +122,8 @@ def test_end_of_text_is_kept_where_the_config_names_the_end_of_turn(trained: Tok
     swapped = {"eos_token": IM_END, "pad_token": ENDOFTEXT}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(swapped))
     loaded = Tokenizer.load(tmp_path)
-    assert (loaded.endoftext, loaded.im_end, loaded.pad) == (0, 2, 3)
+    assert (loaded.endoftext, loaded.eos, loaded.im_end, loaded.pad) == (0, 2, 2, 0)
+    assert loaded.stop_ids == (2, 0)
 
 
 def broken_specs() -> dict[str, Callable[[dict], None]]:

@@ -127,8 +127,8 @@ def tuned(**changes: Any) -> dict[str, Any]:
     return sft.run(settings.SftConfig(**common("answers.jsonl", **changes), **own, name="x"), CALL)
 
 
-def rewarded() -> dict[str, Any]:
-    return rm.run(settings.RmConfig(**common("pairs.jsonl"), name="x"), CALL)
+def rewarded(**own: Any) -> dict[str, Any]:
+    return rm.run(settings.RmConfig(**common("pairs.jsonl"), **own, name="x"), CALL)
 
 
 def offline(name: str, **own: Any) -> dict[str, Any]:
@@ -147,6 +147,15 @@ def online(name: str, **own: Any) -> dict[str, Any]:
 
 
 LORA = LoRAConfig(r=2, dropout=0.1)
+EVERYWHERE = LoRAConfig(
+    r=4,
+    targets=("q_proj", "down_proj"),
+    rank_pattern={"down_proj": 2},
+    layers=(0,),
+    modules_to_save=("norm",),
+    token_rows={"embed_tokens": (5, 3)},
+    init="pissa",
+)
 STAGES: dict[str, tuple[Callable[[], dict[str, Any]], int]] = {
     "pretrain": (pretrained, STEPS),
     "pretrain, packed": (lambda: pretrained(packing=True), STEPS),
@@ -156,7 +165,9 @@ STAGES: dict[str, tuple[Callable[[], dict[str, Any]], int]] = {
     "sft, packed": (lambda: tuned(packing=True, batch_size=2, micro_batch_size=1), STEPS),
     "sft, lora": (lambda: tuned(lora=LORA), STEPS),
     "sft, dora": (lambda: tuned(lora=LORA.model_copy(update={"dora": True})), STEPS),
+    "sft, lora of every part": (lambda: tuned(lora=EVERYWHERE), STEPS),
     "rm": (rewarded, STEPS),
+    "rm, lora": (lambda: rewarded(lora=LORA), STEPS),
     **{name: (lambda name=name: offline(name), STEPS) for name in algorithms.names("offline")},
     "dpo, lora": (lambda: offline("dpo", lora=LORA), STEPS),
     **{name: (lambda name=name: online(name), ONLINE_STEPS) for name in algorithms.names("online")},

@@ -58,7 +58,7 @@ Report = Annotated[Path | None, typer.Option("--report", help="Measure an existi
 Out = Annotated[Path | None, typer.Option("--out", help="Output folder. Default: runs/data/NAME/tokenizer.")]
 
 
-@command(data_app, "tokenizer", tuple(name for name in PREPARING if name != "checkpoint"), _PANEL)
+@command(data_app, "tokenizer", tuple(name for name in PREPARING if name not in ("checkpoint", "base")), _PANEL)
 def tokenizer(
     common: Common,
     text: Texts = None,

@@ -17,7 +17,7 @@ Target = Annotated[Path | None, typer.Argument(help="A run or a checkpoint. Defa
 
 def register(app: typer.Typer, panel: str) -> None:
     command(app, "explain", LOOKING, panel)(explain)
-    command(app, "verify", ("device", *LOOKING), panel)(verify)
+    command(app, "verify", ("device", "base", *LOOKING), panel)(verify)
 
 
 def explain(common: Common, run: Run = None) -> None:
@@ -35,4 +35,4 @@ def verify(common: Common, run: Target = None) -> None:
     from tinyllm.diagnostics import verify as stage
 
     watcher = printing.watcher(as_json=common.json, quiet=common.quiet)
-    printing.show(stage.run(run, common.device or "auto", watcher), as_json=common.json)
+    printing.show(stage.run(run, common.device or "auto", watcher, common.base), as_json=common.json)

@@ -26,6 +26,10 @@ Name = Annotated[str | None, typer.Option("--name", help="Name of the run.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Random seed: data order, dropout, sampling, new weights.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or mps.")]
 Checkpoint = Annotated[Path | None, typer.Option("--checkpoint", help="Run or checkpoint directory to start from.")]
+Base = Annotated[
+    Path | None,
+    typer.Option("--base", help="Base model of a checkpoint that is an adapter, where it is not at the path it names."),
+]
 Ranks = Annotated[int, typer.Option("--nproc", min=1, help="Number of processes (ranks) on this machine.")]
 Restarts = Annotated[int, typer.Option("--max-restarts", min=0, help="Restart a crashed run up to N times.")]
 Fast = Annotated[bool, typer.Option("--fast-dev-run", help="Tiny model, a few steps: checks that everything runs.")]
@@ -63,6 +67,7 @@ class Common:
     seed: Seed = None
     device: Device = None
     checkpoint: Checkpoint = None
+    base: Base = None
     nproc: Ranks = 1
     max_restarts: Restarts = 0
     fast_dev_run: Fast = False
@@ -77,7 +82,13 @@ class Common:
 
     def keys(self) -> dict[str, Any]:
         """Return the options that set a key of the configuration, by that key."""
-        return {"name": self.name, "seed": self.seed, "device": self.device, "parent": self.checkpoint}
+        return {
+            "name": self.name,
+            "seed": self.seed,
+            "device": self.device,
+            "parent": self.checkpoint,
+            "base": self.base,
+        }
 
 
 LEARN, ALIGN, USE = "Train", "Align", "Use and inspect"  # panels of `tinyllm --help`

@@ -23,7 +23,6 @@ def run_stage(
     *,
     default: str = "",
     keys: dict[str, Any] | None = None,
-    requires: str = "",
     function: str = "run",
     **more: Any,
 ) -> None:
@@ -33,7 +32,6 @@ def run_stage(
         key: the stage in `resolve.STAGES`, or the name of an algorithm.
         default: the stage whose configuration an algorithm without one of its own starts from.
         keys: configuration keys set by the command's own options; None values are left out.
-        requires: a section that the configuration must have.
         function: the function of the stage's module.
         more: passed to that function.
     """
@@ -48,12 +46,6 @@ def run_stage(
     with prints_on_stderr(common.json):
         resolved = resolve(
             stage, common.config, common.set or [], options, os.environ, fast=common.fast_dev_run, changes=changes
-        )
-    if requires and getattr(resolved.config, requires) is None:
-        raise UserError(
-            f"--{requires} needs a section {requires} in the configuration",
-            where="--config",
-            fix=f"add --set {requires}.r=16",
         )
     consistency.check_ranks(resolved.config, common.nproc)
     consistency.check_groups(resolved.config, max(common.nproc, dist.world_size()))

@@ -46,26 +46,29 @@ def pretrain(common: Common) -> None:
 
 def sft(common: Common, lora: Lora = False) -> None:
     """Fine-tune a base model on conversations (supervised fine-tuning)."""
-    run_stage("sft-lora" if lora else "sft", common, requires="lora" if lora else "")
+    run_stage("sft-lora" if lora else "sft", common, keys=_adapter(lora))
 
 
-def rm(common: Common) -> None:
+def rm(common: Common, lora: Lora = False) -> None:
     """Train a reward model on preference pairs."""
-    run_stage("rm", common)
+    run_stage("rm", common, keys=_adapter(lora))
 
 
-def align_offline(common: Common, algorithm: Algorithm = None) -> None:
+def align_offline(common: Common, algorithm: Algorithm = None, lora: Lora = False) -> None:
     """Align on preference data. Default: DPO; --algorithm selects another."""
-    run_stage(
-        _known(algorithm, "offline") or _own(common) or "dpo", common, default="dpo", keys={"algorithm": algorithm}
-    )
+    keys = {"algorithm": algorithm, **_adapter(lora)}
+    run_stage(_known(algorithm, "offline") or _own(common) or "dpo", common, default="dpo", keys=keys)
 
 
-def align_online(common: Common, algorithm: Algorithm = None) -> None:
+def align_online(common: Common, algorithm: Algorithm = None, lora: Lora = False) -> None:
     """Align with rewards for generated answers. Default: GRPO; --algorithm selects another."""
-    run_stage(
-        _known(algorithm, "online") or _own(common) or "grpo", common, default="grpo", keys={"algorithm": algorithm}
-    )
+    keys = {"algorithm": algorithm, **_adapter(lora)}
+    run_stage(_known(algorithm, "online") or _own(common) or "grpo", common, default="grpo", keys=keys)
+
+
+def _adapter(lora: bool) -> dict[str, str]:
+    """Return the setting that switches LoRA on: its section, with what the configuration says of it."""
+    return {"lora": "{}"} if lora else {}
 
 
 def evaluate(common: Common, task: Task = None) -> None:

@@ -181,7 +181,7 @@ _ROWS = (
     Row(
         "lora",
         "lora use_lora use_peft peft adapter finetuning_type peft_config",
-        "--lora of sft, or a section with lora.r",
+        "--lora, or a section with lora.r",
         convert=True,
     ),
     # --- alignment

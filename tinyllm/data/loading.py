@@ -17,13 +17,14 @@ from tinyllm.data.datasets.datasets import (
     UnpairedDataset,
 )
 from tinyllm.data.datasets.packing import PackedSFTDataset
+from tinyllm.data.spelling import spelled
 from tinyllm.data.tokenization import LengthLimit, TokenizationReport
 from tinyllm.text.tokenizer import Tokenizer
 
 
 def length_limit(data: RecordConfig, context: int, max_new_tokens: int = 0) -> LengthLimit:
     """Return the limit of a stage's records, for a model of `context` positions."""
-    return LengthLimit(data.max_length, data.too_long, context, max_new_tokens)
+    return LengthLimit(data.max_length, data.too_long, context, max_new_tokens, data.on_bad_line)
 
 
 def sft_dataset(
@@ -31,13 +32,18 @@ def sft_dataset(
 ) -> SFTDataset | PackedSFTDataset:
     """Return conversations as rows; those without a token to train on are dropped.
 
+    Records that the vocabulary cannot spell are refused or dropped, see `spelling.spelled`; so in all functions below.
+
     Args:
         limit: of tokens per row.
         name: the split, for messages.
 
     Raises: UserError where nothing can be learned, or no end token is trained on. So do all functions below.
     """
-    rows, report = tokenization.conversations(conversations, tokenizer, LengthLimit.of(limit), name)
+    limit = LengthLimit.of(limit)
+    rows, report = tokenization.conversations(
+        spelled(conversations, tokenizer, name, limit.on_bad_line), tokenizer, limit, name
+    )
     _check(report)
     if not packing:
         return SFTDataset(rows, tokenizer.padding_id)
@@ -52,7 +58,8 @@ def preference_dataset(
     pairs: Sequence[Any], tokenizer: Tokenizer, limit: LengthLimit | int, name: str
 ) -> PreferenceDataset:
     """Return pairs as token ids; pairs with equal answers are dropped."""
-    rows, report = tokenization.pairs(pairs, tokenizer, LengthLimit.of(limit), name)
+    limit = LengthLimit.of(limit)
+    rows, report = tokenization.pairs(spelled(pairs, tokenizer, name, limit.on_bad_line), tokenizer, limit, name)
     _check(report)
     return PreferenceDataset([TokenPair(*row) for row in rows], tokenizer.padding_id)
 
@@ -61,7 +68,8 @@ def unpaired_dataset(
     records: Sequence[Any], tokenizer: Tokenizer, limit: LengthLimit | int, name: str
 ) -> UnpairedDataset:
     """Return labeled answers as token ids."""
-    rows, report = tokenization.unpaired(records, tokenizer, LengthLimit.of(limit), name)
+    limit = LengthLimit.of(limit)
+    rows, report = tokenization.unpaired(spelled(records, tokenizer, name, limit.on_bad_line), tokenizer, limit, name)
     _check(report, validation.check_labels([good for _, _, good in rows], name))
     return UnpairedDataset([TokenUnpaired(*row) for row in rows], tokenizer.padding_id)
 
@@ -70,7 +78,8 @@ def token_prompts(
     prompts: Sequence[Any], tokenizer: Tokenizer, limit: LengthLimit | int, name: str
 ) -> list[TokenPrompt]:
     """Return prompts up to the assistant's header; those that leave no room for an answer are dropped."""
-    rows, report = tokenization.prompts(prompts, tokenizer, LengthLimit.of(limit), name)
+    limit = LengthLimit.of(limit)
+    rows, report = tokenization.prompts(spelled(prompts, tokenizer, name, limit.on_bad_line), tokenizer, limit, name)
     _check(report)
     return [TokenPrompt(*row) for row in rows]
 

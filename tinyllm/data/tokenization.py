@@ -32,12 +32,14 @@ class LengthLimit:
         too_long: `data.too_long`: truncate, drop or error.
         context: positions of the model, if known.
         max_new_tokens: reserved for the answer to a prompt.
+        on_bad_line: `data.on_bad_line`: what happens to records that the vocabulary cannot spell (`data.spelling`).
     """
 
     max_length: int
     too_long: str = "truncate"
     context: int | None = None
     max_new_tokens: int = 0
+    on_bad_line: str = "error"
 
     @classmethod
     def of(cls, limit: LengthLimit | int) -> LengthLimit:

@@ -31,11 +31,14 @@ _DEVICES = ("auto", "cpu", "cuda", "mps")
 _NO_RESULT = (RESOURCES, INTERRUPTED, TERMINATED)  # a full disk or Ctrl-C does not mean that a computation is wrong
 
 
-def run(path: Path | None, device: str, on_result: Callable[[CheckResult], None]) -> dict[str, Any]:
+def run(
+    path: Path | None, device: str, on_result: Callable[[CheckResult], None], base: Path | None = None
+) -> dict[str, Any]:
     """Run all checks that apply to this machine, or to the run or checkpoint at `path`.
 
     Args:
         on_result: called with every result as soon as it is known.
+        base: the base model of an adapter, where it does not lie at the path that the adapter names.
 
     Raises: UserError where there is no checkpoint at `path` (USAGE), a file is damaged (INTEGRITY), or the device does not exist
         (USAGE, RESOURCES).
@@ -48,7 +51,9 @@ def run(path: Path | None, device: str, on_result: Callable[[CheckResult], None]
     chosen = choose_device(device)
     dist.start(chosen)
     with tempfile.TemporaryDirectory(prefix="tinyllm-verify-") as scratch, _quiet_console():
-        target = small_target(chosen, Path(scratch)) if path is None else _load_target(path, chosen, Path(scratch))
+        target = (
+            small_target(chosen, Path(scratch)) if path is None else _load_target(path, chosen, Path(scratch), base)
+        )
         results = []
         for check in CHECKS:
             if check.on_machine if path is None else check.on_checkpoint:
@@ -65,12 +70,13 @@ def run(path: Path | None, device: str, on_result: Callable[[CheckResult], None]
     }
 
 
-def _load_target(path: Path, device: torch.device, scratch: Path) -> Target:
+def _load_target(path: Path, device: torch.device, scratch: Path, base: Path | None) -> Target:
     """Load a run directory, a checkpoint or a Hugging Face folder, after verifying its files."""
     with restore_hint():
-        parent = find_checkpoint("verify", path, fast=False)
+        parent = find_checkpoint("verify", path, fast=False, base=base)
     named = None if parent.hub else find(path)
-    return checkpoint_target(parent.folder, named.run if named and not named.checkpoint else None, device, scratch)
+    run = named.run if named and not named.checkpoint else None
+    return checkpoint_target(parent.folder, run, device, scratch, parent.base)
 
 
 def _run_check(check: Check, target: Target) -> CheckResult:

@@ -36,7 +36,7 @@ def run(config: EvalSettings, invocation: Invocation) -> dict[str, Any]:
     """Evaluate a checkpoint. Without tasks return the metrics of held-out text, with tasks an object in the shape of lm-eval's."""
     started = time.monotonic()
     device = set_up(config)
-    parent = find_checkpoint("eval", config.parent, fast=invocation.fast)
+    parent = find_checkpoint("eval", config.parent, fast=invocation.fast, base=config.base)
     model, tokenizer = load_language_model(parent, device)
     chat_model = is_chat_model(parent.folder, tokenizer)
     evaluator = Evaluator(model.eval(), tokenizer, prefix_ids(parent.folder), chat_model, config)

@@ -18,6 +18,8 @@ class EvalSettings(StageConfig):
 
     parent: Path | None = None
     """the checkpoint to evaluate; none: the newest pretrained one"""
+    base: Path | None = None
+    """the base model of a checkpoint that is an adapter, where it does not lie at the path that the adapter names"""
     task: tuple[str, ...] = ()
     """names of tasks; `EvalConfig` limits them to the registry"""
     data: DataConfig = DataConfig(train=(), val=("world:500",))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
@@ -211,7 +211,7 @@ def _shown(value: Any) -> str:
 
 
 class LoRAConfig(Config):
-    """Settings of a LoRA adapter (arXiv 2106.09685)."""
+    """Settings of a LoRA adapter (arXiv 2106.09685). PEFT's names of them are in `model.adapter_config`."""
 
     r: int = Field(8, ge=1)
     """rank of the update"""
@@ -219,14 +219,63 @@ class LoRAConfig(Config):
     """strength of the update, which is scaled by alpha / r"""
     dropout: float = Field(0.0, ge=0, lt=1)
     """on the input of the adapter's branches, while training"""
-    targets: tuple[str, ...] = Field(
+    targets: tuple[str, ...] | str = Field(
         ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"), min_length=1
     )
-    """names of the linear layers to adapt, in every block. all-linear: all linear layers except the head"""
+    """the layers to adapt: names, in every block, or full names; all-linear: all linear layers except the head; as a string instead of
+    a list: a regular expression for full names"""
+    exclude: tuple[str, ...] | str = ()
+    """targets that are not adapted; names, full names or a regular expression"""
+    layers: tuple[int, ...] = ()
+    """numbers of the blocks to adapt, from 0; empty: all"""
+    layers_pattern: tuple[str, ...] = ()
+    """name of the list of blocks that `layers` counts, where a model has several"""
+    rank_pattern: dict[str, int] = Field({}, examples=[{"down_proj": 16}])
+    """name or regular expression: rank of the layers whose names end so"""
+    alpha_pattern: dict[str, float] = Field({}, examples=[{"down_proj": 32.0}])
+    """name or regular expression: strength of the layers whose names end so"""
+    modules_to_save: tuple[str, ...] = ()
+    """modules to train whole, and to save with the adapter: embed_tokens, lm_head, norm"""
+    token_rows: tuple[int, ...] | dict[str, tuple[int, ...]] = ()
+    """ids of tokens whose rows are trained, in the embedding and in a head of its own; by module: {embed_tokens: [7], lm_head: [7]}"""
+    tied: bool = False
+    """where head and embedding share their weight, let them share what the adapter adds to the embedding"""
     rslora: bool = False
     """divide alpha by the square root of r instead of r, so that the update keeps its size as r grows (arXiv 2312.03732)"""
     dora: bool = False
     """train the norm of every weight row separately from its direction (arXiv 2402.09353)"""
+    init: Literal["default", "gaussian", "pissa", "olora"] = "default"
+    """start of the update: A uniform or gaussian and B zero, or both factors from the weight's largest singular vectors (pissa, arXiv
+    2404.02948) or from its QR decomposition (olora, arXiv 2406.01775), which the frozen weight loses"""
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())
+
+    @model_validator(mode="after")
+    def _settings_fit(self) -> LoRAConfig:
+        for key, ranks in (("rank_pattern", self.rank_pattern), ("alpha_pattern", self.alpha_pattern)):
+            for name, value in ranks.items():
+                if value <= 0:
+                    raise ValueError(f"{key} gives {name} {value:g}, and it must be more than 0")
+        if any(number < 0 for number in self.layers):
+            raise ValueError(f"layers counts blocks from 0, found {min(self.layers)}")
+        if self.layers and isinstance(self.targets, str) and self.targets.lower() != "all-linear":
+            raise ValueError("layers needs a list of targets; a regular expression can name the blocks itself")
+        if self.layers_pattern and not self.layers:
+            raise ValueError("layers_pattern needs layers, the numbers of the blocks")
+        for name, rows in self.rows().items():
+            if len(set(rows)) < len(rows) or any(row < 0 for row in rows):
+                raise ValueError(f"token_rows of {name} must be ids of different tokens")
+            if name in self.modules_to_save:
+                raise ValueError(
+                    f"{name} is in modules_to_save and in token_rows: it is trained whole, or some rows of it"
+                )
+        return self
+
+    def rows(self) -> dict[str, tuple[int, ...]]:
+        """Return the ids of the tokens whose rows are trained, by module; a plain list is of the embedding and of an untied head."""
+        rows = self.token_rows
+        return rows if isinstance(rows, dict) else dict.fromkeys(("embed_tokens", "lm_head"), rows) if rows else {}
 
     @property
     def scaling(self) -> float:

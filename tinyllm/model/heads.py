@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from tinyllm.model.kernels import compute_dtype, soft_capped
 
@@ -24,6 +24,19 @@ class TokenScores(NamedTuple):
 
     log_probs: Tensor  # (B, T) float
     entropy: Tensor  # (B, T) float, nats, detached
+
+
+class AdaptedHead(nn.Linear):
+    """A linear layer whose matrix is computed from several tensors: that of an adapter."""
+
+    def matrix(self) -> Tensor:
+        """Return the weight that the layer applies, (out, in)."""
+        raise NotImplementedError
+
+
+def head_matrix(head: nn.Linear) -> Tensor:
+    """Return the weight (V, D) that an output layer applies, which `token_log_probs` takes."""
+    return head.matrix() if isinstance(head, AdaptedHead) else head.weight
 
 
 def token_log_probs(

@@ -7,6 +7,7 @@ have the name and shape that config.json describes. Left out: quantized weights.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,8 +18,9 @@ from torch import Tensor, nn
 from tinyllm.config import differences
 from tinyllm.errors import INTEGRITY, UserError
 from tinyllm.io import strict_json
+from tinyllm.io.special_ids import GENERATION, IDS, SpecialIds
 from tinyllm.model import lora, tensors
-from tinyllm.model.adapter_config import ADAPTER, base_folder, decayed_sibling, read_adapter
+from tinyllm.model.adapter_config import ADAPTER, SEQ_CLS, base_folder, decayed_sibling, read_adapter, read_entries
 from tinyllm.model.architectures import ARCHITECTURES, Architecture
 from tinyllm.model.config import ModelConfig
 from tinyllm.model.hf_config import (
@@ -67,7 +69,13 @@ def describe(model: CausalLM | SequenceScorer, *, bos: int | None, eos: int | No
 
 
 def save(
-    model: CausalLM | SequenceScorer, folder: Path, *, bos: int | None, stop: tuple[int, ...], pad: int | None
+    model: CausalLM | SequenceScorer,
+    folder: Path,
+    *,
+    bos: int | None,
+    stop: tuple[int, ...],
+    pad: int | None,
+    original: SpecialIds | None = None,
 ) -> None:
     """Write config.json, model.safetensors and, for a language model, generation_config.json into an existing folder.
 
@@ -75,12 +83,17 @@ def save(
         bos: id of the token that opens a text, None without one.
         stop: ids that end an answer. The last is `eos_token_id` in config.json, all of them are in generation_config.json.
         pad: id of the padding token, None without one.
+        original: the ids and generation settings of a model from elsewhere, written in place of these as far as its files had them.
     """
-    write_json(folder / CONFIG, describe(model, bos=bos, eos=stop[-1] if stop else None, pad=pad))
+    config = describe(model, bos=bos, eos=stop[-1] if stop else None, pad=pad)
+    generation: Mapping[str, Any] = {"bos_token_id": bos, "eos_token_id": list(stop), "pad_token_id": pad}
+    if original is not None:
+        ids = original.config or config
+        config = {key: ids[key] if key in IDS else v for key, v in config.items() if key not in IDS or key in ids}
+        generation = original.generation or generation
+    write_json(folder / CONFIG, config)
     if isinstance(model, CausalLM):
-        write_json(
-            folder / "generation_config.json", {"bos_token_id": bos, "eos_token_id": list(stop), "pad_token_id": pad}
-        )
+        write_json(folder / GENERATION, generation)
     row = ARCHITECTURES[model.config.model_type]
     written = {
         to_file(name, row): tensor.T.contiguous() if is_transposed(name, row) else tensor
@@ -101,36 +114,56 @@ def _own_state(model: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-def load_causal_lm(folder: Path, device: torch.device | str = "cpu", *, merged: bool = True) -> CausalLM:
+def load_causal_lm(
+    folder: Path, device: torch.device | str = "cpu", *, merged: bool = True, base: Path | None = None
+) -> CausalLM:
     """Load a language model, in float32.
 
     Args:
         folder: a checkpoint directory, or an adapter's, which loads its base model and then the adapter.
         merged: add an adapter to the weights; otherwise it stays a branch that can be switched off.
+        base: the folder of an adapter's base model, where it is not the one that the adapter names.
 
     Raises:
         UserError: see `read_config`; weights that are damaged or do not fit config.json, or an adapter of other weights (INTEGRITY).
     """
     if (folder / ADAPTER).is_file():
-        model = load_causal_lm(_checked_base(folder))
+        if is_scorer(folder):
+            raise UserError("this is a reward model", where=str(folder), fix="name a language model")
+        model = load_causal_lm(_checked_base(folder, base))
         lora.load(model, folder)
         return (lora.merge(model) if merged else model).to(device)
     config, found = read_config(folder)
     return _load_weights(CausalLM, config, found, folder, device)
 
 
-def load_scorer(folder: Path, device: torch.device | str = "cpu") -> SequenceScorer:
-    """Load a reward model from its checkpoint directory, in float32.
+def load_scorer(
+    folder: Path, device: torch.device | str = "cpu", *, merged: bool = True, base: Path | None = None
+) -> SequenceScorer:
+    """Load a reward model from its checkpoint directory, in float32. Arguments are those of `load_causal_lm`.
 
     Raises:
         UserError: a checkpoint of another kind (USAGE); see also `load_causal_lm`.
     """
+    if not is_scorer(folder):
+        raise UserError("this is not a reward model", where=str(folder), fix="train one with `tinyllm rm`")
+    if (folder / ADAPTER).is_file():
+        below = _checked_base(folder, base)
+        model = load_scorer(below) if is_scorer(below) else scorer_from(load_causal_lm(below), seed=0)
+        lora.load_scorer(model, folder)
+        return (lora.merge(model) if merged else model).to(device)
     config, found = read_config(folder)
+    return _load_weights(SequenceScorer, config, found, folder, device)
+
+
+def is_scorer(folder: Path) -> bool:
+    """Return whether a folder holds a reward model, or the adapter of one."""
+    if (folder / ADAPTER).is_file():
+        return read_entries(folder).get("task_type") == SEQ_CLS
+    found = read_config(folder)[1]
     classes = found.get("architectures")
     name = classes[0] if isinstance(classes, list) and classes else ""
-    if not str(name).endswith("ForSequenceClassification") or found.get("num_labels", 1) != 1:
-        raise UserError("this is not a reward model", where=str(folder), fix="train one with `tinyllm rm`")
-    return _load_weights(SequenceScorer, config, found, folder, device)
+    return str(name).endswith("ForSequenceClassification") and found.get("num_labels", 1) == 1
 
 
 def restore(model: CausalLM | SequenceScorer, folder: Path) -> None:
@@ -164,9 +197,9 @@ def scorer_from(policy: CausalLM, seed: int) -> SequenceScorer:
     return scorer
 
 
-def _checked_base(adapter: Path) -> Path:
+def _checked_base(adapter: Path, given: Path | None) -> Path:
     """Return the folder of an adapter's base model, after checking that it holds the weights the adapter was trained on."""
-    base = base_folder(adapter, read_adapter(adapter)[1])
+    base = base_folder(adapter, read_adapter(adapter)[1], given)
     wanted = tensors.metadata(adapter / lora.WEIGHTS, lora.BASE_SHA256)
     if wanted and wanted != (there := tensors.sha256(base)):  # adapters that PEFT saved do not record it
         aside = decayed_sibling(base)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tinyllm.model import kernels
 from tinyllm.model.config import ModelConfig
 from tinyllm.model.features import Activation, Norm, NormPlacement
-from tinyllm.model.heads import TokenScores, last_token, token_log_probs, token_scores
+from tinyllm.model.heads import TokenScores, head_matrix, last_token, token_log_probs, token_scores
 from tinyllm.model.rope import Rotary
 
 
@@ -369,7 +369,7 @@ class CausalLM(Loaded):
         """
         softcap = self.config.final_logit_softcapping
         return token_log_probs(
-            self(ids, attend), self.lm_head.weight, ids, mask, temperature=temperature, softcap=softcap
+            self(ids, attend), head_matrix(self.lm_head), ids, mask, temperature=temperature, softcap=softcap
         )
 
     def token_scores(
@@ -377,7 +377,8 @@ class CausalLM(Loaded):
     ) -> TokenScores:
         """Return log-probabilities and entropies, each (B, T); see `log_probs`."""
         softcap = self.config.final_logit_softcapping
-        return token_scores(self(ids, attend), self.lm_head.weight, ids, mask, temperature=temperature, softcap=softcap)
+        head = head_matrix(self.lm_head)
+        return token_scores(self(ids, attend), head, ids, mask, temperature=temperature, softcap=softcap)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return logits (..., V) of hidden states (..., D)."""
@@ -420,7 +421,7 @@ class ActorCritic(nn.Module):
         chosen, that is the critic's score at t - 1; entry 0 is 0."""
         hidden, scores = self(ids, attend)
         values = F.pad(scores[:, :-1], (1, 0))
-        softcap, head = self.policy.config.final_logit_softcapping, self.policy.lm_head.weight
+        softcap, head = self.policy.config.final_logit_softcapping, head_matrix(self.policy.lm_head)
         return token_scores(hidden, head, ids, mask, temperature=temperature, softcap=softcap), values
 
 

@@ -114,7 +114,7 @@ def run(
     """Answer `prompts` in turn in one conversation, printing the answers if `stream`; without prompts, chat interactively."""
     started = time.monotonic()
     device = set_up(config)
-    parent = find_checkpoint("chat", config.parent, fast=invocation.fast)
+    parent = find_checkpoint("chat", config.parent, fast=invocation.fast, base=config.base)
     model, tokenizer = load_language_model(parent, device)
     session = ChatSession(model, tokenizer, config, base_model=not is_chat_model(parent.folder, tokenizer))
     mode = "a base model: it continues your text" if session.base_model else "chat"

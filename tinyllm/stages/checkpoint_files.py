@@ -8,9 +8,11 @@ from safetensors.torch import save_file
 
 from tinyllm import distributed as dist
 from tinyllm.errors import INTEGRITY, UserError
+from tinyllm.io.special_ids import GENERATION
 from tinyllm.model import hub, lora, tensors
 from tinyllm.model.adapter_config import ADAPTER
 from tinyllm.model.config import LoRAConfig
+from tinyllm.model.hf_config import read_config
 from tinyllm.model.transformer import ActorCritic, CausalLM, SequenceScorer
 from tinyllm.stages.origin import read_origin, write_origin
 from tinyllm.stages.parents import Parent
@@ -26,7 +28,7 @@ class CheckpointFiles:
     Args:
         stage: the stage that writes, for tinyllm.json; empty: no such file is written.
         adapter: write the adapter with these settings instead of the whole model.
-        base: the path of the adapter's base model.
+        base: the path of the adapter's base model. It is written as an absolute one; `base_folder` finds runs that moved together.
     """
 
     def __init__(
@@ -42,6 +44,8 @@ class CheckpointFiles:
         self.critic = model.critic if isinstance(model, ActorCritic) else None
         self.tokenizer, self.stage, self.adapter, self.base = tokenizer, stage, adapter, base
         self.base_sha256 = tensors.sha256(Path(base)) if adapter and Path(base).is_dir() else ""
+        if self.base_sha256:  # PEFT takes a relative path from the working directory, wherever the adapter lies
+            self.base = Path(base).absolute().as_posix()
 
     def write(self, folder: Path) -> None:
         """Write all files into an existing directory."""
@@ -49,8 +53,17 @@ class CheckpointFiles:
         tokenizer.save(folder, model_max_length=self.model.config.max_position_embeddings)
         if self.adapter is not None:
             lora.save(self.model, self.adapter, folder, self.base, base_sha256=self.base_sha256)
+            if tokenizer.special and tokenizer.special.generation:  # beside the tokenizer that is loaded from here
+                hub.write_json(folder / GENERATION, tokenizer.special.generation)
         else:
-            hub.save(self.model, folder, bos=tokenizer.bos, stop=tokenizer.stop_ids, pad=tokenizer.pad)
+            hub.save(
+                self.model,
+                folder,
+                bos=tokenizer.bos,
+                stop=tokenizer.stop_ids,
+                pad=tokenizer.pad,
+                original=tokenizer.special,
+            )
         if self.stage:
             write_origin(folder, self.stage)
         if self.critic is not None:
@@ -89,9 +102,11 @@ class CheckpointFiles:
 def adapter_base(model: CausalLM, tokenizer: Tokenizer, parent: Parent, run_folder: Path) -> str:
     """Return the path that an adapter names as its base model.
 
-    It is the parent. If the parent is itself an adapter, it is the merged model, which is written to `base/` in the run directory first.
+    It is the parent. If the parent is itself an adapter, or the model has more tokens than its parent, it is the model before training,
+    which is written to `base/` in the run directory first.
     """
-    if not (parent.folder / ADAPTER).is_file():
+    whole = not (parent.folder / ADAPTER).is_file()
+    if whole and read_config(parent.folder)[0].vocab_size == model.config.vocab_size:
         return parent.folder.as_posix()
     written = dist.broadcast_text(next((p.as_posix() for p in checkpoint.steps(run_folder / "base")), ""))
     files = CheckpointFiles(model, tokenizer, stage=read_origin(parent.folder).stage)

@@ -63,7 +63,7 @@ def load_language_model(parent: Parent, device: torch.device) -> tuple[CausalLM,
         what = "this is a reward model: it scores answers and does not generate text"
         name, usable = parent.folder.parent.parent.name, partial(can_start_from, "chat")
         raise names.unknown(name, option="--checkpoint", accepts=usable, what=what, where=str(parent.folder))
-    model = hub.load_causal_lm(parent.folder, device)
+    model = hub.load_causal_lm(parent.folder, device, base=parent.base)
     for note in model.load_notes:
         say(f"note: {note}")
     tokenizer = load_tokenizer(model, parent.folder)
@@ -72,17 +72,21 @@ def load_language_model(parent: Parent, device: torch.device) -> tuple[CausalLM,
 
 
 def load_policy(
-    stage: str, config: TunedConfig, invocation: Invocation, device: torch.device
+    stage: str, config: TunedConfig, invocation: Invocation, device: torch.device, *, adapt: bool = True
 ) -> tuple[CausalLM, Tokenizer, Parent]:
-    """Load the checkpoint to train, and attach LoRA if it is configured."""
-    parent = find_checkpoint(stage, config.parent, fast=invocation.fast)
+    """Load the checkpoint to train, and attach LoRA if it is configured.
+
+    Args:
+        adapt: attach it here; a reward model is adapted once it is made.
+    """
+    parent = find_checkpoint(stage, config.parent, fast=invocation.fast, base=config.base)
     say(f"starting from {parent.folder}")
     model, tokenizer = load_language_model(parent, device)
     positions = model.config.max_position_embeddings
     if config.data.max_length > positions:
         what = f"data.max_length {config.data.max_length} is more than the model's {positions} positions"
         raise UserError(what, where="data.max_length", fix=f"set it to {positions}")
-    if config.lora is not None:
+    if config.lora is not None and adapt:
         lora.attach(model, config.lora, seed=config.seed)
     dropout = max(config.train.dropout, config.lora.dropout if config.lora else 0.0)
     if dropout and stage.startswith("align-"):
@@ -116,7 +120,7 @@ def load_reward_model(
             where=str(parent.folder),
             fix="train a reward model on this policy's parent",
         )
-    scorer = hub.load_scorer(parent.folder, device).eval().requires_grad_(False)
+    scorer = hub.load_scorer(parent.folder, device, base=parent.base).eval().requires_grad_(False)
     parent.check_unchanged()
     return scorer, parent
 

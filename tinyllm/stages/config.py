@@ -43,6 +43,8 @@ class PretrainConfig(StageConfig):
 
     parent: Path | None = None
     """the checkpoint to continue from, with its model and tokenizer; none: new weights"""
+    base: Path | None = None
+    """the base model of a checkpoint that is an adapter, where it does not lie at the path that the adapter names"""
     model: ModelConfig = ModelConfig()
     tokenizer: Path | None = None
     """a folder with tokenizer.json; none: one of at most model.vocab_size tokens is trained on the data"""
@@ -73,6 +75,8 @@ class TunedConfig(StageConfig):
 
     parent: Path | None = None
     """the checkpoint to start from; none: the newest of the stage before"""
+    base: Path | None = None
+    """the base model of a checkpoint that is an adapter, where it does not lie at the path that the adapter names"""
     lora: LoRAConfig | None = None
     """adapt with LoRA instead of training all weights"""
     data: RecordConfig = RecordConfig()
@@ -201,6 +205,8 @@ class ChatConfig(StageConfig):
 
     parent: Path | None = None
     """the checkpoint to talk to; none: the newest one"""
+    base: Path | None = None
+    """the base model of a checkpoint that is an adapter, where it does not lie at the path that the adapter names"""
     system: str = ""
     max_new_tokens: int = Field(128, ge=0)
     temperature: TemperatureOrGreedy = 0.7

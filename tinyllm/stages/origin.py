@@ -58,11 +58,21 @@ def is_chat_model(folder: Path, tokenizer: Tokenizer) -> bool:
 
 
 def _inferred_kind(folder: Path) -> Kind:
-    """Reward models are recognized by their architecture, base models by a path below runs/pretrain."""
+    """Reward models are recognized by their architecture or task, base models by a path below runs/pretrain."""
     try:
         names = untrusted_files.read_json(folder / "config.json").get("architectures")
     except UserError:  # an adapter has none; anything else is reported when the model is loaded
         names = None
+    if _task(folder) == "SEQ_CLS":
+        return "reward_model"
     if isinstance(names, list) and names and str(names[0]).endswith("ForSequenceClassification"):
         return "reward_model"
     return "base" if "/pretrain/" in f"/{folder.as_posix()}/" else "chat"
+
+
+def _task(folder: Path) -> str:
+    """Return the task of an adapter; empty for a whole model, and for a file that is reported when the adapter is loaded."""
+    try:
+        return str(untrusted_files.read_json(folder / "adapter_config.json").get("task_type"))
+    except UserError:
+        return ""

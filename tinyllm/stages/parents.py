@@ -50,11 +50,12 @@ class Parent:
     folder: Path
     sha256: str  # of its manifest; empty for a model from elsewhere
     files: tuple[_File, ...] = field(default=(), repr=False)  # as they were when verified
+    base: Path | None = None  # of an adapter, where the user named it
     hub: HubName | None = None  # repository and commit of a model from a hub
 
     def check_unchanged(self) -> None:
         """Call it after loading. Raises: UserError (INTEGRITY) if a file is no longer the one that was verified."""
-        now = [file for part in _parts(self.folder) for file in _files(part)]
+        now = [file for part in _parts(self.folder, self.base) for file in _files(part)]
         for path, *_ in set(self.files) ^ set(now):
             fix = "run the command again"
             raise UserError("changed while it was being read", where=str(path), fix=fix, code=INTEGRITY)
@@ -70,7 +71,9 @@ class Parent:
         return found
 
 
-def find_checkpoint(stage: str, given: Path | None, *, fast: bool, weights: bool = True) -> Parent:
+def find_checkpoint(
+    stage: str, given: Path | None, *, fast: bool, base: Path | None = None, weights: bool = True
+) -> Parent:
     """Return the checkpoint `given`, or the best one of the newest completed run that `stage` can start from.
 
     Args:
@@ -78,14 +81,16 @@ def find_checkpoint(stage: str, given: Path | None, *, fast: bool, weights: bool
         given: a checkpoint, or a run, whose best checkpoint is meant; by its path or its name, see `train.names`. Or a model of a hub,
             which is downloaded unless it is in the cache.
         fast: look for a fast-dev-run.
+        base: the base model of an adapter, where it is not the one that the adapter names: a folder, a run or its name, or a name of a hub.
         weights: False downloads no weights: for a look at what a model is.
 
     Raises: UserError if there is none (USAGE), or its files are damaged (INTEGRITY); see also `hub_models.find`.
     """
     if given is not None:
-        return _verified(named_checkpoint(stage, given, fast=fast, weights=weights))
+        folder = named_checkpoint(stage, given, fast=fast, weights=weights, with_base=base is None)
+        return _verified(folder, base and named_base(base, weights=weights))
     if newest := _newest(stage, fast):
-        return _verified(best_checkpoint(newest))
+        return _verified(best_checkpoint(newest), base and named_base(base, weights=weights))
     needed = _needed(stage)
     what = (
         "there is no reward model yet"
@@ -141,8 +146,14 @@ def _completed(run: Path) -> bool:
     return read_facts(run).get("status") == COMPLETED
 
 
-def named_checkpoint(stage: str, given: Path, *, fast: bool, weights: bool = False) -> Path:
-    """Return the checkpoint that a name stands for. Raises: UserError (USAGE) where there is none; see also `find_checkpoint`."""
+def named_checkpoint(stage: str, given: Path, *, fast: bool, weights: bool = False, with_base: bool = True) -> Path:
+    """Return the checkpoint that a name stands for, by default without weights if it is a model of a hub.
+
+    Args:
+        with_base: download the base of an adapter, too.
+
+    Raises: UserError (USAGE) where there is none; see also `find_checkpoint`.
+    """
     option = _OPTIONS.get(stage, "--checkpoint")
 
     def accepts(run: Path) -> bool:
@@ -152,7 +163,7 @@ def named_checkpoint(stage: str, given: Path, *, fast: bool, weights: bool = Fal
     if remote is not None:
         from tinyllm.stages.foreign import hub_models  # only then: it brings what a download needs
 
-        return hub_models.find(remote, weights=weights)
+        return hub_models.find(remote, weights=weights, with_base=with_base)
     make = _command(stage, fast)
     found = names.find(given, option=option, accepts=accepts, make=make)
     if found.checkpoint is not None:
@@ -191,20 +202,44 @@ def can_start_from(stage: str, run: Path) -> bool:
     return stage == "verify" or (kind == "reward_model") == (stage == "reward model")
 
 
-def _verified(folder: Path) -> Parent:
-    """Verify a checkpoint. A link is followed, so that the step is recorded and not `ckpt_best`."""
+def named_base(given: Path, *, weights: bool = True) -> Path:
+    """Return the checkpoint that --base stands for. Raises: UserError (USAGE) where there is none; see also `find_checkpoint`."""
+
+    def accepts(run: Path) -> bool:
+        return can_start_from("chat", run)
+
+    if remote := _hub_name(given):
+        from tinyllm.stages.foreign import hub_models
+
+        return hub_models.find(remote, weights=weights)
+    found = names.find(given, option="--base", accepts=accepts, make=_COMMANDS[PRETRAIN])
+    folder = found.checkpoint or (found.run and best_checkpoint(found.run))
+    assert folder is not None
+    return _followed(folder)
+
+
+def _followed(folder: Path) -> Path:
+    """Return a checkpoint's own folder for a link to it, relative to the working directory where it is below that."""
     folder = folder.parent.resolve() / folder.resolve().name if folder.is_symlink() else folder
-    if folder.is_absolute() and folder.is_relative_to(Path.cwd()):
-        folder = folder.relative_to(Path.cwd())
+    below = folder.is_absolute() and folder.is_relative_to(Path.cwd())
+    return folder.relative_to(Path.cwd()) if below else folder
+
+
+def _verified(folder: Path, base: Path | None = None) -> Parent:
+    """Verify a checkpoint. A link is followed, so that the step is recorded and not `ckpt_best`."""
+    folder = _followed(folder)
+    if base is not None and not (folder / _ADAPTER).is_file():
+        what = f"{folder} is a whole model, and no adapter that needs a base"
+        raise UserError(what, where="--base", fix="leave it out")
     files: list[_File] = []
-    for part in _parts(folder):
+    for part in _parts(folder, base):
         files += _files(part)
         _verify(part)
     sha256 = checkpoint.fingerprint(folder) if (folder / checkpoint.MANIFEST).is_file() else ""
-    return Parent(folder, sha256, tuple(files), hub_cache.name_of(folder))
+    return Parent(folder, sha256, tuple(files), base, hub_cache.name_of(folder))
 
 
-def _parts(folder: Path) -> Iterator[Path]:
+def _parts(folder: Path, base: Path | None) -> Iterator[Path]:
     """Yield the checkpoint and, for an adapter, its base, whose files are not in the adapter's manifest."""
     yield folder
     if (folder / _ADAPTER).is_file():
@@ -212,7 +247,7 @@ def _parts(folder: Path) -> Iterator[Path]:
             adapter_config,  # importing pydantic models takes a tenth of a second, which `explain` can do without
         )
 
-        yield adapter_config.base_folder(folder, adapter_config.read_adapter(folder)[1])
+        yield adapter_config.base_folder(folder, adapter_config.read_adapter(folder)[1], base)
 
 
 def _files(folder: Path) -> list[_File]:

@@ -92,7 +92,7 @@ def _fresh_model(config: PretrainConfig, tokenizer: Tokenizer, device: torch.dev
 
 def _continued_model(config: PretrainConfig, tokenizer: Tokenizer, device: torch.device) -> tuple[CausalLM, Parent]:
     """Return the model of the checkpoint. Raises: UserError (USAGE) if its tokenizer is not that of the data."""
-    parent = find_checkpoint("pretrain", config.parent, fast=False)
+    parent = find_checkpoint("pretrain", config.parent, fast=False, base=config.base)
     say(f"continuing from {parent.folder}, with a new optimizer and schedule")
     kind = read_origin(parent.folder).kind
     model, own = load_language_model(parent, device)
@@ -106,7 +106,8 @@ def _continued_model(config: PretrainConfig, tokenizer: Tokenizer, device: torch
 
 def _control_tokens(tokenizer: Tokenizer) -> list[int]:
     """Return the tokens that raw text never contains."""
-    return [i for i in (tokenizer.im_start, tokenizer.im_end, tokenizer.pad) if i is not None]
+    tokens = (tokenizer.im_start, tokenizer.im_end, tokenizer.pad)
+    return [i for i in tokens if i not in (None, tokenizer.endoftext)]  # padding may be the token that ends documents
 
 
 def _rows(

@@ -9,9 +9,8 @@ from tinyllm.algorithms import bradley_terry
 from tinyllm.data import validation
 from tinyllm.data.loading import length_limit, preference_dataset
 from tinyllm.data.splits import read_split
-from tinyllm.errors import UserError
-from tinyllm.model import hub
-from tinyllm.stages.checkpoint_files import CheckpointFiles
+from tinyllm.model import hub, lora
+from tinyllm.stages.checkpoint_files import CheckpointFiles, adapter_base
 from tinyllm.stages.common import load_policy, make_source, run_facts, set_up, stage_result
 from tinyllm.stages.config import RmConfig
 from tinyllm.stages.held_out import examined, held_out_loss, loss_of_test, rows_of_test
@@ -23,10 +22,8 @@ from tinyllm.train.trainer import Trainer
 
 def run(config: RmConfig, invocation: Invocation) -> dict[str, Any]:
     """Train a reward model and return the stage's result."""
-    if config.lora is not None:
-        raise UserError("a reward model cannot be trained with LoRA", where="lora", fix="remove the section lora")
     device = set_up(config)
-    policy, tokenizer, parent = load_policy("rm", config, invocation, device)
+    policy, tokenizer, parent = load_policy("rm", config, invocation, device, adapt=False)
     split = read_split(config.data, "pairs", config.seed, noise=config.noise)
     limit = length_limit(config.data, policy.config.max_position_embeddings)
     dataset = preference_dataset(split.train, tokenizer, limit, "train")
@@ -34,13 +31,16 @@ def run(config: RmConfig, invocation: Invocation) -> dict[str, Any]:
     make_test = partial(preference_dataset, tokenizer=tokenizer, limit=limit, name="test")
     test = examined(make_test, split.test, rows_of_test(config.train, fast=invocation.fast))
     validation.report_findings(validation.check_batch_size(len(dataset), config.train.batch_size, "pairs"))
-    model = hub.scorer_from(policy, config.seed)
     folder = RUNS / REWARD / config.name
+    model = hub.scorer_from(policy, config.seed)
+    adapter = lora.attach_scorer(model, config.lora, config.seed) if config.lora else None
     run = invocation.open(folder, run_facts(model, tokenizer, split, config.seed, parent))
+    base = adapter_base(policy, tokenizer, parent, folder) if adapter else ""
+    del policy  # its decoder was copied
     job = Job(
-        title="rm",
+        title="rm (LoRA)" if adapter else "rm",
         model=model,
-        files=CheckpointFiles(model, tokenizer, stage="rm"),
+        files=CheckpointFiles(model, tokenizer, stage="rm", adapter=adapter, base=base),
         loss=partial(bradley_terry.loss, config.bradley_terry),
         source=make_source(dataset, config),
         evaluate=held_out_loss(make_source(held_out, config), config),

@@ -16,7 +16,8 @@ from tinyllm.errors import RESOURCES, UserError
 from tinyllm.text import sentencepiece, vocabulary
 
 _PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
-_FILES = ("tokenizer.json", *(vocab for vocab, _ in _PAIRS), "tokenizer.model", "tokenizer.bin")
+WHOLE = "tokenizer.json"
+_FILES = (WHOLE, *(vocab for vocab, _ in _PAIRS), "tokenizer.model", "tokenizer.bin")
 _ENDOFTEXT = "<|endoftext|>"
 _OTHER_SUFFIXES = (".model", ".tiktoken", ".gguf")
 
@@ -32,6 +33,11 @@ class Found:
     """kind of the file, for messages"""
     config: dict[str, Any] = field(default_factory=dict)
     """special tokens by name, as in tokenizer_config.json, where the vocabulary itself names them"""
+
+    @property
+    def is_whole(self) -> bool:
+        """True for a tokenizer.json, False for a vocabulary that was converted."""
+        return self.kind == WHOLE
 
 
 def read(path: Path) -> Found:
@@ -49,7 +55,7 @@ def read(path: Path) -> Found:
         is_vocab = bool(spec) and all(
             type(value) is int for value in spec.values()
         )  # keys do not tell: "model" is a token, too
-        return _pair(file, spec) if is_vocab else Found(spec, file, "tokenizer.json")
+        return _pair(file, spec) if is_vocab else Found(spec, file, WHOLE)
     if file.suffix in (".txt", ".bpe") and (vocab := _partner(file, 1)).is_file():
         return _pair(vocab, vocabulary.read_json(vocab))
     if _is_llama2c(data):

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+import secrets
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import combinations_with_replacement
 from pathlib import Path
@@ -22,6 +23,7 @@ from tinyllm.io import strict_json, untrusted_files
 MOST_BYTES = 48 << 20  # of a tokenizer.json; Gemma's has 34 MB
 _MAX_IDS_PER_TOKEN = 8  # the highest id may be so many times the number of tokens
 _PROBE_CHARACTERS = 32  # of a regular expression, that it is probed with
+UNSPELLABLE = "unspellable"  # begins the name of an unknown token that does not exist
 _COPY = "copy the tokenizer files again from their source"
 # Qwen2's split, character for character, so that GGUF readers know this vocabulary as `pre = qwen2`, whatever its merges.
 SPLIT = (
@@ -29,26 +31,61 @@ SPLIT = (
 )
 
 
-def text_encoder(spec: dict[str, Any]) -> tokenizers.Tokenizer:
-    """Return an encoder without control tokens: they are not matched in text, and no merge produces one.
+def text_encoder(spec: dict[str, Any], protected: set[str]) -> tokenizers.Tokenizer:
+    """Return an encoder that knows no control token: none is matched in text, and no merge produces one.
 
-    The library's `encode_special_tokens` would do only the first, only for tokens flagged special, and can be switched off.
+    The library's `encode_special_tokens` alone would do only the first, only for tokens flagged special.
+    All other added tokens are matched as in the complete vocabulary.
+
+    Args:
+        spec: content of a tokenizer.json.
+        protected: names of the control tokens.
     """
-    control = {token["content"] for token in spec["added_tokens"]}
-    ids = {token["id"] for token in spec["added_tokens"]}
-    vocab = {token: i for token, i in spec["model"]["vocab"].items() if token not in control}
-    assert ids.isdisjoint(vocab.values()), "check_ids refuses control tokens that share an id"
+    encoder = tokenizers.Tokenizer.from_str(strict_json.dumps(renamed(spec, protected)[0]))
+    encoder.encode_special_tokens = True
+    return encoder
+
+
+def renamed(spec: dict[str, Any], protected: set[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return a vocabulary in which control tokens have names that nobody can guess, and these names by the old ones.
+
+    All ids stay. Merges that spell a control token are dropped, and so is dropout, which would make ids random.
+    """
+    nonce = f"control{secrets.token_hex(16)}"
+    names = {token["content"]: f"{nonce}n{token['id']}n" for token in spec["added_tokens"]}
+    names = {old: new for old, new in names.items() if old in protected}
+    added = [
+        token | {"content": names[token["content"]], "special": True} if token["content"] in names else token
+        for token in spec["added_tokens"]
+    ]
+    vocab = {names.get(token, token): i for token, i in spec["model"]["vocab"].items()}
     merges = [(a, b) for a, b in spec["model"]["merges"] if a in vocab and b in vocab and a + b in vocab]
-    # No unknown token, since every byte is in the vocabulary. No dropout, which would make ids random.
-    model = spec["model"] | {"vocab": vocab, "merges": merges, "unk_token": None, "dropout": None}
-    return tokenizers.Tokenizer.from_str(strict_json.dumps(spec | {"added_tokens": [], "model": model}))
+    model = spec["model"] | {"vocab": vocab, "merges": merges, "dropout": None}
+    return without_unknown(spec | {"added_tokens": added, "model": model}), names
 
 
-def bytes_of(spec: dict[str, Any], where: str) -> dict[int, bytes]:
-    """Return the bytes that each id decodes to, in byte-level and sentencepiece-style vocabularies; control tokens give their names.
+def without_unknown(spec: dict[str, Any]) -> dict[str, Any]:
+    """Return a vocabulary without unknown token, so that no text is lost: the library raises an error for what it cannot spell."""
+    unknown = None if not missing_bytes(spec) else f"{UNSPELLABLE}{secrets.token_hex(16)}"
+    return spec | {"model": spec["model"] | {"unk_token": unknown}}
+
+
+def missing_bytes(spec: dict[str, Any]) -> list[int]:
+    """Return the bytes that no token spells. Some never occur in UTF-8; a text with one of the others cannot be encoded."""
+    names = _byte_names(bool(parts(spec["pre_tokenizer"], "ByteLevel")))
+    control = {token["content"] for token in spec["added_tokens"] if token["special"]}
+    return [byte for name, byte in names.items() if name not in spec["model"]["vocab"] or name in control]
+
+
+def _byte_names(byte_level: bool) -> dict[str, int]:
+    return _byte_alphabet() if byte_level else {f"<0x{byte:02X}>": byte for byte in range(256)}
+
+
+def bytes_of(spec: dict[str, Any], protected: set[str], where: str) -> dict[int, bytes]:
+    """Return the bytes that each id decodes to, in byte-level and sentencepiece-style vocabularies; added tokens give their names.
 
     Raises:
-        UserError: not BPE, or a vocabulary that lacks a byte (USAGE).
+        UserError: not BPE, or neither over bytes nor with tokens for them (USAGE).
     """
     model = spec["model"]
     if model["type"] != "BPE" or model["continuing_subword_prefix"] or model["end_of_word_suffix"]:
@@ -56,24 +93,24 @@ def bytes_of(spec: dict[str, Any], where: str) -> dict[int, bytes]:
     byte_level = bool(parts(spec["pre_tokenizer"], "ByteLevel"))
     if byte_level:
         alphabet = _byte_alphabet()
-        single = list(alphabet)
 
         def piece(token: str) -> bytes:
             encoded = all(char in alphabet for char in token)
             return bytes(alphabet[char] for char in token) if encoded else token.encode()
     else:
-        single = [f"<0x{byte:02X}>" for byte in range(256)]
 
         def piece(token: str) -> bytes:
             byte = re.fullmatch(r"<0x([0-9A-F]{2})>", token)
             return bytes.fromhex(byte[1]) if byte else token.replace("\u2581", " ").encode()
 
-    control = {token["content"]: token["id"] for token in spec["added_tokens"]}
-    spelled = all(token in model["vocab"] and token not in control for token in single)
-    if not spelled or not (byte_level or model["byte_fallback"]):
+    names_a_byte = any(token["content"] in _byte_names(False) for token in spec["added_tokens"])
+    if not byte_level and (names_a_byte or not model["byte_fallback"]):
         raise unsupported("the vocabulary cannot spell every byte, so text would be lost", where)
     table = {i: piece(token) for token, i in model["vocab"].items()}
-    return table | {i: token.encode() for token, i in control.items()}
+    for token in spec["added_tokens"]:
+        name = token["content"]
+        table[token["id"]] = name.encode() if byte_level or name in protected else piece(name)
+    return table
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -84,11 +121,17 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 def parts(component: dict[str, Any] | None, kind: str) -> list[dict[str, Any]]:
-    """Return the components of one `kind` in a pre-tokenizer or decoder, which may be a nested sequence."""
+    """Return the components of one `kind` in a pre-tokenizer, post-processor or decoder, which may be a nested sequence."""
     if component is None:
         return []
-    inner = [*component.get("pretokenizers", []), *component.get("decoders", [])]
+    inner = [part for key in ("pretokenizers", "processors", "decoders") for part in component.get(key, [])]
     return [component] * (component["type"] == kind) + [found for part in inner for found in parts(part, kind)]
+
+
+def leading_space(spec: dict[str, Any]) -> bool:
+    """Return whether decoding removes a space in front of a text, which encoding has put there."""
+    metaspace = [part for part in parts(spec["decoder"], "Metaspace") if part["prepend_scheme"] != "never"]
+    return bool(parts(spec["decoder"], "Strip") or metaspace)
 
 
 def check_ids(spec: dict[str, Any], whole: tokenizers.Tokenizer, where: str) -> None:
@@ -114,25 +157,8 @@ def check_ids(spec: dict[str, Any], whole: tokenizers.Tokenizer, where: str) -> 
             )
 
 
-def named_tokens(config: dict[str, Any], whole: tokenizers.Tokenizer, where: str) -> dict[str, str]:
-    """Return the start, end and padding tokens of a tokenizer_config.json, each a string or an object with `content`.
-
-    Raises:
-        UserError: a token that is not in the vocabulary (INTEGRITY).
-    """
-    named: dict[str, str] = {}
-    for key in ("bos_token", "eos_token", "pad_token"):
-        value = config.get(key)
-        token = value.get("content") if isinstance(value, dict) else value
-        if token is None:
-            continue
-        if not isinstance(token, str) or not _contains(whole, token):
-            raise broken(f"{key} {untrusted_files.short_repr(token)} is not in the vocabulary", where)
-        named[key] = token
-    return named
-
-
-def _contains(whole: tokenizers.Tokenizer, token: str) -> bool:
+def contains(whole: tokenizers.Tokenizer, token: str) -> bool:
+    """Return whether a token is in the vocabulary, added tokens included."""
     try:
         return whole.token_to_id(token) is not None
     except UnicodeEncodeError:  # a lone surrogate
@@ -197,6 +223,22 @@ def _silent() -> Iterator[None]:
 def control(token: str) -> AddedToken:
     """Return a control token for the library: flagged special, and matched before normalization."""
     return AddedToken(token, special=True, normalized=False)
+
+
+def flag_special(whole: tokenizers.Tokenizer, tokens: Iterable[str], named: set[str]) -> None:
+    """Make tokens of the vocabulary control tokens, in place.
+
+    Added tokens keep their other flags; they keep being text unless they are `named`, as in transformers.
+    """
+    added = {token.content: token for token in whole.get_added_tokens_decoder().values()}
+    changed = []
+    for name in tokens:
+        token = added.get(name, control(name))
+        if name not in added or (name in named and not token.special):
+            token.special = True
+            changed.append(token)
+    if changed:
+        whole.add_special_tokens(changed)
 
 
 def flags(token: AddedToken) -> dict[str, Any]:

@@ -39,7 +39,8 @@ class Words:
             text: the library's tokenizer without control tokens (`vocabulary.text_encoder`).
         """
         spec = json.loads(text.to_str())
-        if spec["normalizer"] is not None or not _is_own_split(spec["pre_tokenizer"]):
+        in_text = any(not token["special"] for token in spec["added_tokens"])  # added tokens that text may contain
+        if in_text or spec["normalizer"] is not None or not _is_own_split(spec["pre_tokenizer"]):
             return None
         words = cls(text, dtype)
         found = words.encode(_PROBE)

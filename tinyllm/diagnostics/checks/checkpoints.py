@@ -173,7 +173,7 @@ def _restore_and_save(folder: Path, copy: Path, target: Target) -> dict[str, int
 
     All weights are NaN before, and the optimizer has no state, so what is not restored is not equal.
     """
-    model: Any = load_model(folder, target.device, merged=False)
+    model: Any = load_model(folder, target.device, merged=False, base=target.base)
     config, base = lora.read_config(folder) if is_adapter(folder) else (None, "")
     if (folder / _CRITIC).is_file():
         model = ActorCritic(model, hub.scorer_from(model, 0))

@@ -162,8 +162,10 @@ def adapter(target: Target) -> list[Comparison]:
 def _checkpoint_adapter(target: Target) -> list[Comparison]:
     if not is_adapter(target.checkpoint_folder):
         raise CheckSkipped("this checkpoint is not an adapter")
-    model = hub.load_causal_lm(target.checkpoint_folder, target.device, merged=False).eval()
-    if not any(layer.lora_B.weight.any() for layer in lora.layers(model).values()):
+    if hub.is_scorer(target.checkpoint_folder):
+        raise CheckSkipped("a reward model does not generate text")
+    model = hub.load_causal_lm(target.checkpoint_folder, target.device, merged=False, base=target.base).eval()
+    if lora.is_untrained(model):
         raise CheckSkipped("the adapter is untrained: lora_B is zero in every layer")
     adapted = token_log_probs(model, target)
     with lora.disabled(model):

@@ -39,6 +39,7 @@ class Target:
     scratch: an empty folder that is removed afterwards.
     folder: the checkpoint the model was loaded from; None for the tiny model.
     run: the run directory that contains the checkpoint, if any.
+    base: the base model of an adapter, where the user named it.
     """
 
     model: CausalLM | SequenceScorer
@@ -47,6 +48,7 @@ class Target:
     scratch: Path
     folder: Path | None = None
     run: Path | None = None
+    base: Path | None = None
 
     @property
     def causal_lm(self) -> CausalLM:
@@ -120,20 +122,21 @@ def small_target(device: torch.device, scratch: Path) -> Target:
     return Target(small_model().to(device), small_tokenizer(), device, scratch)
 
 
-def checkpoint_target(folder: Path, run: Path | None, device: torch.device, scratch: Path) -> Target:
+def checkpoint_target(
+    folder: Path, run: Path | None, device: torch.device, scratch: Path, base: Path | None = None
+) -> Target:
     """Load the checkpoint in `folder` as the target."""
-    model = load_model(folder, device)
-    return Target(model, load_tokenizer(model, folder), device, scratch, folder, run)
+    model = load_model(folder, device, base=base)
+    return Target(model, load_tokenizer(model, folder), device, scratch, folder, run, base)
 
 
 def is_adapter(folder: Path) -> bool:
     return (folder / ADAPTER).is_file()
 
 
-def load_model(folder: Path, device: torch.device, *, merged: bool = True) -> CausalLM | SequenceScorer:
+def load_model(
+    folder: Path, device: torch.device, *, merged: bool = True, base: Path | None = None
+) -> CausalLM | SequenceScorer:
     """Load a language model, an adapter with its base, or a reward model, in eval mode."""
-    if not is_adapter(folder):
-        architectures = hub.read_config(folder)[1].get("architectures") or [""]
-        if str(architectures[0]).endswith("ForSequenceClassification"):
-            return hub.load_scorer(folder, device).eval()
-    return hub.load_causal_lm(folder, device, merged=merged).eval()
+    load = hub.load_scorer if hub.is_scorer(folder) else hub.load_causal_lm
+    return load(folder, device, merged=merged, base=base).eval()

@@ -21,7 +21,7 @@ from tinyllm.stages.config import data_kind
 from tinyllm.stages.continued import model_of
 from tinyllm.stages.foreign import defaults
 from tinyllm.stages.foreign.defaults import Model, Task
-from tinyllm.stages.parents import expected_parent
+from tinyllm.stages.parents import expected_parent, named_base
 from tinyllm.train import checkpoint
 
 ORIGIN = "fitted to the parent"
@@ -74,7 +74,7 @@ def _model(stage: str, config: Any, *, fast: bool) -> Model | None:
     if folder is None:
         return None
     try:
-        shape = model_of(folder)
+        shape = model_of(folder, config.base and named_base(config.base, weights=False))
     except UserError:
         return None
     remote = hub_cache.name_of(folder)

@@ -34,18 +34,19 @@ _SAID = 1_000_000  # bytes of a file that has a line of its own
 _WAIT = 0.5  # seconds between looks at another process's download
 
 
-def find(name: HubName, *, weights: bool = True) -> Path:
+def find(name: HubName, *, weights: bool = True, with_base: bool = True) -> Path:
     """Return the folder of a model in the cache, after downloading what is missing.
 
     Args:
         weights: False downloads only settings and tokenizer, which tell what the model is.
+        with_base: bring the base of an adapter, too.
 
     Raises:
         UserError: no such model, terms to accept, or no safetensors in it (USAGE); another checksum (INTEGRITY); no network, offline
             mode, a full disk (RESOURCES). What was downloaded is kept.
     """
     folder = _find(name, weights)
-    if base := _base_of(folder):
+    if with_base and (base := _base_of(folder)):
         _find(base, weights)
     return folder
 
