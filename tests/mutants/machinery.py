@@ -12,6 +12,7 @@ PADDING, SOURCE = "rollout/test_padding.py", "rollout/test_source.py"
 SCORING = "rollout/test_scoring.py"
 STAGE = "stages/test_align_online.py::test_"
 FOREIGN = "text/test_foreign_tokenizers.py::test_"
+FILES = "text/test_foreign_files.py::test_"
 PACKED = f"{EVERY}::test_packed_rows_equal_separate_rows"
 
 # fmt: off
@@ -60,11 +61,11 @@ MUTANTS = [
       "np.append(False, mask[1:])", "mask", BATCHES),
     M("mask-by-padding-only", "extra", "a mask hides padding but not other documents", "model/transformer.py",
       "same = attend[:, start:, None] == attend[:, None, :]", "same = attend[:, start:, None] > -1", PACKED),
-    M("mask-sees-future", "extra", "with a mask, attention sees the future", "model/transformer.py",
+    M("mask-sees-future", "extra", "with a mask, attention sees the future", "model/positions.py",
       "seen = keys <= queries", "seen = keys >= 0", TRANSFORMER),
     M("positions-not-counted", "extra", "cached tokens all stand at the first position", "model/transformer.py",
       "rotary.at(positions[:, start:], lengths[:, start:])", "rotary.at(positions[:, :length], lengths[:, start:])", GENERATE),
-    M("positions-across-padding", "extra", "masked rows have no positions", "model/transformer.py",
+    M("positions-across-padding", "extra", "masked rows have no positions", "model/positions.py",
       "return place - first, last - first + 1", "return 0 * place, last - first + 1", TRANSFORMER),
     M("epochs-alike", "extra", "every epoch has the first one's order", "data/datasets/batches.py",
       "Philox(key=[self.seed & (2**64 - 1), epoch])", "Philox(key=[self.seed & (2**64 - 1), 0])", BATCHES),
@@ -142,5 +143,5 @@ MUTANTS = [
       'if old in protected}', 'if old}',
       f"{FOREIGN}text_like_added_tokens_are_text"),
     M("settings-not-kept", "extra", "a model's generation settings are replaced when it is saved", "model/hub.py",
-      "generation = original.generation or generation", "pass", f"{FOREIGN}ids_and_generation_settings_are_written_as_they_came"),
+      "generation = original.generation or generation", "pass", f"{FILES}ids_and_generation_settings_are_written_as_they_came"),
 ]

@@ -152,7 +152,7 @@ MUTANTS = [
     M("resume-without-weights", "8", "a resumed run goes on with fresh weights", "train/checkpointing.py",
       "        self.job.files.restore(folder)\n", "", TRAINER),
     M("resume-without-critic", "8", "a resumed PPO goes on with a fresh critic", "stages/checkpoint_files.py",
-      "tensors.fill(self.critic, tensors.read([path]), self.critic.state_dict(), path)", "pass",
+      "tensors.copy_into(self.critic.state_dict(), [path], path)", "pass",
       f"{STAGE}a_resumed_run_equals_the_uninterrupted_one_with_critic_and_rollouts"),
     M("damaged-resume", "8", "resume takes a checkpoint that does not verify", "train/checkpoint.py",
       "            verify(path)\n", "            pass\n", "train/test_checkpoint.py"),

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from tinyllm.text.tokenizer import Tokenizer as OurTokenizer
 
 TEXTS = [
     "Once upon a time, there was a little girl named Lily. She didn't like 2024 or 1999.\n\nThe end.\r\n",
@@ -280,3 +284,44 @@ def write(kind: str, folder: Path) -> Path:
             text = content if isinstance(content, str) else json.dumps(content, indent=2, ensure_ascii=False) + "\n"
             (folder / name).write_text(text, encoding="utf-8")
     return folder
+
+
+@functools.cache
+def loaded(folder: Path) -> OurTokenizer:
+    """Return our tokenizer of a folder, read once."""
+    return OurTokenizer.load(folder)
+
+
+def names_of(tokenizer: OurTokenizer) -> list[str]:
+    """Return the names of the control tokens."""
+    return [tokenizer.decode([i], skip_special=False) for i in sorted(tokenizer.special_ids)]
+
+
+def texts_for(tokenizer: OurTokenizer, *, control: bool = False) -> st.SearchStrategy[str]:
+    """Return texts with added tokens and what their flags look at: spaces and words beside them; with control tokens if asked for."""
+    names = names_of(tokenizer)
+    spec = json.loads(tokenizer._whole.to_str())
+    added = [token["content"] for token in spec["added_tokens"] if token["content"] not in names]
+    parts = [
+        *added,
+        "a",
+        " ",
+        "  ",
+        "\n",
+        "word",
+        " words",
+        "é",
+        "e\u0301",
+        "ﬁn",
+        "2024",
+        "'s",
+        "你好",
+        "😀",
+        "\t",
+        "<",
+        "|>",
+    ]
+    plain = st.text(st.characters(codec="utf-8", exclude_characters="\x04\x06\x13"), max_size=5)
+    piece = st.sampled_from(parts + names * control) | plain
+    found = st.lists(piece, max_size=8).map("".join)
+    return found if control else found.filter(lambda text: not any(name in text for name in names))

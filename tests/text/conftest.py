@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.support import foreign_tokenizers
 from tests.support.vocabularies import model, pieces_of
 from tinyllm.data import world
 from tinyllm.text.tokenizer import Tokenizer
@@ -95,3 +99,24 @@ def load_spec(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Tokeniz
         return Tokenizer.load(folder)
 
     return load
+
+
+@pytest.fixture(scope="session")
+def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return a function from the kind of a foreign tokenizer to the folder with its files."""
+    root = tmp_path_factory.mktemp("foreign")
+    return functools.cache(lambda kind: foreign_tokenizers.write(kind, root / kind))
+
+
+@pytest.fixture(scope="session")
+def theirs_of(folder_of: Callable[[str], Path]) -> Callable[[str], Any]:
+    """Return a function from the kind of a foreign tokenizer to that of transformers."""
+    transformers = pytest.importorskip("transformers")
+
+    @functools.cache
+    def theirs(kind: str) -> Any:
+        # transformers reads this one with another split than its tokenizer.json has; see `smollm2`
+        auto = transformers.PreTrainedTokenizerFast if kind == "smollm2" else transformers.AutoTokenizer
+        return auto.from_pretrained(folder_of(kind))
+
+    return theirs

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tinyllm.config.sampling import LEAST_TEMPERATURE
 from tinyllm.errors import FAILED, UserError
-from tinyllm.model.kernels import compute_dtype
+from tinyllm.model.kernels import compute_dtype, computing_with
 from tinyllm.model.transformer import CausalLM, KVCache
 
 
@@ -122,9 +122,10 @@ def _decode(
             if any(model.model.forgets_at(len(prompts[row]) + step) for row in rows.tolist()):
                 cache.length, ids = 0, text
         # Blocks that were compiled for training would be compiled again at every length.
-        with torch.compiler.set_stance("force_eager"):
+        with torch.compiler.set_stance("force_eager"), computing_with(weight):
             hidden = model(ids, None if even else attend, cache)[:, -1]
-        log_probs = F.log_softmax(_scaled(model.logits(hidden).float(), sampling.temperature), dim=-1)
+            logits = model.logits(hidden).float()
+        log_probs = F.log_softmax(_scaled(logits, sampling.temperature), dim=-1)
         if not log_probs.amax(-1).isfinite().all():  # argmax would return some token
             what = "the model's probabilities of the next token are not finite"
             raise UserError(what, fix="use another checkpoint: the weights of this one overflow", code=FAILED)

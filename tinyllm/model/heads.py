@@ -17,6 +17,8 @@ from tinyllm.model.kernels import compute_dtype, soft_capped
 
 _ROW_MULTIPLE = 64  # few distinct row counts: a matrix product is prepared and cached once per shape
 _BLOCK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 27, "mps": 1 << 24}  # logits held at once; 4 MiB stay in a CPU's cache
+_HEAD_ROWS = 8192  # of the head's gradient computed at once
+_LEAST_ROWS = 256  # in a block: with fewer, most of the time goes into reading a large head and writing its gradient
 
 
 class TokenScores(NamedTuple):
@@ -95,7 +97,7 @@ class _RowLogProbs(torch.autograd.Function):
         head, targets = weight.to(dtype), F.pad(targets, (0, padding))
         sum_dtype = torch.promote_types(dtype, torch.float32)  # a sum over a vocabulary is never taken in bf16
         cap = None if softcap is None else softcap / temperature  # of logits that are divided already
-        block = max(1, _BLOCK_ELEMENTS[hidden.device.type] // weight.shape[0])
+        block = max(_LEAST_ROWS, _BLOCK_ELEMENTS[hidden.device.type] // weight.shape[0])
         values = torch.empty(len(rows), dtype=sum_dtype, device=hidden.device)
         entropies = torch.zeros_like(values)
         for start in range(0, len(rows), block):
@@ -119,31 +121,41 @@ class _RowLogProbs(torch.autograd.Function):
         rows, head, targets = ctx.saved_tensors
         count = len(gradient)
         gradient = F.pad(gradient, (0, len(rows) - count))[:, None]
-        if ctx.cap is not None:
-            to_rows, to_head = _capped_gradients(rows, head, targets, gradient, ctx.cap, ctx.block)
-            to_rows = to_rows[:count] / ctx.temperature
-            return to_rows.to(ctx.dtypes[0]), to_head.to(ctx.dtypes[1]), None, None, None, None
-        # the onehot(y) term touches one row of the head for each target
-        to_rows = gradient * head[targets]
-        to_head = torch.zeros(head.shape, dtype=gradient.dtype, device=head.device).index_add_(
-            0, targets, gradient * rows
-        )
-        scaled = (-gradient * rows).to(rows.dtype)
-        for start in range(0, len(rows), ctx.block):
-            part = slice(start, start + ctx.block)
-            p = (rows[part] @ head.T).softmax(-1)
-            to_rows[part] -= gradient[part] * (p @ head)
-            to_head += p.T @ scaled[part]
+        wanted = ctx.needs_input_grad[1]  # a head that is frozen has no gradient
+        if ctx.cap is None:
+            to_rows, to_head = _gradients(rows, head, targets, gradient, ctx.block, wanted)
+        else:
+            to_rows, to_head = _capped_gradients(rows, head, targets, gradient, ctx.cap, ctx.block, wanted)
         to_rows = to_rows[:count] / ctx.temperature if ctx.temperature != 1.0 else to_rows[:count]
-        return to_rows.to(ctx.dtypes[0]), to_head.to(ctx.dtypes[1]), None, None, None, None
+        to_head = None if to_head is None else to_head.to(ctx.dtypes[1])
+        return to_rows.to(ctx.dtypes[0]), to_head, None, None, None, None
+
+
+def _gradients(
+    rows: Tensor, head: Tensor, targets: Tensor, gradient: Tensor, block: int, wanted: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return the gradients of rows (N, D) and, if that is wanted, of the head (V, D)."""
+    # the onehot(y) term touches one row of the head for each target
+    to_rows = gradient * head[targets]
+    to_head = torch.zeros(head.shape, dtype=gradient.dtype, device=head.device) if wanted else None
+    if to_head is not None:
+        to_head.index_add_(0, targets, gradient * rows)
+    scaled = (-gradient * rows).to(rows.dtype)
+    for start in range(0, len(rows), block):
+        part = slice(start, start + block)
+        p = (rows[part] @ head.T).softmax(-1)
+        to_rows[part] -= gradient[part] * (p @ head)
+        if to_head is not None:
+            _add_product(to_head, p, scaled[part])
+    return to_rows, to_head
 
 
 def _capped_gradients(
-    rows: Tensor, head: Tensor, targets: Tensor, gradient: Tensor, cap: float, block: int
-) -> tuple[Tensor, Tensor]:
-    """Return the gradients of rows (N, D) and head (V, D) with a soft cap, which weighs every logit differently."""
+    rows: Tensor, head: Tensor, targets: Tensor, gradient: Tensor, cap: float, block: int, wanted: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return the same with a soft cap, which weighs every logit differently."""
     to_rows = torch.empty(rows.shape, dtype=gradient.dtype, device=rows.device)
-    to_head = torch.zeros(head.shape, dtype=gradient.dtype, device=head.device)
+    to_head = torch.zeros(head.shape, dtype=gradient.dtype, device=head.device) if wanted else None
     for start in range(0, len(rows), block):
         part = slice(start, start + block)
         logits = soft_capped((rows[part] @ head.T).to(gradient.dtype), cap)
@@ -151,8 +163,15 @@ def _capped_gradients(
         to_logits.scatter_add_(1, targets[part, None], torch.ones_like(gradient[part]))
         to_logits = (to_logits.mul_(1 - (logits / cap).square_()).mul_(gradient[part])).to(rows.dtype)
         to_rows[part] = to_logits @ head
-        to_head += to_logits.T @ rows[part]
+        if to_head is not None:
+            _add_product(to_head, to_logits, rows[part])
     return to_rows, to_head
+
+
+def _add_product(to_head: Tensor, to_logits: Tensor, rows: Tensor) -> None:
+    """Add (N, V)^T (N, D) to the gradient of the head, some of its rows at a time: the product in bf16 would be half as large as it."""
+    for total, part in zip(to_head.split(_HEAD_ROWS), to_logits.split(_HEAD_ROWS, dim=1), strict=True):
+        total += part.T @ rows
 
 
 def last_token(values: Tensor, mask: Tensor) -> Tensor:

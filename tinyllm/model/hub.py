@@ -7,7 +7,7 @@ have the name and shape that config.json describes. Left out: quantized weights.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,12 +43,20 @@ _NOT_KEPT = {
     "rope_scaling",
     "sliding_window_pattern",
 }
+MASTER = Path("trainer") / "weights.safetensors"  # float32 weights, beside a model.safetensors in less
 START_OVER = "choose another --name, or add --no-resume to move the old run aside"
 AnyModel = TypeVar("AnyModel", CausalLM, SequenceScorer)
 
 
-def describe(model: CausalLM | SequenceScorer, *, bos: int | None, eos: int | None, pad: int | None) -> dict[str, Any]:
-    """Return config.json as a dict. bos, eos and pad are token ids; None is written as null."""
+def describe(
+    model: CausalLM | SequenceScorer,
+    *,
+    bos: int | None,
+    eos: int | None,
+    pad: int | None,
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, Any]:
+    """Return config.json as a dict. bos, eos and pad are token ids; None is written as null. `dtype` is that of the weights' file."""
     row = ARCHITECTURES[model.config.model_type]
     scorer = row.class_name if row.scorer_name is None else row.scorer_name or row.class_name
     name = f"{row.class_name}ForCausalLM" if isinstance(model, CausalLM) else f"{scorer}ForSequenceClassification"
@@ -58,8 +66,8 @@ def describe(model: CausalLM | SequenceScorer, *, bos: int | None, eos: int | No
         "bos_token_id": bos,
         "eos_token_id": eos,
         "pad_token_id": pad,
-        "torch_dtype": "float32",
-        "dtype": "float32",
+        "torch_dtype": str(dtype).removeprefix("torch."),
+        "dtype": str(dtype).removeprefix("torch."),
         "use_cache": True,
     }
     if isinstance(model, SequenceScorer):
@@ -76,6 +84,7 @@ def save(
     stop: tuple[int, ...],
     pad: int | None,
     original: SpecialIds | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> None:
     """Write config.json, model.safetensors and, for a language model, generation_config.json into an existing folder.
 
@@ -84,8 +93,12 @@ def save(
         stop: ids that end an answer. The last is `eos_token_id` in config.json, all of them are in generation_config.json.
         pad: id of the padding token, None without one.
         original: the ids and generation settings of a model from elsewhere, written in place of these as far as its files had them.
+        dtype: of model.safetensors.
+
+    Raises:
+        UserError: a weight that is too large for float16 (FAILED).
     """
-    config = describe(model, bos=bos, eos=stop[-1] if stop else None, pad=pad)
+    config = describe(model, bos=bos, eos=stop[-1] if stop else None, pad=pad, dtype=dtype)
     generation: Mapping[str, Any] = {"bos_token_id": bos, "eos_token_id": list(stop), "pad_token_id": pad}
     if original is not None:
         ids = original.config or config
@@ -94,11 +107,10 @@ def save(
     write_json(folder / CONFIG, config)
     if isinstance(model, CausalLM):
         write_json(folder / GENERATION, generation)
-    row = ARCHITECTURES[model.config.model_type]
-    written = {
-        to_file(name, row): tensor.T.contiguous() if is_transposed(name, row) else tensor
-        for name, tensor in tensors_of(model).items()
-    }
+    row, written = ARCHITECTURES[model.config.model_type], {}
+    for name, tensor in tensors_of(model).items():
+        rounded = tensors.rounded(name, tensor, dtype)
+        written[to_file(name, row)] = rounded.T.contiguous() if is_transposed(name, row) else rounded
     save_file(written, folder / tensors.WEIGHTS, metadata={"format": "pt"})
 
 
@@ -107,7 +119,15 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     return {k: v.detach().contiguous().cpu() for k, v in _own_state(model).items()}
 
 
+def file_dtype(folder: Path, base: Path | None = None) -> torch.dtype:
+    """Return the dtype of the weights in a checkpoint directory; of an adapter, that of its base model, see `load_causal_lm`."""
+    if (folder / ADAPTER).is_file():
+        folder = base_folder(folder, read_adapter(folder)[1], base)
+    return tensors.main_dtype(tensors.files_of(folder))
+
+
 def _own_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of the state dict that are written, where they are."""
     state = {k: v for k, v in model.state_dict().items() if not lora.is_branch(k)}
     if isinstance(model, CausalLM) and model.config.tie_word_embeddings:
         state.pop(HEAD)
@@ -115,7 +135,12 @@ def _own_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_causal_lm(
-    folder: Path, device: torch.device | str = "cpu", *, merged: bool = True, base: Path | None = None
+    folder: Path,
+    device: torch.device | str = "cpu",
+    *,
+    merged: bool = True,
+    base: Path | None = None,
+    narrow: bool = False,
 ) -> CausalLM:
     """Load a language model, in float32.
 
@@ -123,6 +148,8 @@ def load_causal_lm(
         folder: a checkpoint directory, or an adapter's, which loads its base model and then the adapter.
         merged: add an adapter to the weights; otherwise it stays a branch that can be switched off.
         base: the folder of an adapter's base model, where it is not the one that the adapter names.
+        narrow: keep the matrices of a half-precision file in bfloat16, for weights that will not be trained and are computed with in
+            bfloat16 only. An adapter is always merged into float32: its update would be lost in the rounding.
 
     Raises:
         UserError: see `read_config`; weights that are damaged or do not fit config.json, or an adapter of other weights (INTEGRITY).
@@ -134,7 +161,7 @@ def load_causal_lm(
         lora.load(model, folder)
         return (lora.merge(model) if merged else model).to(device)
     config, found = read_config(folder)
-    return _load_weights(CausalLM, config, found, folder, device)
+    return _load_weights(CausalLM, config, found, folder, device, narrow=narrow)
 
 
 def load_scorer(
@@ -180,15 +207,29 @@ def restore(model: CausalLM | SequenceScorer, folder: Path) -> None:
             fix=START_OVER,
             code=INTEGRITY,
         )
-    there, row = tensors.read(tensors.files_of(folder)), ARCHITECTURES[config.model_type]
-    wanted = tensors_of(model)
-    tensors.fill(model, _translated(there, translated(wanted, there, row), row), wanted, folder)
+    wanted, row = _own_state(model), ARCHITECTURES[config.model_type]
+    if (exact := folder / MASTER).is_file():
+        tensors.copy_into(wanted, [exact], folder)
+        return
+    files = tensors.files_of(folder)
+    names = translated(wanted, tensors.headers(files), row)
+    tensors.copy_into(wanted, files, folder, names, {name for name in names if is_transposed(name, row)})
 
 
-def scorer_from(policy: CausalLM, seed: int) -> SequenceScorer:
-    """Return a reward model or critic with a copy of a language model's decoder and a head drawn from N(0, 1/(D+1))."""
-    scorer = SequenceScorer(policy.config).to(policy.lm_head.weight.device)
-    scorer.model.load_state_dict(tensors_of(policy.model))
+def scorer_from(policy: CausalLM, seed: int, *, copied: bool = True) -> SequenceScorer:
+    """Return a reward model or critic with a language model's decoder, and a head drawn from N(0, 1/(D+1)).
+
+    Args:
+        copied: leave the language model its own decoder, and take a float32 copy without an adapter.
+    """
+    scorer = without_weights(SequenceScorer, policy.config)
+    if copied:
+        own = _own_state(policy.model)
+        scorer.model.load_state_dict({k: v.detach().to(torch.float32, copy=True) for k, v in own.items()}, assign=True)
+    else:
+        scorer.model = policy.model
+    scorer.score = nn.Linear(policy.config.hidden_size, 1, bias=False)
+    scorer.to(policy.lm_head.weight.device)
     scorer.loaded_config = policy.loaded_config
     std = 1 / (policy.config.hidden_size + 1) ** 0.5
     head = torch.randn(scorer.score.weight.shape, generator=torch.Generator().manual_seed(seed)) * std
@@ -210,19 +251,59 @@ def _checked_base(adapter: Path, given: Path | None) -> Path:
     return base
 
 
+def frozen_copy(model: CausalLM, *, narrow: bool) -> CausalLM:
+    """Return a copy of a language model without an adapter that is not trained, in evaluation mode.
+
+    Args:
+        narrow: keep matrices in bfloat16 that lose nothing by it, as those from a bfloat16 file. What is computed in bfloat16 is the same.
+    """
+    found = without_weights(CausalLM, model.config)
+    weights: dict[str, Tensor] = {}
+    for name, tensor in _own_state(model).items():
+        half = tensor.to(torch.bfloat16) if narrow and tensor.ndim > 1 else tensor
+        weights[name] = half if half is not tensor and torch.equal(half.to(tensor.dtype), tensor) else tensor.clone()
+    _assign(found, weights)
+    return found.to(model.lm_head.weight.device).eval().requires_grad_(False)
+
+
+def without_weights(kind: type[AnyModel], config: ModelConfig) -> AnyModel:
+    """Return a model whose weights take no memory until they are assigned."""
+    with torch.device("meta"):
+        return kind(config)
+
+
+def _assign(model: CausalLM | SequenceScorer, weights: dict[str, Tensor]) -> None:
+    """Let a model without weights have these."""
+    model.load_state_dict(weights, strict=False, assign=True)
+    if isinstance(model, CausalLM) and model.config.tie_word_embeddings:
+        model.lm_head.weight = model.model.embed_tokens.weight
+
+
+def _kept(tensor: Tensor, *, narrow: bool) -> Tensor:
+    """Return a weight in the dtype in which it is kept: vectors (norms, biases) are float32 always, they take no memory."""
+    half = tensor.dtype in (torch.float16, torch.bfloat16) and tensor.ndim > 1
+    return tensor.to(torch.bfloat16 if narrow and half else torch.float32)
+
+
 def _load_weights(
-    kind: type[AnyModel], config: ModelConfig, found: dict[str, Any], folder: Path, device: torch.device | str
+    kind: type[AnyModel],
+    config: ModelConfig,
+    found: dict[str, Any],
+    folder: Path,
+    device: torch.device | str,
+    *,
+    narrow: bool = False,
 ) -> AnyModel:
-    """Return a model with the weights in `folder`, in float32: master weights are never kept in less.
+    """Return a model with the weights in `folder`. Of one tensor at a time there are two copies, if its dtype changes.
 
     Args:
         found: the content of config.json.
+        narrow: see `load_causal_lm`.
     """
     row, files = ARCHITECTURES[config.model_type], tensors.files_of(folder)
     headers = tensors.headers(files)
     check_shapes(config, {name: header.shape for name, header in headers.items()}, folder)
-    with torch.device("meta"):  # no memory until the tensors are there
-        model = kind(config)
+    model = without_weights(kind, config)
     wanted = {name: tensor.shape for name, tensor in _own_state(model).items()}
     names = translated(wanted, headers, row)
     head = _other_head(model, names)
@@ -238,16 +319,16 @@ def _load_weights(
             fix=COPY,
             code=INTEGRITY,
         )
-    there = tensors.read(files)
-    weights = _translated(there, names, row)
-    if head and not torch.equal(there[head], there[names[EMBEDDING]]):
-        with torch.device("meta"):
-            model = kind(config.model_copy(update={"tie_word_embeddings": False}))
-        weights[HEAD] = there[head]
+    weights = {
+        name: _kept(tensor, narrow=narrow)
+        for name, tensor in _translated(files, names | ({HEAD: head} if head else {}), row)
+    }
+    if head and torch.equal(weights[HEAD], weights[EMBEDDING]):
+        weights.pop(HEAD)
+    elif head:
+        model = without_weights(kind, config.model_copy(update={"tie_word_embeddings": False}))
         model.load_notes += (f"config.json says tie_word_embeddings, but {head} is another matrix: they are not tied",)
-    model.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, strict=False, assign=True)
-    if isinstance(model, CausalLM) and model.config.tie_word_embeddings:
-        model.lm_head.weight = model.model.embed_tokens.weight
+    _assign(model, weights)
     model.loaded_config = found
     return model.to(device)
 
@@ -271,12 +352,12 @@ def _other_head(model: nn.Module, names: dict[str, str]) -> str:
     return head if tied else ""
 
 
-def _translated(there: dict[str, Tensor], names: dict[str, str], row: Architecture) -> dict[str, Tensor]:
-    """Return tensors of a file under the names here, (out, in): `names` is {ours: theirs}."""
-    return {
-        name: there[theirs].T.contiguous() if is_transposed(name, row) else there[theirs]
-        for name, theirs in names.items()
-    }
+def _translated(files: Sequence[Path], names: dict[str, str], row: Architecture) -> Iterator[tuple[str, Tensor]]:
+    """Yield tensors of files, one at a time, under the names here, (out, in): `names` is {ours: theirs}."""
+    ours = {theirs: name for name, theirs in names.items()}
+    for theirs, tensor in tensors.stream(files, names=ours):
+        name = ours[theirs]
+        yield name, tensor.T.contiguous() if is_transposed(name, row) else tensor
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -6,6 +6,8 @@ block the plain form is used, which the compiler fuses better. `benchmarks/opera
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,6 +19,12 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     """Return the dtype of matrix products with `x`: autocast's where it is enabled, else that of `x`."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+def computing_with(weight: Tensor) -> AbstractContextManager[None]:
+    """Return the context in which a model with this weight can compute: autocast to its dtype where that is less than float32."""
+    device, narrow = weight.device.type, weight.dtype in (torch.bfloat16, torch.float16)
+    return torch.autocast(device, weight.dtype) if narrow and not torch.is_autocast_enabled(device) else nullcontext()
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

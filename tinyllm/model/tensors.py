@@ -7,8 +7,10 @@ Left out: pickles, in files of any name.
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tinyllm.errors import INTEGRITY, UserError
+from tinyllm.errors import FAILED, INTEGRITY, UserError
 from tinyllm.io import files, strict_json, untrusted_files
 
 WEIGHTS = "model.safetensors"
@@ -26,7 +28,23 @@ _INDEX = "model.safetensors.index.json"
 _LFS_POINTER = b"version https://git-lfs"
 _COPY = "copy this file again from its source"
 _MAX_HEADER_BYTES = 10 << 20  # enough for a hundred thousand tensors
-_DTYPES = {"F64", "F32", "F16", "BF16"}  # narrower ones are quantized, with scales in other tensors
+_WEIGHT_DTYPES = {"F64", "F32", "F16", "BF16"}  # narrower ones are quantized, with scales in other tensors
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_BLOCK = 1 << 22  # numbers examined or converted at once, so that no copy of a whole tensor is made
+
+
+Named = tuple[str, Tensor]
 
 
 class Header(NamedTuple):
@@ -60,19 +78,20 @@ def files_of(folder: Path) -> list[Path]:
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     """Open a safetensors file after checking its header. The library ships no type for what it opens."""
+    with _reading(path):
+        _header(path)
+        with safe_open(path, framework="pt") as file:
+            yield file
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Refuse a path outside its folder, and turn the errors of reading a file into a UserError (INTEGRITY)."""
     untrusted_files.path_inside(path.parent, path.name)
     if not path.is_file():
         raise UserError(_missing(path), where=str(path), fix=_COPY, code=INTEGRITY)
     try:
-        with path.open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            if size > _MAX_HEADER_BYTES:
-                raise SafetensorError(f"its header has {size:,} bytes")
-            json.loads(
-                file.read(size), object_pairs_hook=untrusted_files.unique_keys
-            )  # of a key given twice the library takes the last
-        with safe_open(path, framework="pt") as file:
-            yield file
+        yield
     except (OSError, SafetensorError, ValueError, RecursionError) as error:
         what, fix = _unreadable(path, error)
         raise UserError(f"the weights cannot be read: {what}", where=str(path), fix=fix, code=INTEGRITY) from None
@@ -103,6 +122,28 @@ def _unreadable(path: Path, error: Exception) -> tuple[str, str]:
     ), _COPY
 
 
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    """Return the header of a file as it is written, and where the tensors begin."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        if size > _MAX_HEADER_BYTES:
+            raise SafetensorError(f"its header has {size:,} bytes")
+        # of a key given twice the library takes the last
+        return json.loads(file.read(size), object_pairs_hook=untrusted_files.unique_keys), 8 + size
+
+
+def _entries(path: Path) -> dict[str, tuple[Header, int]]:
+    """Return every tensor of a file with the byte at which it starts, in the order of the file. The library has checked the offsets."""
+    with _opened(path):
+        found, start = _header(path)
+    entries = {
+        name: (Header(tuple(entry["shape"]), entry["dtype"]), start + entry["data_offsets"][0])
+        for name, entry in found.items()
+        if name != "__metadata__"
+    }
+    return dict(sorted(entries.items(), key=lambda item: item[1][1]))
+
+
 def headers(paths: Sequence[Path]) -> dict[str, Header]:
     """Return shape and dtype of every tensor in the files, by name.
 
@@ -114,31 +155,67 @@ def headers(paths: Sequence[Path]) -> dict[str, Header]:
         with _opened(path) as file:
             for name in file.keys():  # noqa: SIM118 - safe_open is no dict
                 part = file.get_slice(name)
-                if name in found or part.get_dtype() not in _DTYPES:
+                if name in found or part.get_dtype() not in _WEIGHT_DTYPES:
                     why = "in two files" if name in found else f"of dtype {part.get_dtype()}, which is not supported"
                     raise UserError(f"{untrusted_files.short_repr(name)} is {why}", where=str(path), code=INTEGRITY)
                 found[name] = Header(tuple(part.get_shape()), part.get_dtype())
     return found
 
 
-def read(paths: Sequence[Path], *, finite: bool = True) -> dict[str, Tensor]:
-    """Return all tensors of the files, by name, on the CPU.
+def stream(paths: Sequence[Path], *, names: Container[str] | None = None, finite: bool = True) -> Iterator[Named]:
+    """Yield the tensors of the files with their names, one at a time, on the CPU.
 
-    They are copies: the library's share memory with the file, and change when it changes.
+    Each is read straight into memory of its own: the library's share memory with the file, which counts as this process's while it is
+    mapped, and change when the file changes.
 
     Args:
+        names: the tensors to read; None: all.
         finite: refuse a tensor that holds a NaN or an infinity.
 
     Raises:
         UserError: a file that is missing or damaged, or a tensor that is not finite (INTEGRITY).
     """
-    found: dict[str, Tensor] = {}
     for path in paths:
-        with _opened(path) as file:
-            found |= {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-        for name in (name for name, tensor in found.items() if finite and not torch.isfinite(tensor).all()):
-            raise UserError(f"{untrusted_files.short_repr(name)} is not finite", where=str(path), code=INTEGRITY)
-    return found
+        entries = _entries(path)
+        with _reading(path), path.open("rb", buffering=0) as file:
+            for name, (header, start) in entries.items():
+                if names is not None and name not in names:
+                    continue
+                tensor = torch.empty(header.shape, dtype=_dtype(header))
+                _read_into(tensor, file, start)
+                if finite and not is_finite(tensor):
+                    raise UserError(
+                        f"{untrusted_files.short_repr(name)} is not finite", where=str(path), code=INTEGRITY
+                    )
+                yield name, tensor
+
+
+def read(paths: Sequence[Path], *, finite: bool = True) -> dict[str, Tensor]:
+    """Return all tensors of the files, by name; see `stream`."""
+    return dict(stream(paths, finite=finite))
+
+
+def _dtype(header: Header) -> torch.dtype:
+    """Return the dtype of a tensor. Raises: ValueError for one that no file of ours holds."""
+    if header.dtype not in _DTYPES:
+        raise ValueError(f"dtype {header.dtype} is not supported")
+    return _DTYPES[header.dtype]
+
+
+def _read_into(tensor: Tensor, file: io.FileIO, start: int) -> None:
+    """Fill a tensor with the bytes of a file from `start` on. Raises: ValueError if the file ends before."""
+    file.seek(start)
+    rest = tensor.reshape(-1).view(torch.uint8).numpy().data
+    while rest:
+        count = file.readinto(rest)
+        if not count:
+            raise ValueError("it ends inside a tensor")
+        rest = rest[count:]
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Return whether no number of a tensor is NaN or infinite."""
+    return all(bool(torch.isfinite(part).all()) for part in tensor.reshape(-1).split(_BLOCK))
 
 
 def metadata(path: Path, key: str) -> str:
@@ -201,3 +278,45 @@ def fill(module: nn.Module, found: Mapping[str, Tensor], wanted: Mapping[str, Te
     if problem:
         raise UserError(f"does not fit this model: {problem}", where=str(where), code=INTEGRITY)
     module.load_state_dict(found, strict=False)
+
+
+def copy_into(
+    wanted: Mapping[str, Tensor],
+    paths: Sequence[Path],
+    where: Path,
+    names: Mapping[str, str] | None = None,
+    transposed: Container[str] = (),
+) -> None:
+    """Copy the tensors of files into `wanted`, in place, one at a time; see `fill`.
+
+    Args:
+        names: {name in `wanted`: name in the files}; None: the same. Tensors in the files that are not in it are skipped.
+        transposed: names in `wanted` of tensors that the files store as (in, out).
+    """
+    there = headers(paths)
+    ours = {theirs: name for name, theirs in (names or {name: name for name in there}).items()}
+    shapes = {n: there[t].shape[::-1] if n in transposed else there[t].shape for t, n in ours.items()}
+    if problem := mismatch({name: tensor.shape for name, tensor in wanted.items()}, shapes):
+        raise UserError(f"does not fit this model: {problem}", where=str(where), code=INTEGRITY)
+    with torch.no_grad():
+        for theirs, tensor in stream(paths, names=ours):
+            name = ours[theirs]
+            wanted[name].copy_(tensor.T if name in transposed else tensor)
+
+
+def main_dtype(paths: Sequence[Path]) -> torch.dtype:
+    """Return the dtype that most numbers of the files have; float32 for float64, since weights are never wider here."""
+    counts = dict.fromkeys(_WEIGHT_DTYPES, 0)
+    for header in headers(paths).values():
+        counts[header.dtype] += math.prod(header.shape)
+    dtype = _DTYPES[max(sorted(counts), key=counts.__getitem__)]
+    return torch.float32 if dtype == torch.float64 else dtype
+
+
+def rounded(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a tensor in another dtype. Raises: UserError (FAILED) for a number that is too large for it, which would become infinite."""
+    found = tensor.to(dtype)
+    if dtype == torch.float16 and not is_finite(found):
+        what = f"{name} holds {tensor.abs().max().item():.4g}, and float16 ends at {torch.finfo(dtype).max:.0f}"
+        raise UserError(what, where="train.save_dtype", fix="set it to bf16 or fp32", code=FAILED)
+    return found

@@ -14,16 +14,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from tinyllm.model import kernels
 from tinyllm.model.config import ModelConfig
 from tinyllm.model.features import Activation, Norm, NormPlacement
 from tinyllm.model.heads import TokenScores, head_matrix, last_token, token_log_probs, token_scores
+from tinyllm.model.positions import Place, attention_mask, positions_in_documents
 from tinyllm.model.rope import Rotary
 
 
@@ -54,23 +56,6 @@ class KVCache:
     def keep(self, rows: Tensor) -> None:
         """Keep the rows with these indices and drop the others."""
         self.keys, self.values = self.keys[:, rows], self.values[:, rows]
-
-
-class Place(NamedTuple):
-    """Where the tokens of a batch are in their texts: how they are rotated, and what they may attend to."""
-
-    cos: Tensor | None  # (B or 1, 1, T, rotated dimensions / 2); None without rotary embeddings
-    sin: Tensor | None
-    mask: Tensor | None  # (B or 1, 1, T, S) bool; None: causal
-
-    def rotate(self, x: Tensor) -> Tensor:
-        """Rotate queries or keys (B, heads, T, head_dim)."""
-        if self.cos is None or self.sin is None:
-            return x
-        width = 2 * self.cos.shape[-1]
-        if width == x.shape[-1]:
-            return kernels.rotate(x, self.cos, self.sin)
-        return torch.cat((kernels.rotate(x[..., :width], self.cos, self.sin), x[..., width:]), dim=-1)
 
 
 class RMSNorm(nn.Module):
@@ -224,6 +209,7 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
+        self.checkpointing = False  # see `set_activation_checkpointing`
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         if config.learned_positions:
             self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
@@ -251,16 +237,23 @@ class Decoder(nn.Module):
             raise ValueError("several tokens after cached ones need an attend mask")
         places = self._places(ids.device, attend, start, length)
         x = self.embed_tokens(ids)
+        x = x.to(torch.promote_types(x.dtype, torch.float32))  # the residual stream of a bf16 model is float32
         if self.config.embedding_scale != 1:
             x = x * self.config.embedding_scale
         if self.config.learned_positions:
             positions = (
-                torch.arange(start, start + length, device=ids.device) if attend is None else _positions(attend)[0]
+                torch.arange(start, start + length, device=ids.device)
+                if attend is None
+                else positions_in_documents(attend)[0]
             )
             last = self.config.max_position_embeddings - 1  # padding may be further to the right
             x = x + self.embed_positions(positions[..., -length:].clamp(max=last))
+        recompute = self.checkpointing and self.training and torch.is_grad_enabled()
         for layer, kind in zip(self.layers, self.kinds, strict=True):
-            x = layer(x, places[kind], cache)
+            if recompute:  # random numbers and autocast are those of the first computation
+                x = checkpoint(layer, x, places[kind], cache, use_reentrant=False)
+            else:
+                x = layer(x, places[kind], cache)
         if cache is not None:
             cache.length += length
         return self.norm(x)
@@ -284,9 +277,9 @@ class Decoder(nn.Module):
             if attend is None:
                 rotations[base] = rotary.span(start, start + length, device)
             else:
-                positions, lengths = _positions(attend)
+                positions, lengths = positions_in_documents(attend)
                 rotations[base] = rotary.at(positions[:, start:], lengths[:, start:])
-        masks = {window: _attention_mask(device, attend, start, length, window) for _, window in self.kinds}
+        masks = {window: attention_mask(device, attend, start, length, window) for _, window in self.kinds}
         return {(base, window): Place(*rotations[base], masks[window]) for base, window in self.kinds}
 
 
@@ -296,38 +289,6 @@ def _rotary(config: ModelConfig, base: float) -> Rotary:
     return Rotary(
         base, width, config.rope_scaling if base == config.rope_theta else None, config.max_position_embeddings
     )
-
-
-def _attention_mask(
-    device: torch.device, attend: Tensor | None, start: int, length: int, window: int | None
-) -> Tensor | None:
-    """Return (B or 1, 1, T, S) bool: query i sees the keys of its document up to itself, and within the window.
-
-    Padding sees itself, since a softmax over no keys is NaN. None where plain causal attention is the same.
-    """
-    if attend is None and (window is None or start + length <= window):
-        return None
-    queries = torch.arange(start, start + length, device=device)[:, None]
-    keys = torch.arange(start + length, device=device)[None, :]
-    seen = keys <= queries
-    if window is not None:
-        seen &= keys > queries - window
-    if attend is None:
-        return seen[None, None]
-    same = attend[:, start:, None] == attend[:, None, :]  # (B, T, S)
-    return ((seen & same & attend.bool()[:, None, :]) | (keys == queries))[:, None]
-
-
-def _positions(attend: Tensor) -> tuple[Tensor, Tensor]:
-    """Return each token's position in its document, counted from the document's first token in the row, and the document's length.
-
-    Both are (B, S) int64.
-    """
-    place = torch.arange(attend.shape[1], device=attend.device).expand(attend.shape)
-    changes = attend[:, 1:] != attend[:, :-1]
-    first = place.where(F.pad(changes, (1, 0), value=True), 0).cummax(1).values
-    last = place.where(F.pad(changes, (0, 1), value=True), attend.shape[1]).flip(1).cummin(1).values.flip(1)
-    return place - first, last - first + 1
 
 
 class Loaded(nn.Module):
@@ -455,6 +416,16 @@ def compile_blocks(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, Block):
             module.compile()
+
+
+def set_activation_checkpointing(model: nn.Module, enabled: bool) -> None:
+    """Keep only each block's input for the backward pass, and compute the rest of the block again there (arXiv 1604.06174).
+
+    Losses and gradients stay the same, bit for bit. A step takes about a third longer.
+    """
+    for module in model.modules():
+        if isinstance(module, Decoder):
+            module.checkpointing = enabled
 
 
 def set_dropout(model: nn.Module, probability: float) -> None:

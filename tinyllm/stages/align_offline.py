@@ -21,7 +21,7 @@ from tinyllm.data.records.formats import TITLES
 from tinyllm.data.splits import read_split
 from tinyllm.model.transformer import CausalLM
 from tinyllm.stages.checkpoint_files import CheckpointFiles, adapter_base
-from tinyllm.stages.common import load_policy, make_source, run_facts, set_up, stage_result
+from tinyllm.stages.common import load_policy, make_source, run_facts, save_dtype, set_up, stage_result
 from tinyllm.stages.config import AlignOfflineConfig
 from tinyllm.stages.held_out import examined, held_out_loss, loss_of_test, rows_of_test
 from tinyllm.stages.parents import OFFLINE, RUNS
@@ -73,7 +73,14 @@ def run(config: AlignOfflineConfig, invocation: Invocation) -> dict[str, Any]:
     job = Job(
         title=algorithm.name,
         model=model,
-        files=CheckpointFiles(model, tokenizer, stage=algorithm.name, adapter=config.lora, base=base),
+        files=CheckpointFiles(
+            model,
+            tokenizer,
+            stage=algorithm.name,
+            adapter=config.lora,
+            base=base,
+            dtype=save_dtype(config.train, parent),
+        ),
         loss=partial(algorithm.loss, settings),
         source=sources["train"],
         evaluate=held_out_loss(sources["val"], config),

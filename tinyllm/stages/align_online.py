@@ -27,7 +27,7 @@ from tinyllm.rollout.judging import evaluate_policy, make_judge
 from tinyllm.rollout.rewards import REWARD_MODEL, names, old_names
 from tinyllm.rollout.source import RolloutSource
 from tinyllm.stages.checkpoint_files import CheckpointFiles, adapter_base
-from tinyllm.stages.common import load_policy, load_reward_model, run_facts, set_up, stage_result
+from tinyllm.stages.common import load_policy, load_reward_model, run_facts, save_dtype, set_up, stage_result
 from tinyllm.stages.config import AlignOnlineConfig
 from tinyllm.stages.held_out import examined
 from tinyllm.stages.parents import ONLINE, RUNS
@@ -55,9 +55,9 @@ def run(config: AlignOnlineConfig, invocation: Invocation) -> dict[str, Any]:
     run = invocation.open(folder, facts)
     base = adapter_base(policy, tokenizer, parent, folder) if config.lora else ""
     # the frozen copy is made before a critic or an update exists
-    reference = _reference(policy, config) if config.track_kl or algorithm.uses_reference(settings) else None
-    model = ActorCritic(policy, _critic(policy, scorer, config.seed)) if algorithm.needs_critic else policy
     precision = choose_precision(config.train.precision, device)
+    reference = _reference(policy, config, precision) if config.track_kl or algorithm.uses_reference(settings) else None
+    model = ActorCritic(policy, _critic(policy, scorer, config.seed)) if algorithm.needs_critic else policy
     source = RolloutSource(
         model,
         prompts,
@@ -87,7 +87,14 @@ def run(config: AlignOnlineConfig, invocation: Invocation) -> dict[str, Any]:
     job = Job(
         title=algorithm.name,
         model=model,
-        files=CheckpointFiles(model, tokenizer, stage=algorithm.name, adapter=config.lora, base=base),
+        files=CheckpointFiles(
+            model,
+            tokenizer,
+            stage=algorithm.name,
+            adapter=config.lora,
+            base=base,
+            dtype=save_dtype(config.train, parent),
+        ),
         loss=partial(algorithm.loss, settings, temperature=config.rollout.temperature),
         source=source,
         evaluate=lambda engine: _at_step(judge, engine, evaluate, held_out),
@@ -151,11 +158,13 @@ def _uncompiled(train: TrainConfig) -> TrainConfig:
     return train.model_copy(update={"compile": "off"}) if train.compile == "auto" else train
 
 
-def _reference(policy: CausalLM, config: Any) -> CausalLM | Callable[[], AbstractContextManager[CausalLM]]:
+def _reference(
+    policy: CausalLM, config: Any, precision: str
+) -> CausalLM | Callable[[], AbstractContextManager[CausalLM]]:
     """Return the policy as loaded: a context in which its adapter is disabled, or a frozen copy."""
     if config.lora is not None:
         return partial(lora.disabled, policy)
-    return copy.deepcopy(policy).eval().requires_grad_(False)
+    return hub.frozen_copy(policy, narrow=precision == "bf16")
 
 
 def _critic(policy: CausalLM, scorer: SequenceScorer | None, seed: int) -> SequenceScorer:

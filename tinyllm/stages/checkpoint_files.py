@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 
 from tinyllm import distributed as dist
@@ -29,6 +30,8 @@ class CheckpointFiles:
         stage: the stage that writes, for tinyllm.json; empty: no such file is written.
         adapter: write the adapter with these settings instead of the whole model.
         base: the path of the adapter's base model. It is written as an absolute one; `base_folder` finds runs that moved together.
+        dtype: of model.safetensors. Beside one in less than float32, `trainer/` holds the float32 weights, from which a run is resumed.
+            Adapters and critics are float32.
     """
 
     def __init__(
@@ -39,13 +42,20 @@ class CheckpointFiles:
         stage: str = "",
         adapter: LoRAConfig | None = None,
         base: str = "",
+        dtype: torch.dtype = torch.float32,
     ):
         self.model = model.policy if isinstance(model, ActorCritic) else model
         self.critic = model.critic if isinstance(model, ActorCritic) else None
-        self.tokenizer, self.stage, self.adapter, self.base = tokenizer, stage, adapter, base
+        self.tokenizer, self.stage, self.adapter, self.base, self.dtype = tokenizer, stage, adapter, base, dtype
         self.base_sha256 = tensors.sha256(Path(base)) if adapter and Path(base).is_dir() else ""
         if self.base_sha256:  # PEFT takes a relative path from the working directory, wherever the adapter lies
             self.base = Path(base).absolute().as_posix()
+
+    @property
+    def bytes_per_weight(self) -> int:
+        """Bytes that a checkpoint takes for each trained weight, without the optimizer's."""
+        whole = self.adapter is None and self.dtype != torch.float32
+        return self.dtype.itemsize + 4 if whole else 4
 
     def write(self, folder: Path) -> None:
         """Write all files into an existing directory."""
@@ -63,7 +73,11 @@ class CheckpointFiles:
                 stop=tokenizer.stop_ids,
                 pad=tokenizer.pad,
                 original=tokenizer.special,
+                dtype=self.dtype,
             )
+            if self.dtype != torch.float32:
+                (folder / "trainer").mkdir(exist_ok=True)
+                save_file(hub.tensors_of(self.model), folder / hub.MASTER)
         if self.stage:
             write_origin(folder, self.stage)
         if self.critic is not None:
@@ -90,7 +104,7 @@ class CheckpointFiles:
             hub.restore(self.model, folder)
         if self.critic is not None:
             path = folder / "trainer" / "critic.safetensors"
-            tensors.fill(self.critic, tensors.read([path]), self.critic.state_dict(), path)
+            tensors.copy_into(self.critic.state_dict(), [path], path)
 
     def _refuse_other_base(self, folder: Path) -> None:
         recorded = tensors.metadata(folder / lora.WEIGHTS, lora.BASE_SHA256)

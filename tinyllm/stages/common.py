@@ -17,12 +17,14 @@ from tinyllm.data.splits import Split
 from tinyllm.errors import UserError
 from tinyllm.model import hub, lora
 from tinyllm.model.transformer import CausalLM, SequenceScorer
+from tinyllm.stages import memory_plan
 from tinyllm.stages.config import PretrainConfig, StageConfig, TunedConfig
 from tinyllm.stages.origin import read_origin
 from tinyllm.stages.parents import Parent, can_start_from, find_checkpoint
 from tinyllm.text.tokenizer import Tokenizer
 from tinyllm.train import names
-from tinyllm.train.engine import choose_device
+from tinyllm.train.config import TrainConfig
+from tinyllm.train.engine import choose_device, choose_precision
 from tinyllm.train.run import Invocation
 from tinyllm.train.trainer import TrainResult
 
@@ -54,8 +56,8 @@ def make_source(dataset: Dataset, config: PretrainConfig | TunedConfig) -> Sourc
 # --- models ----------------------------------------------------------------------------------------------------------------------
 
 
-def load_language_model(parent: Parent, device: torch.device) -> tuple[CausalLM, Tokenizer]:
-    """Load a checkpoint and its tokenizer; an adapter is merged into its base.
+def load_language_model(parent: Parent, device: torch.device, *, narrow: bool = False) -> tuple[CausalLM, Tokenizer]:
+    """Load a checkpoint and its tokenizer; an adapter is merged into its base. For `narrow` see `hub.load_causal_lm`.
 
     Raises: UserError for a reward model (USAGE), and for files that do not fit each other or change while they are read (INTEGRITY).
     """
@@ -63,7 +65,9 @@ def load_language_model(parent: Parent, device: torch.device) -> tuple[CausalLM,
         what = "this is a reward model: it scores answers and does not generate text"
         name, usable = parent.folder.parent.parent.name, partial(can_start_from, "chat")
         raise names.unknown(name, option="--checkpoint", accepts=usable, what=what, where=str(parent.folder))
-    model = hub.load_causal_lm(parent.folder, device, base=parent.base)
+    if not narrow:
+        memory_plan.refuse_too_large_to_load(parent.folder, parent.base)
+    model = hub.load_causal_lm(parent.folder, device, base=parent.base, narrow=narrow)
     for note in model.load_notes:
         say(f"note: {note}")
     tokenizer = load_tokenizer(model, parent.folder)
@@ -81,7 +85,10 @@ def load_policy(
     """
     parent = find_checkpoint(stage, config.parent, fast=invocation.fast, base=config.base)
     say(f"starting from {parent.folder}")
-    model, tokenizer = load_language_model(parent, device)
+    memory_plan.refuse_too_large(config, parent.folder, parent.base)
+    # only what is trained needs float32 weights
+    narrow = config.lora is not None and choose_precision(config.train.precision, device) == "bf16"
+    model, tokenizer = load_language_model(parent, device, narrow=narrow)
     positions = model.config.max_position_embeddings
     if config.data.max_length > positions:
         what = f"data.max_length {config.data.max_length} is more than the model's {positions} positions"
@@ -95,6 +102,13 @@ def load_policy(
             "loss starts near ln 2, and the first ratios of a rollout are near 1"
         )
     return model, tokenizer, parent
+
+
+def save_dtype(train: TrainConfig, parent: Parent | None) -> torch.dtype:
+    """Return the dtype of the weights that a run writes: by default that of its parent's files, float32 without a parent."""
+    if train.save_dtype == "auto":
+        return hub.file_dtype(parent.folder, parent.base) if parent else torch.float32
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[train.save_dtype]
 
 
 def load_tokenizer(model: CausalLM | SequenceScorer, folder: Path) -> Tokenizer:

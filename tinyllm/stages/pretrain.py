@@ -24,7 +24,7 @@ from tinyllm.mean import Mean
 from tinyllm.model.transformer import CausalLM, initialise
 from tinyllm.stages import data
 from tinyllm.stages.checkpoint_files import CheckpointFiles
-from tinyllm.stages.common import load_language_model, make_source, run_facts, set_up, stage_result
+from tinyllm.stages.common import load_language_model, make_source, run_facts, save_dtype, set_up, stage_result
 from tinyllm.stages.config import PretrainConfig
 from tinyllm.stages.continued import with_checkpoint
 from tinyllm.stages.documents import held_out_documents
@@ -59,7 +59,7 @@ def run(config: PretrainConfig, invocation: Invocation) -> dict[str, Any]:
     job = Job(
         title="pretrain",
         model=model,
-        files=CheckpointFiles(model, tokenizer, stage="pretrain"),
+        files=CheckpointFiles(model, tokenizer, stage="pretrain", dtype=save_dtype(config.train, parent)),
         loss=partial(next_token.loss, next_token.Settings()),
         source=make_source(rows, config),
         evaluate=_score(documents["val"], tokenizer, config),

@@ -11,7 +11,7 @@ from tinyllm.data.loading import length_limit, preference_dataset
 from tinyllm.data.splits import read_split
 from tinyllm.model import hub, lora
 from tinyllm.stages.checkpoint_files import CheckpointFiles, adapter_base
-from tinyllm.stages.common import load_policy, make_source, run_facts, set_up, stage_result
+from tinyllm.stages.common import load_policy, make_source, run_facts, save_dtype, set_up, stage_result
 from tinyllm.stages.config import RmConfig
 from tinyllm.stages.held_out import examined, held_out_loss, loss_of_test, rows_of_test
 from tinyllm.stages.parents import REWARD, RUNS
@@ -32,15 +32,16 @@ def run(config: RmConfig, invocation: Invocation) -> dict[str, Any]:
     test = examined(make_test, split.test, rows_of_test(config.train, fast=invocation.fast))
     validation.report_findings(validation.check_batch_size(len(dataset), config.train.batch_size, "pairs"))
     folder = RUNS / REWARD / config.name
-    model = hub.scorer_from(policy, config.seed)
+    model = hub.scorer_from(policy, config.seed, copied=False)
     adapter = lora.attach_scorer(model, config.lora, config.seed) if config.lora else None
     run = invocation.open(folder, run_facts(model, tokenizer, split, config.seed, parent))
     base = adapter_base(policy, tokenizer, parent, folder) if adapter else ""
-    del policy  # its decoder was copied
     job = Job(
         title="rm (LoRA)" if adapter else "rm",
         model=model,
-        files=CheckpointFiles(model, tokenizer, stage="rm", adapter=adapter, base=base),
+        files=CheckpointFiles(
+            model, tokenizer, stage="rm", adapter=adapter, base=base, dtype=save_dtype(config.train, parent)
+        ),
         loss=partial(bradley_terry.loss, config.bradley_terry),
         source=make_source(dataset, config),
         evaluate=held_out_loss(make_source(held_out, config), config),

@@ -19,7 +19,7 @@ from tinyllm.mean import Mean
 from tinyllm.model.transformer import CausalLM
 from tinyllm.rollout.judging import evaluate_policy, gold_judge
 from tinyllm.stages.checkpoint_files import CheckpointFiles, adapter_base
-from tinyllm.stages.common import load_policy, make_source, run_facts, set_up, stage_result
+from tinyllm.stages.common import load_policy, make_source, run_facts, save_dtype, set_up, stage_result
 from tinyllm.stages.config import SftConfig
 from tinyllm.stages.held_out import examined, held_out_loss, loss_of_test, rows_of_test
 from tinyllm.stages.parents import RUNS, SFT_FULL, SFT_LORA
@@ -61,7 +61,9 @@ def run(config: SftConfig, invocation: Invocation) -> dict[str, Any]:
     job = Job(
         title="sft (LoRA)" if config.lora else "sft",
         model=model,
-        files=CheckpointFiles(model, tokenizer, stage="sft", adapter=config.lora, base=base),
+        files=CheckpointFiles(
+            model, tokenizer, stage="sft", adapter=config.lora, base=base, dtype=save_dtype(config.train, parent)
+        ),
         loss=partial(next_token.loss, next_token.Settings()),
         source=make_source(dataset, config),
         evaluate=evaluate,

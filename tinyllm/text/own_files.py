@@ -14,8 +14,9 @@ from tinyllm.text.template import CHAT_TEMPLATE
 from tinyllm.text.tokenizer_files import DEFAULT, TokenizerFiles
 
 TOKENIZER_CLASS = "PreTrainedTokenizerFast"  # of transformers: reads tokenizer.json as it is
-EARLIER_TEMPLATES = (  # sha256 of the templates that earlier versions wrote
+OWN_TEMPLATES = (  # sha256 of every chat template that a version wrote, the newest last: a changed template gets a line
     "9ee42f2351dc48d7dd824123fd5d2ef585f27a11b9443f832aca250c134212e7",
+    "2ef682989d114117861514c3962d953d9648d535e1a53c7f91a883cb98ef1777",
 )
 _FREE = ("model_max_length", "chat_template")  # entries that do not follow from the vocabulary alone
 
@@ -65,7 +66,7 @@ def is_own_template(template: str | None, expected: str | None = CHAT_TEMPLATE) 
     """Return whether a chat template is ours, of this version or an earlier one; None where `expected` is None."""
     if template is None or expected is None:
         return template == expected
-    return template == expected or hashlib.sha256(template.encode()).hexdigest() in EARLIER_TEMPLATES
+    return template == expected or hashlib.sha256(template.encode()).hexdigest() in OWN_TEMPLATES
 
 
 def _fixed(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,16 @@ from tinyllm.errors import UserError
 
 START_ANEW = "choose another --name, or add --no-resume to move the old run aside"
 STEPS, BATCH_SIZE = "train.steps", "train.batch_size"
-FREE = frozenset({"name", *(f"train.{key}" for key in ("eval_every", "save_every", "log_every", "keep", "keep_every"))})
+_WITHOUT_EFFECT = (
+    "eval_every",
+    "save_every",
+    "log_every",
+    "keep",
+    "keep_every",
+    "activation_checkpointing",
+    "save_dtype",
+)
+FREE = frozenset({"name", *(f"train.{key}" for key in _WITHOUT_EFFECT)})
 _FIXED = {
     "optim.optimizer": "the saved state is that of the other optimizer",
     "train.eval_rows": "held-out figures before and after it could not be compared",

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1  # of trainer/state.json
 _MAX_COUNT = 1 << 62  # of steps and tokens in trainer/state.json
-_BYTES_PER_WEIGHT = 12  # the weight and Adam's two moments, in float32
+_BYTES_OF_MOMENTS = 8  # Adam's two for each weight, in float32
 
 
 class CheckpointManager:
@@ -190,7 +190,9 @@ class CheckpointManager:
             return
         train = self.job.train
         milestones = train.steps // train.keep_every if train.keep_every else 0
-        size = _BYTES_PER_WEIGHT * sum(p.numel() for p in self.engine.trainable.values())
+        size = (_BYTES_OF_MOMENTS + self.job.files.bytes_per_weight) * sum(
+            p.numel() for p in self.engine.trainable.values()
+        )
         most = min(train.keep + milestones, 1 + train.steps // train.save_every) + 2  # the best, and one being written
         present = sum(p.stat().st_size for p in self.folder.rglob("*") if p.is_file())
         needed, free = size * most - present, free_bytes(self.folder)

@@ -61,6 +61,10 @@ class TrainConfig(Config):
     """on what each block adds to the residual stream; that of an adapter is lora.dropout"""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 where the hardware supports it natively"""
+    activation_checkpointing: Literal["auto", "on", "off"] = "auto"
+    """compute each block again in the backward pass instead of keeping its activations; results do not change. auto: if memory is short"""
+    save_dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """of model.safetensors; auto: that of the parent's weights. Training and resuming use float32 weights in any case"""
     compile: Literal["auto", "on", "off"] = "auto"
     """auto: if the run is long enough to benefit and a C++ compiler is installed"""
 

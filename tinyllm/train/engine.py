@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tinyllm import distributed as dist
 from tinyllm.errors import FAILED, INTEGRITY, RESOURCES, UserError
 from tinyllm.mean import Mean, values
+from tinyllm.model.transformer import set_activation_checkpointing
 from tinyllm.train import optimizers, schedules
 from tinyllm.train.changes import Segments
 from tinyllm.train.config import OptimConfig
@@ -58,13 +59,20 @@ class Engine:
         self.trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.device = next(iter(self.trainable.values())).device
         self.precision = precision
+        self.checkpointing = False
         self.optimizers = optimizers.build(model, config)
         self.updates = 0  # done so far
         self._replicated = replicate_model(model, self.device) if dist.world_size() > 1 else None
 
     def autocast(self) -> AbstractContextManager:
         """Return the context for a forward pass in this engine's precision."""
-        return autocast(self.precision, self.device)
+        # a block that is computed again casts its weights again, so that keeping those casts would only cost memory
+        return autocast(self.precision, self.device, cache=not self.checkpointing)
+
+    def set_checkpointing(self, enabled: bool) -> None:
+        """Switch activation checkpointing on or off; see `transformer.set_activation_checkpointing`."""
+        self.checkpointing = enabled
+        set_activation_checkpointing(self.model, enabled)
 
     def step(self, batches: Sequence[Any], extra: dict[str, Mean] | None = None) -> dict[str, float]:
         """Do one optimizer step on this rank's micro-batches, of which every rank has the same number.
@@ -208,9 +216,13 @@ def pool_over_ranks(means: dict[str, Mean], device: torch.device) -> dict[str, M
     return {name: Mean(total, count) for name, (total, count) in zip(means, pairs, strict=True)}
 
 
-def autocast(precision: Literal["fp32", "bf16"], device: torch.device) -> AbstractContextManager:
-    """Return the context for a forward pass: bfloat16 autocast, or nothing."""
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+def autocast(precision: Literal["fp32", "bf16"], device: torch.device, *, cache: bool = True) -> AbstractContextManager:
+    """Return the context for a forward pass: bfloat16 autocast, or nothing.
+
+    Args:
+        cache: keep the bfloat16 casts of trained weights until the context ends.
+    """
+    return torch.autocast(device.type, torch.bfloat16, cache_enabled=cache) if precision == "bf16" else nullcontext()
 
 
 def detached(mean: Mean) -> Mean:

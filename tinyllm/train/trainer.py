@@ -25,8 +25,8 @@ from tinyllm.distributed import heartbeat
 from tinyllm.errors import INTERRUPTED, STOPS, UserError
 from tinyllm.io import shell
 from tinyllm.mean import Mean, values
-from tinyllm.model.transformer import ActorCritic, compile_blocks, set_dropout
-from tinyllm.train import checkpoint, nonfinite
+from tinyllm.model.transformer import ActorCritic, CausalLM, compile_blocks, set_dropout
+from tinyllm.train import checkpoint, estimate, memory, nonfinite
 from tinyllm.train.checkpointing import CheckpointManager
 from tinyllm.train.compiling import interruptible_compilation, is_worth_compiling
 from tinyllm.train.engine import Engine, choose_precision
@@ -109,6 +109,7 @@ class Trainer:
                 batch = self.job.source.largest().to(self.engine.device)
                 rows, length = batch.ids.shape
                 self.largest = rows, length
+                self._decide_checkpointing()
                 self.engine.probe_memory(batch)
         if state is None:
             self.run.drop_metrics_after(-1)  # of a session that was killed before its first checkpoint
@@ -289,14 +290,46 @@ class Trainer:
         self._norms.append(norm)
 
     def _memory_needs(self) -> str:
-        model = self.job.model
-        shape = (model.policy if isinstance(model, ActorCritic) else model).config
-        fixed, activations = shape.training_bytes(*self.largest)
-        rows, length = self.largest
+        run = self._training()
+        held, rows, length = estimate.fixed(run), *self.largest
         return (
-            f"weights, gradients and optimizer state take about {fixed / 1e6:,.0f} MB, "
-            f"a micro-batch of {rows} rows of {length} tokens about {activations / 1e6:,.0f} MB"
+            f"weights, gradients and optimizer state take about {held / 1e6:,.0f} MB, "
+            f"a micro-batch of {rows} rows of {length} tokens about {estimate.micro_batch(run) / 1e6:,.0f} MB"
         )
+
+    def _training(self) -> estimate.Training:
+        """Return what the memory of this run depends on."""
+        train, model = self.job.train, self.job.model
+        policy = model.policy if isinstance(model, ActorCritic) else model
+        head = "none"
+        if isinstance(policy, CausalLM):
+            head = "trained" if policy.lm_head.weight.requires_grad else "frozen"
+        return estimate.Training(
+            policy.config,
+            *self.largest,
+            weights=sum(p.numel() * p.element_size() for p in model.parameters()),
+            trained=sum(p.numel() for p in self.engine.trainable.values()),
+            bf16=self.engine.precision == "bf16",
+            head=head,
+            checkpointing=self.engine.checkpointing,
+            accumulates=train.batch_size > train.micro_batch_size * dist.world_size(),
+            decoders=2 if isinstance(model, ActorCritic) else 1,
+        )
+
+    def _decide_checkpointing(self) -> None:
+        """Switch activation checkpointing on if that is set, or if the memory is short: rank 0 decides for all."""
+        mode, run = self.job.train.activation_checkpointing, self._training()
+        there = memory.available_on(self.engine.device)
+        wanted = mode == "on" or (mode == "auto" and bool(there) and estimate.wants_checkpointing(run, there))
+        if dist.broadcast_text(str(wanted)) == "False":
+            return
+        self.engine.set_checkpointing(True)
+        if mode == "auto":
+            rows, length = self.largest
+            say(
+                f"activation checkpointing is on: with all activations of {rows} x {length} tokens the peak would be about "
+                f"{estimate.peak(run) / 1e9:.1f} GB, and there are {there / 1e9:.1f} (train.activation_checkpointing: off turns this off)"
+            )
 
     def _decide_compile(self, seconds_left: float) -> None:
         """Decide whether the remaining training time is worth compiling: once per run, by rank 0 for all."""

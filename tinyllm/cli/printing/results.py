@@ -252,10 +252,13 @@ def _rewards(config: Any) -> dict[str, str]:
 
 def _cost(place: str, config: Any, fast: bool) -> dict[str, Any]:
     """Return parameters, tokens and memory, computed without torch, and the parent checkpoint."""
-    from tinyllm.model.hf_config import CONFIG, read_config
+    from tinyllm.model.adapter_config import ADAPTER
+    from tinyllm.model.hf_config import CONFIG
+    from tinyllm.stages.memory_plan import shape_of
     from tinyllm.stages.parents import PARENT_PLACES, find_checkpoint
 
     found: dict[str, Any] = {}
+    folder: Path | None = None
     shape = config.model if place in ("pretrain", "data") else None
     continued = place in ("pretrain", "data") and config.parent is not None
     if place in PARENT_PLACES or continued:
@@ -266,18 +269,36 @@ def _cost(place: str, config: Any, fast: bool) -> dict[str, Any]:
                 raise
             return {"parent": f"missing: {error.fix}"}
         found["parent"] = parent.folder.as_posix()
-        if not continued and (parent.folder / CONFIG).is_file():
-            shape, _ = read_config(parent.folder)
+        if not continued and any((parent.folder / name).is_file() for name in (CONFIG, ADAPTER)):
+            folder = parent.folder
+            shape = shape_of(folder, config.base)
     if shape is None:
         return found
     parameters = shape.parameters()
     found["parameters"] = parameters
     if place in ("data", "eval", "chat"):
         return found
-    train, length = config.train, config.data.max_length
-    rows = min(train.micro_batch_size, train.batch_size)
-    found["tokens at most"] = train.steps * train.batch_size * length
-    fixed, activations = shape.training_bytes(rows, length)
-    found["memory for weights, gradients and optimiser (MB)"] = round(fixed / 1e6)
-    found["memory for activations, about (MB)"] = round(activations / 1e6)
-    return found
+    train = config.train
+    found["tokens at most"] = train.steps * train.batch_size * config.data.max_length
+    return found | _memory(config, folder, config.base if folder else None)
+
+
+def _memory(config: Any, parent: Path | None, base: Path | None) -> dict[str, Any]:
+    """Return what the training needs of the memory, and what there is."""
+    from tinyllm.stages import memory_plan
+    from tinyllm.train import estimate
+    from tinyllm.train.memory import available_memory
+
+    run = memory_plan.plan(config, parent, base)
+    assert run is not None
+    amounts = {
+        "memory for weights, gradients and optimiser (MB)": estimate.fixed(run),
+        "memory for activations, about (MB)": estimate.micro_batch(run),
+        "memory at its peak, about (MB)": estimate.peak(run),
+        "memory that there is (MB)": available_memory(),
+    }
+    switched = {
+        "activation checkpointing": "on" if run.checkpointing else "off",
+        "precision": "bf16" if run.bf16 else "fp32",
+    }
+    return {name: round(amount / 1e6) for name, amount in amounts.items() if amount} | switched

@@ -177,7 +177,8 @@ def _restore_and_save(folder: Path, copy: Path, target: Target) -> dict[str, int
     config, base = lora.read_config(folder) if is_adapter(folder) else (None, "")
     if (folder / _CRITIC).is_file():
         model = ActorCritic(model, hub.scorer_from(model, 0))
-    files = CheckpointFiles(model, Tokenizer.load(folder), adapter=config, base=base)
+    dtype = torch.float32 if config else hub.file_dtype(folder)
+    files = CheckpointFiles(model, Tokenizer.load(folder), adapter=config, base=base, dtype=dtype)
     tensors = load_file(folder / _OPTIMIZER)
     optimizer: Literal["muon", "adamw"] = "muon" if any(key.startswith("momentum.") for key in tensors) else "adamw"
     updates = read_state(folder)["updates"]
@@ -187,6 +188,8 @@ def _restore_and_save(folder: Path, copy: Path, target: Target) -> dict[str, int
             weight.fill_(float("nan"))
     weights = lora.WEIGHTS if config else "model.safetensors"
     other = {weights: _count_nan(files.model), _OPTIMIZER: _count_changed(tensors, engine.state())}
+    if dtype != torch.float32:
+        other[hub.MASTER.as_posix()] = other[weights]
     if files.critic is not None:
         other[_CRITIC] = _count_nan(files.critic)
     files.restore(folder)

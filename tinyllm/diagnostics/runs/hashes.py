@@ -19,7 +19,7 @@ from tinyllm.train.changes import FREE, SAME
 
 _IGNORED = {  # settings by section that do not affect the result, or are covered by a hash of their content
     "": ("name", "device", "seed", "parent", "reward_model", "tokenizer"),
-    "train": ("compile", "log_every", "save_every", "keep", "keep_every"),
+    "train": ("compile", "activation_checkpointing", "log_every", "save_every", "keep", "keep_every"),
     "rollout": ("keep",),
     "model": ("vocab_size",),  # an upper bound; the tokenizer determines the size
 }
@@ -74,7 +74,7 @@ def effective_changes(changes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]
 def config_hash(config: dict[str, Any], *, of_shards: bool) -> str:
     """Return the sha256 of a configuration without the settings that do not affect the result.
 
-    Left out: the name; where and how fast it is computed (device, train.compile); what is logged and kept (train.log_every,
+    Left out: the name; where and how fast it is computed (device, train.compile, train.activation_checkpointing); what is logged and kept (train.log_every,
     train.save_every, train.keep, train.keep_every, rollout.keep); what is hashed separately (seed, parent, reward_model, tokenizer,
     model.vocab_size); data.test; sections of other algorithms. A file in data.train and data.val counts as "a file": its content is in
     `data_hash`.

@@ -32,7 +32,7 @@ class LoRALinear(AdaptedHead):
     start_b: Tensor | None  # (out, r)
 
     def __init__(self, base: nn.Linear, config: LoRAConfig, generator: torch.Generator):
-        super().__init__(base.in_features, base.out_features, bias=base.bias is not None)
+        super().__init__(base.in_features, base.out_features, bias=base.bias is not None, device="meta")
         self.weight, self.bias = base.weight, base.bias
         self.lora_A = _Factor(base.in_features, config.r, bias=False, device=base.weight.device)
         self.lora_B = _Factor(config.r, base.out_features, bias=False, device=base.weight.device)
@@ -90,10 +90,10 @@ class LoRALinear(AdaptedHead):
         return self.weight - (self.scaling * (self.start_b @ self.start_a)).to(self.weight.dtype)
 
     def adapted(self) -> Tensor:
-        """Return W + scaling B A, (out, in), in the weight's dtype; the product is computed in fp32 at least."""
+        """Return W + scaling B A, (out, in), in float32 at least: in bf16 the norm of a row would be another one."""
         wide = torch.promote_types(self.weight.dtype, torch.float32)
         product = self.lora_B.weight.to(wide) @ self.lora_A.weight.to(wide)
-        return self.remaining() + (self.scaling * product).to(self.weight.dtype)
+        return self.remaining().to(wide) + self.scaling * product
 
     def matrix(self) -> Tensor:
         """Return the weight that the layer applies, (out, in), with DoRA's magnitudes."""
@@ -132,7 +132,7 @@ class LoRAEmbedding(nn.Embedding):
     def _adapted(self) -> Tensor:
         wide = torch.promote_types(self.weight.dtype, torch.float32)
         product = (self.lora_embedding_B.to(wide) @ self.lora_embedding_A.to(wide)).T
-        return self.weight + (self.scaling * product).to(self.weight.dtype)
+        return self.weight.to(wide) + self.scaling * product
 
     def _ratio(self, adapted: Tensor) -> Tensor:
         return self.lora_magnitude_vector / adapted.detach().norm(dim=0)
