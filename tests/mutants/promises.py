@@ -157,7 +157,7 @@ MUTANTS = [
     M("stopped-run-as-parent", "extra", "a stage starts from a run that did not finish", "stages/parents.py",
       "== fast and _completed(run)]", "== fast]", PARENTS, keeps="readme: a stage starts from the newest finished run"),
     M("oldest-parent", "extra", "a stage starts from the oldest run", "stages/parents.py",
-      "newest = max(candidates, key", "newest = min(candidates, key", PARENTS,
+      "return max(candidates, key", "return min(candidates, key", PARENTS,
       keeps="readme: a stage starts from the newest finished run"),
     M("rehearsal-as-parent", "extra", "a full run starts from a fast-dev-run", "stages/parents.py",
       "is_fast_dev_run(run, read_facts(run)) == fast and", "", PARENTS, keeps="readme: fast-dev-runs start only from fast-dev-runs"),

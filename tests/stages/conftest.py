@@ -1,5 +1,5 @@
 """The hub on this machine that the tests of downloads share."""
 
-from tests.support.fake_hub import download, serve
+from tests.support.fake_hub import command, download, serve
 
-__all__ = ["download", "serve"]
+__all__ = ["command", "download", "serve"]

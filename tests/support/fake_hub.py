@@ -1,6 +1,6 @@
-"""A hub on 127.0.0.1, and `tinyllm data download` in the test's own process.
+"""A hub on 127.0.0.1, and commands that use it in the test's own process.
 
-The server imitates what a hub answers: a data set's files with sizes and checksums, their bytes with ETag, X-Repo-Commit,
+The server imitates what a hub answers: the files of a data set or a model with sizes and checksums, their bytes with ETag, X-Repo-Commit,
 X-Linked-Size and ranges, redirects to another host for large files.
 """
 
@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,10 @@ class Fake:
     location: str | None = None  # in place of a file: a redirect
     drip: float = 0.0  # seconds between the bytes of a file
     address: str = ""
+    repositories: dict[str, dict[str, bytes]] = field(default_factory=dict)  # other files than `files`, by repository
+
+    def files_of(self, path: str) -> dict[str, bytes]:
+        return next((found for name, found in self.repositories.items() if f"/{name}/" in path), self.files)
 
     def of(self, word: str) -> list[tuple[str, str | None, str | None]]:
         return [request for request in self.asked if word in request[0]]
@@ -72,7 +77,7 @@ class _Handler(BaseHTTPRequestHandler):
         if path.startswith("/api/"):
             self._api(fake, path)
         else:
-            self._file(fake, re.sub(r"^/datasets/.*/resolve/\w+/|^/store/", "", path))
+            self._file(fake, re.sub(r"^(?:/datasets)?/[^/]+/[^/]+/resolve/\w+/|^/store/", "", path))
 
     def _api(self, fake: Fake, path: str) -> None:
         time.sleep(fake.thinking)
@@ -83,7 +88,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._say(200, fake.answer, {"Content-Type": "application/json"})
             return
         siblings = []
-        for name, data in fake.files.items():
+        for name, data in fake.files_of(path).items():
             git = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
             row: dict[str, Any] = {"rfilename": name, "size": len(data), "blobId": git if fake.checksums else None}
             if name in fake.large:
@@ -103,7 +108,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._say(302, b"", {"Location": f"{fake.elsewhere}/store/{name}"})
             return
         time.sleep(fake.delay)
-        data = fake.sent.get(name, fake.files.get(name))
+        data = fake.sent.get(name, fake.files_of(self.path).get(name))
         if data is None:
             self._say(404, b"no", {})
             return
@@ -174,17 +179,18 @@ class Ran:
 
 
 @pytest.fixture
-def download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
-    """`tinyllm data download …` in an empty folder, with no settings and no token of the person who runs the tests."""
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    """`tinyllm …` in an empty folder, with no settings, no token and no cache of the person who runs the tests."""
     constants = pytest.importorskip("huggingface_hub.constants")
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.setattr(fetching, "_RETRY_DELAYS", (0.01, 0.01, 0.01))
-    for name in ("ENDPOINT", "TOKEN", "HUB_OFFLINE", "HUB_DOWNLOAD_TIMEOUT", "HUB_ETAG_TIMEOUT"):
+    for name in ("ENDPOINT", "TOKEN", "HUB_OFFLINE", "HUB_DOWNLOAD_TIMEOUT", "HUB_ETAG_TIMEOUT", "HUB_CACHE"):
         monkeypatch.delenv(f"HF_{name}", raising=False)
     monkeypatch.delenv("TRANSFORMERS_OFFLINE", raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
 
     def run(*arguments: str, fake: Fake | None = None, **environment: str) -> Ran:
         if fake:
@@ -193,8 +199,14 @@ def download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         with monkeypatch.context() as patch:
             for name, value in environment.items():
                 patch.setenv(name, value)
-            code = cli.run(["data", "download", *arguments])
+            code = cli.run([*arguments])
         output = capsys.readouterr()
         return Ran(code, output.out, output.err, time.monotonic() - began)
 
     return run
+
+
+@pytest.fixture
+def download(command: Callable[..., Ran]) -> Callable[..., Ran]:
+    """`tinyllm data download …`; see `command`."""
+    return partial(command, "data", "download")

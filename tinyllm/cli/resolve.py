@@ -21,6 +21,7 @@ from tinyllm.errors import UserError
 from tinyllm.evals.config import EvalConfig
 from tinyllm.stages import config as settings
 from tinyllm.stages import continued
+from tinyllm.stages.foreign import fitting
 from tinyllm.train.fast_dev_runs import FAST_DEV_RUN
 
 
@@ -143,8 +144,35 @@ def resolve(
         foreign = _borrowed(stage, path, fast=fast, given=[key for key, _, _ in overrides])
     if foreign is not None:
         path = configs_folder() / stage.default
-    found = load(stage.config, files=[path], environ=environ, overrides=overrides, borrowed=foreign or (), fast=fast)
-    return _completed(stage, found, fast=fast)
+
+    def merged(settings: Sequence[training_files.Setting]) -> Resolved:
+        return load(stage.config, files=[path], environ=environ, overrides=overrides, borrowed=settings, fast=fast)
+
+    if foreign is not None or stage.place not in fitting.STAGES:
+        return _completed(stage, merged(foreign or ()), fast=fast)
+    shipped = configs_folder() / stage.default if given is None else None
+    return _completed(stage, _fitted(stage, merged, shipped, fast=fast), fast=fast)
+
+
+def _fitted(
+    stage: Stage, merged: Callable[[Sequence[training_files.Setting]], Resolved], shipped: Path | None, *, fast: bool
+) -> Resolved:
+    """Return the configuration with the settings that fit the model it starts from, where the shipped ones do not."""
+    doubt: UserError | None = None
+    try:
+        found = merged(())
+    except (
+        UserError
+    ) as error:  # perhaps only the default micro-batch does not divide the user's batch: one that fits will
+        doubt = error
+        try:
+            found = merged([fitting.ONE_ROW])
+        except UserError:
+            raise error from None
+    fitted, note = fitting.settings(stage.place, found, shipped, fast=fast)
+    if doubt is not None and not fitted:
+        raise doubt
+    return replace(merged(fitted), notes=(note,) if note else ()) if fitted else found
 
 
 def _completed(stage: Stage, found: Resolved, *, fast: bool) -> Resolved:

@@ -51,6 +51,8 @@ def run_stage(
     consistency.check_groups(resolved.config, max(common.nproc, dist.world_size()))
     if heartbeat.folder() is None and (common.nproc > 1 or common.max_restarts) and not common.dry_run:
         _launch(common, stage.place, resolved.config.data)
+    for note in resolved.notes:
+        console.say(note)
     for doubt in consistency.warnings(resolved.config):
         console.say(f"warning: {doubt}")
     if common.dry_run:

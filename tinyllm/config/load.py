@@ -53,6 +53,7 @@ class Resolved(Generic[T]):
 
     config: T
     origins: dict[str, str]  # for every key of `flatten(config)`
+    notes: tuple[str, ...] = ()  # what is to be said about it before it is used
 
     def to_yaml(self) -> str:
         """Return the whole configuration as a self-contained YAML file."""

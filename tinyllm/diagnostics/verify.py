@@ -74,8 +74,9 @@ def _load_target(path: Path, device: torch.device, scratch: Path, base: Path | N
     """Load a run directory, a checkpoint or a Hugging Face folder, after verifying its files."""
     with restore_hint():
         parent = find_checkpoint("verify", path, fast=False, base=base)
-    named = find(path)
-    return checkpoint_target(parent.folder, None if named.checkpoint else named.run, device, scratch, parent.base)
+    named = None if parent.hub else find(path)
+    run = named.run if named and not named.checkpoint else None
+    return checkpoint_target(parent.folder, run, device, scratch, parent.base)
 
 
 def _run_check(check: Check, target: Target) -> CheckResult:

@@ -12,7 +12,7 @@ from typing import Any
 
 from tinyllm.config import validate
 from tinyllm.errors import INTEGRITY, UserError
-from tinyllm.io import strict_json, untrusted_files
+from tinyllm.io import hub_cache, strict_json, untrusted_files
 from tinyllm.model.adapters.targets import ALL_LINEAR, is_all_linear, leaf
 from tinyllm.model.config import LoRAConfig
 from tinyllm.model.hf_config import CONFIG, COPY
@@ -200,7 +200,8 @@ def base_folder(adapter: Path, base: str, given: Path | None = None) -> Path:
     Args:
         adapter: the adapter's folder.
         base: absolute, or relative to the adapter, to a folder above it or to the working directory. The end of an absolute path is
-            looked for beside the adapter first: runs may have been moved, or copied, together.
+            looked for beside the adapter first: runs may have been moved, or copied, together. Or the name of a model of a hub that
+            is in the cache.
         given: where the base lies, if not there.
 
     Raises:
@@ -212,9 +213,12 @@ def base_folder(adapter: Path, base: str, given: Path | None = None) -> Path:
             raise UserError(what, where="--base", fix="name the folder with the base model's config.json")
         return given
     found = next((folder for folder in _places(adapter, base) if _is_model(folder)), None)
+    remote = hub_cache.parse(base) if found is None else None
+    found = hub_cache.complete_snapshot(remote) if remote else found
     if found is None:
         what = f"the adapter's base model {untrusted_files.short_repr(base)} does not exist"
-        fix = "restore that checkpoint, or add --base and the folder where it lies"
+        fix = f"download it, by `tinyllm verify {remote}`" if remote else "restore that checkpoint"
+        fix += ", or add --base and the folder where it lies"
         raise UserError(what, where=str(adapter), fix=fix, code=INTEGRITY)
     if (found / ADAPTER).is_file():
         what = f"the adapter's base {found} is itself an adapter"

@@ -25,6 +25,7 @@ from tinyllm.model.architectures import ARCHITECTURES, Architecture
 from tinyllm.model.config import ModelConfig
 from tinyllm.model.hf_config import (
     CONFIG,
+    COPY,
     check_shapes,
     config_entries,
     field_differences,
@@ -316,6 +317,7 @@ def _load_weights(
         raise UserError(
             f"the weights do not fit config.json: {f'{fields}; ' if fields else ''}{problem}",
             where=str(folder),
+            fix=COPY,
             code=INTEGRITY,
         )
     weights = {

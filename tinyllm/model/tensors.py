@@ -25,6 +25,8 @@ from tinyllm.io import files, strict_json, untrusted_files
 
 WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_LFS_POINTER = b"version https://git-lfs"
+_COPY = "copy this file again from its source"
 _MAX_HEADER_BYTES = 10 << 20  # enough for a hundred thousand tensors
 _WEIGHT_DTYPES = {"F64", "F32", "F16", "BF16"}  # narrower ones are quantized, with scales in other tensors
 _DTYPES = {
@@ -61,7 +63,7 @@ def files_of(folder: Path) -> list[Path]:
     index = folder / _INDEX
     if (folder / WEIGHTS).exists() or not index.is_file():
         return [folder / WEIGHTS]
-    parts = untrusted_files.read_json(index).get("weight_map")
+    parts = untrusted_files.read_json(index, fix=_COPY).get("weight_map")
     names = set(parts.values()) if isinstance(parts, dict) and all(isinstance(p, str) for p in parts.values()) else ()
     for name in names or ("",):
         if Path(name).name != name or not name.endswith(".safetensors"):
@@ -87,11 +89,37 @@ def _reading(path: Path) -> Iterator[None]:
     """Refuse a path outside its folder, and turn the errors of reading a file into a UserError (INTEGRITY)."""
     untrusted_files.path_inside(path.parent, path.name)
     if not path.is_file():
-        raise UserError("the weights are missing", where=str(path), fix="name a complete checkpoint", code=INTEGRITY)
+        raise UserError(_missing(path), where=str(path), fix=_COPY, code=INTEGRITY)
     try:
         yield
     except (OSError, SafetensorError, ValueError, RecursionError) as error:
-        raise UserError(f"the weights cannot be read: {error}", where=str(path), code=INTEGRITY) from None
+        what, fix = _unreadable(path, error)
+        raise UserError(f"the weights cannot be read: {what}", where=str(path), fix=fix, code=INTEGRITY) from None
+
+
+def _missing(path: Path) -> str:
+    """Return the error for weights that are not there, with the number of parts that are."""
+    parts = [other.name for other in path.parent.glob("*-of-*.safetensors")] if path.parent.is_dir() else []
+    there = (
+        f", {len(parts)} other parts are there" if path.name != WEIGHTS else f", and {_INDEX} of its {len(parts)} parts"
+    )
+    return f"the weights are missing{there if parts else ''}"
+
+
+def _unreadable(path: Path, error: Exception) -> tuple[str, str]:
+    """Return why a file is no safetensors file, and what to do: cut files and pointers of Git LFS are what is usually there instead."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(_LFS_POINTER))
+    except OSError:
+        return str(error), ""
+    if start == _LFS_POINTER:
+        return "it is a pointer of Git LFS, the file itself was not fetched", f"run `git lfs pull` in {path.parent}"
+    if not start:
+        return "it is empty", _COPY
+    return (
+        f"it ends too early ({path.stat().st_size:,} bytes)" if "not fully covered" in str(error) else str(error)
+    ), _COPY
 
 
 def _header(path: Path) -> tuple[dict[str, Any], int]:

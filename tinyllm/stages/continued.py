@@ -14,7 +14,7 @@ from tinyllm.model.adapter_config import ADAPTER, base_folder, read_adapter
 from tinyllm.model.config import ModelConfig
 from tinyllm.model.hf_config import read_config
 from tinyllm.stages.config import PretrainConfig
-from tinyllm.stages.parents import named_checkpoint
+from tinyllm.stages.parents import named_base, named_checkpoint
 from tinyllm.text.tokenizer import Tokenizer
 
 _TYPED = ("--", "env ")  # how the origin of a setting begins that is in no file
@@ -28,7 +28,7 @@ def with_checkpoint(config: PretrainConfig, *, fast: bool = False) -> PretrainCo
     if config.parent is None:
         return config
     folder = named_checkpoint("pretrain", config.parent, fast=fast)
-    model = _model_of(folder, config.base)
+    model = model_of(folder, config.base and named_base(config.base, weights=False))
     if config.tokenizer and Tokenizer.load(config.tokenizer).sha256 != Tokenizer.load(folder).sha256:
         what = f"tokenizer {config.tokenizer} is not the tokenizer of the checkpoint {config.parent}"
         raise UserError(what, where="tokenizer", fix="leave it out: the checkpoint's own is used")
@@ -66,7 +66,7 @@ def resolve_checkpoint(resolved: Resolved, shipped: Path, *, fast: bool) -> Reso
     return replace(resolved, config=config, origins={key: origins.get(key, origin) for key in flatten(config)})
 
 
-def _model_of(folder: Path, base: Path | None) -> ModelConfig:
+def model_of(folder: Path, base: Path | None) -> ModelConfig:
     """Return the shape of a model; of an adapter, that of its base."""
     if (folder / ADAPTER).is_file():
         folder = base_folder(folder, read_adapter(folder)[1], base)

@@ -2,6 +2,7 @@
 
 Without --checkpoint a stage starts from the newest completed run of the stage before it, reports which, and records its hash. A
 fast-dev-run starts only from fast-dev-runs, and other runs never do. A missing checkpoint is an error, never replaced by fresh weights.
+A name that is no folder and no run here, `OWNER/NAME`, is a model of a Hugging Face hub.
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tinyllm.console import say
 from tinyllm.errors import INTEGRITY, UserError
+from tinyllm.io import foreign_weights, hub_cache
+from tinyllm.io.hub_cache import HubName
 from tinyllm.train import checkpoint, names
 from tinyllm.train.fast_dev_runs import is_fast_dev_run
 from tinyllm.train.names import RUNS, best_checkpoint, has_checkpoint
@@ -47,6 +51,7 @@ class Parent:
     sha256: str  # of its manifest; empty for a model from elsewhere
     files: tuple[_File, ...] = field(default=(), repr=False)  # as they were when verified
     base: Path | None = None  # of an adapter, where the user named it
+    hub: HubName | None = None  # repository and commit of a model from a hub
 
     def check_unchanged(self) -> None:
         """Call it after loading. Raises: UserError (INTEGRITY) if a file is no longer the one that was verified."""
@@ -57,27 +62,35 @@ class Parent:
 
     def facts(self) -> dict[str, Any]:
         """Return what run.json records about it."""
-        return {"checkpoint": self.folder.as_posix(), "manifest_sha256": self.sha256 or None}
+        found: dict[str, Any] = {"checkpoint": self.folder.as_posix(), "manifest_sha256": self.sha256 or None}
+        if self.hub is not None:
+            from tinyllm.stages.foreign import hub_models
+
+            sha256 = hub_models.verify(self.folder)
+            found["hub"] = {"repository": self.hub.repository, "revision": self.hub.revision, "sha256": sha256}
+        return found
 
 
-def find_checkpoint(stage: str, given: Path | None, *, fast: bool, base: Path | None = None) -> Parent:
+def find_checkpoint(
+    stage: str, given: Path | None, *, fast: bool, base: Path | None = None, weights: bool = True
+) -> Parent:
     """Return the checkpoint `given`, or the best one of the newest completed run that `stage` can start from.
 
     Args:
         stage: a key of `PARENT_PLACES`; with `given`, any name.
-        given: a checkpoint, or a run, whose best checkpoint is meant; by its path or its name, see `train.names`.
+        given: a checkpoint, or a run, whose best checkpoint is meant; by its path or its name, see `train.names`. Or a model of a hub,
+            which is downloaded unless it is in the cache.
         fast: look for a fast-dev-run.
-        base: the base model of an adapter, where it is not the one that the adapter names: a folder, a run or its name.
+        base: the base model of an adapter, where it is not the one that the adapter names: a folder, a run or its name, or a name of a hub.
+        weights: False downloads no weights: for a look at what a model is.
 
-    Raises: UserError if there is none (USAGE), or its files are damaged (INTEGRITY).
+    Raises: UserError if there is none (USAGE), or its files are damaged (INTEGRITY); see also `hub_models.find`.
     """
     if given is not None:
-        return _verified(named_checkpoint(stage, given, fast=fast), base and _base(base))
-    for place in PARENT_PLACES[stage]:
-        candidates = [run for run in _runs(place) if is_fast_dev_run(run, read_facts(run)) == fast and _completed(run)]
-        if candidates:
-            newest = max(candidates, key=lambda run: str(read_facts(run).get("ended")))
-            return _verified(best_checkpoint(newest), base and _base(base))
+        folder = named_checkpoint(stage, given, fast=fast, weights=weights, with_base=base is None)
+        return _verified(folder, base and named_base(base, weights=weights))
+    if newest := _newest(stage, fast):
+        return _verified(best_checkpoint(newest), base and named_base(base, weights=weights))
     needed = _needed(stage)
     what = (
         "there is no reward model yet"
@@ -85,6 +98,31 @@ def find_checkpoint(stage: str, given: Path | None, *, fast: bool, base: Path | 
         else f"{stage} needs a checkpoint to start from; none was found"
     )
     raise UserError(what, where=str(RUNS / needed), fix=f"run `{_command(stage, fast)}` first")
+
+
+def expected_parent(stage: str, given: Path | None, *, fast: bool) -> Path | None:
+    """Return the checkpoint that `find_checkpoint` would return, not verified, and without weights if it is a model of a hub.
+
+    None where there is none, which the stage reports. Raises: UserError for a model of a hub, as `find_checkpoint`.
+    """
+    if given is None:
+        newest = _newest(stage, fast)
+        return best_checkpoint(newest) if newest else None
+    if _hub_name(given):
+        return named_checkpoint(stage, given, fast=fast)
+    try:
+        return named_checkpoint(stage, given, fast=fast)
+    except UserError:
+        return None
+
+
+def _newest(stage: str, fast: bool) -> Path | None:
+    """Return the newest completed run that a stage can start from."""
+    for place in PARENT_PLACES.get(stage, ()):
+        candidates = [run for run in _runs(place) if is_fast_dev_run(run, read_facts(run)) == fast and _completed(run)]
+        if candidates:
+            return max(candidates, key=lambda run: str(read_facts(run).get("ended")))
+    return None
 
 
 def _needed(stage: str) -> str:
@@ -108,13 +146,24 @@ def _completed(run: Path) -> bool:
     return read_facts(run).get("status") == COMPLETED
 
 
-def named_checkpoint(stage: str, given: Path, *, fast: bool) -> Path:
-    """Return the checkpoint that a name stands for. Raises: UserError (USAGE) where there is none."""
+def named_checkpoint(stage: str, given: Path, *, fast: bool, weights: bool = False, with_base: bool = True) -> Path:
+    """Return the checkpoint that a name stands for, by default without weights if it is a model of a hub.
+
+    Args:
+        with_base: download the base of an adapter, too.
+
+    Raises: UserError (USAGE) where there is none; see also `find_checkpoint`.
+    """
     option = _OPTIONS.get(stage, "--checkpoint")
 
     def accepts(run: Path) -> bool:
         return can_start_from(stage, run)
 
+    remote = _hub_name(given)
+    if remote is not None:
+        from tinyllm.stages.foreign import hub_models  # only then: it brings what a download needs
+
+        return hub_models.find(remote, weights=weights, with_base=with_base)
     make = _command(stage, fast)
     found = names.find(given, option=option, accepts=accepts, make=make)
     if found.checkpoint is not None:
@@ -124,6 +173,20 @@ def named_checkpoint(stage: str, given: Path, *, fast: bool) -> Path:
         return best
     what = f"{found.run} has no checkpoint yet"
     raise names.unknown(str(given), option=option, accepts=accepts, what=what, make=make)
+
+
+def _hub_name(given: Path) -> HubName | None:
+    """Return the model of a hub that a name stands for; None if it is, or looks like, something on this machine, which always wins."""
+    name = hub_cache.parse(given.as_posix())
+    if name is None:
+        return None
+    if not name.revision and names.is_local(given.as_posix()):
+        if hub_cache.complete_snapshot(name):
+            say(
+                f"note: {given} is on this machine; the model of the hub with this name would be {name.repository}@main"
+            )
+        return None
+    return None if name.revision and names.folders(given.as_posix()) else name
 
 
 def can_start_from(stage: str, run: Path) -> bool:
@@ -139,12 +202,16 @@ def can_start_from(stage: str, run: Path) -> bool:
     return stage == "verify" or (kind == "reward_model") == (stage == "reward model")
 
 
-def _base(given: Path) -> Path:
-    """Return the checkpoint that --base stands for. Raises: UserError (USAGE) where there is none."""
+def named_base(given: Path, *, weights: bool = True) -> Path:
+    """Return the checkpoint that --base stands for. Raises: UserError (USAGE) where there is none; see also `find_checkpoint`."""
 
     def accepts(run: Path) -> bool:
         return can_start_from("chat", run)
 
+    if remote := _hub_name(given):
+        from tinyllm.stages.foreign import hub_models
+
+        return hub_models.find(remote, weights=weights)
     found = names.find(given, option="--base", accepts=accepts, make=_COMMANDS[PRETRAIN])
     folder = found.checkpoint or (found.run and best_checkpoint(found.run))
     assert folder is not None
@@ -169,7 +236,7 @@ def _verified(folder: Path, base: Path | None = None) -> Parent:
         files += _files(part)
         _verify(part)
     sha256 = checkpoint.fingerprint(folder) if (folder / checkpoint.MANIFEST).is_file() else ""
-    return Parent(folder, sha256, tuple(files), base)
+    return Parent(folder, sha256, tuple(files), base, hub_cache.name_of(folder))
 
 
 def _parts(folder: Path, base: Path | None) -> Iterator[Path]:
@@ -189,9 +256,18 @@ def _files(folder: Path) -> list[_File]:
 
 
 def _verify(folder: Path) -> None:
-    """Verify a folder against its manifest. A model from elsewhere has none; a checkpoint of a run without one is damaged."""
-    if (folder / checkpoint.MANIFEST).is_file() or _is_own(folder):
+    """Verify a folder against its manifest, or a model of a hub against the hub's checksums.
+
+    Other models from elsewhere have neither; a checkpoint of a run without a manifest is damaged.
+    """
+    if hub_cache.name_of(folder):
+        from tinyllm.stages.foreign import hub_models
+
+        hub_models.verify(folder)
+    elif (folder / checkpoint.MANIFEST).is_file() or _is_own(folder):
         checkpoint.verify(folder)
+    elif foreign_weights.is_foreign(files := [path.name for path in folder.iterdir()]):
+        raise foreign_weights.error(folder.resolve().as_posix(), files, str(folder))
 
 
 def _is_own(folder: Path) -> bool:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tinyllm.errors import UserError
+from tinyllm.io import foreign_weights
 from tinyllm.io.shell import quote
 from tinyllm.train import checkpoint
 
@@ -24,8 +25,10 @@ MAKE = "tinyllm pretrain --fast-dev-run"  # makes a first run, in seconds
 _CHECKPOINTS = "checkpoints"
 _LINKS = {"best": checkpoint.BEST, "latest": checkpoint.LATEST, "last": checkpoint.LATEST}
 _ALIGNED = "rlhf"  # the folder of runs that are named ALGORITHM-NAME
+_PLACES = ("pretrain", "sft", "rlhf", "checkpoints", "data", "logs")  # in runs/, or in a run
 _SHOWN = 12  # candidates in one message
 _SIMILAR = 0.6
+_DEEPEST = 3  # folders between a path and a model that is suggested instead
 
 Accepts = Callable[[Path], bool]  # whether the command can use a run
 
@@ -104,6 +107,14 @@ def find(name: str | Path, *, option: str = "RUN", accepts: Accepts = is_run, ma
 def folders(text: str) -> list[Path]:
     """Return the folders at a path, and at a path below runs/."""
     return [path for path in (Path(text), RUNS / text) if text and _is_folder(path)]
+
+
+def is_local(text: str) -> bool:
+    """Return whether a name is that of a folder or a run here, or begins as one: a mistyped run is not looked for elsewhere."""
+    head = text.partition("/")[0]
+    if folders(text) or matching(text) or folders(head) or head == RUNS.name:
+        return True
+    return any(head in run.relative_to(RUNS).parts for run in runs_below(RUNS)) or bool(text and head in _PLACES)
 
 
 def short_name(run: Path) -> str:
@@ -200,6 +211,42 @@ def _inside(text: str, accepts: Accepts) -> list[Path]:
     return []
 
 
+def _wrong_place(text: str, option: str) -> UserError | None:
+    """Return the error for a path that misses a model by a little: a folder above one, a file in one, or weights that are never read."""
+    path = Path(text)
+    if not text or not _exists(path) or next(runs_below(path if path.is_dir() else path.parent), None):
+        return None
+    folder = path.parent if path.is_file() else path
+    below = [] if path.is_file() else _models_below(path)
+    if not below and foreign_weights.is_foreign(files := [file.name for file in folder.iterdir()]):
+        return foreign_weights.error(folder.resolve().as_posix(), files, text)
+    if path.is_file():
+        fix = _typed(folder, option) if is_model(folder) else "the folder of a model, with config.json in it"
+        return UserError(f"{text} is a file", where=option, fix=f"use {fix}")
+    if below:
+        what = f"{text} is not the folder of a model: {'it lies' if len(below) == 1 else f'{len(below)} lie'} below it"
+        fix = (
+            _typed(below[0], option)
+            if len(below) == 1
+            else f"one of {', '.join(quote(str(b)) for b in below[:_SHOWN])}"
+        )
+        return UserError(what, where=option, fix=f"use {fix}")
+    return None
+
+
+def _models_below(folder: Path) -> list[Path]:
+    """Return the models up to three folders below one, as archives and caches nest them."""
+    found: list[Path] = []
+    for place, folders, _ in os.walk(folder):
+        here = Path(place)
+        if here != folder and is_model(here):
+            found.append(here)
+        if (found and found[-1] == here) or len(here.relative_to(folder).parts) >= _DEEPEST or len(found) > _SHOWN:
+            folders.clear()
+        folders.sort()
+    return found
+
+
 def unknown(
     text: str, *, option: str = "RUN", accepts: Accepts = is_run, what: str = "", where: str = "", make: str = MAKE
 ) -> UserError:
@@ -210,6 +257,8 @@ def unknown(
         where: the place of the error, if it is not the option.
         make: the command that makes a usable run, for when there is none.
     """
+    if not what and (error := _wrong_place(text, option)):
+        return error
     what = what or (f"there is no run or checkpoint {text!r}" if option != "RUN" else f"there is no run {text!r}")
     if inside := _inside(text, accepts):
         return _several(text, inside, option, f"{text} is a folder of {len(inside)} runs" if len(inside) > 1 else what)

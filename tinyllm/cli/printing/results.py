@@ -263,7 +263,7 @@ def _cost(place: str, config: Any, fast: bool) -> dict[str, Any]:
     continued = place in ("pretrain", "data") and config.parent is not None
     if place in PARENT_PLACES or continued:
         try:
-            parent = find_checkpoint(place, config.parent, fast=fast, base=config.base)
+            parent = find_checkpoint(place, config.parent, fast=fast, base=config.base, weights=False)
         except UserError as error:
             if error.code != USAGE or config.parent is not None:  # a name that was given must be right
                 raise

@@ -1,4 +1,4 @@
-"""The answer of a hub that lists a data set, checked before anything in it is used or shown: types, checksums, file names, license.
+"""The answer of a hub that lists a data set or a model, checked before anything in it is used: types, checksums, file names, license.
 
 The hub is not trusted: a mirror or a network's login page may answer in its place. What a file contains is checked by `download`.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Annotated
@@ -35,14 +36,35 @@ class RemoteFile:
 
 
 @dataclass(frozen=True)
+class Kind:
+    """What a repository holds: `dataset` or `model`."""
+
+    name: str
+    page: str
+    """what precedes the repository in the address of its page"""
+    is_wanted: Callable[[str], bool]
+    """whether a file is ever downloaded"""
+    missing: str
+    """the error for a name that the hub does not know"""
+    find: str
+    """how to find the right name, with {endpoint} and {name}"""
+    elsewhere: str
+    """how to have files written to another place"""
+
+
+@dataclass(frozen=True)
 class Listing:
-    """The data files of a repository at one commit."""
+    """The files of a repository at one commit."""
 
     repository: str
     revision: str
     """the commit"""
     license: str | None
     files: tuple[RemoteFile, ...]
+    """those that may be downloaded"""
+    kind: Kind
+    others: tuple[str, ...] = ()
+    """names of all other files, which are only looked at"""
 
 
 class _Checked(BaseModel):
@@ -73,8 +95,9 @@ class _Answer(_Checked):
     cardData: _Card | None = None  # noqa: N815
 
 
-def parse(text: bytes, repository: str) -> Listing:
-    """Return the data files that an answer lists. Raises: ValueError, with the reason, for anything but a hub's listing."""
+def parse(text: bytes, repository: str, kind: Kind | None = None) -> Listing:
+    """Return the files that an answer lists, by default data files. Raises: ValueError, with the reason, for anything but a listing."""
+    kind = kind or DATASET
     try:
         answer = _Answer.model_validate(json.loads(text))
     except ValidationError as error:
@@ -85,12 +108,13 @@ def parse(text: bytes, repository: str) -> Listing:
         raise ValueError(f"its answer is not JSON: {preview(text[:80].decode(errors='replace'))}") from None
     files = []
     for entry in answer.siblings:
-        if is_data_file(entry.rfilename):
+        if kind.is_wanted(entry.rfilename):
             if entry.size is None:
                 raise ValueError(f"it gives no size for {preview(entry.rfilename)}")
             sha256 = entry.lfs.sha256 if entry.lfs else None
             files.append(RemoteFile(entry.rfilename, entry.size, sha256, None if sha256 else entry.blobId))
-    return Listing(repository, answer.sha, _license(answer), tuple(files))
+    others = tuple(entry.rfilename for entry in answer.siblings if not kind.is_wanted(entry.rfilename))
+    return Listing(repository, answer.sha, _license(answer), tuple(files), kind, others)
 
 
 def _reason(error: ValidationError) -> str:
@@ -121,6 +145,16 @@ def is_data_file(path: str) -> bool:
     pure = PurePosixPath(path)
     hidden = any(part.startswith(".") and part != ".." for part in pure.parts)  # for ".." see path_fault
     return not hidden and pure.name not in _NOT_DATA and pure.name.lower().removesuffix(".gz").endswith(data_suffixes())
+
+
+DATASET = Kind(
+    "dataset",
+    "datasets/",
+    is_data_file,
+    missing="the hub does not have it (404)",
+    find="check the name and the revision",
+    elsewhere="choose another --out",
+)
 
 
 def path_fault(path: str) -> str:

@@ -1,11 +1,12 @@
-"""A connection to a Hugging Face hub: the files of a data set, and GET requests for them.
+"""A connection to a Hugging Face hub: the files of a data set or a model, and GET requests for them.
 
-The network is used in this folder and nowhere else in the package, and only by `tinyllm data download`. `huggingface_hub` (extra `hub`)
+The network is used in this folder and nowhere else in the package: by `tinyllm data download`, and by `--checkpoint OWNER/NAME` for a
+model that is not in the cache. `huggingface_hub` (extra `hub`)
 finds the token and knows the addresses. Its own requests are not used: `hf_hub_download` starts again from nothing after an interruption
 (version 2.4 writes to a file of the process and removes it), and `HfApi` has no limit on the time and the size of an answer.
 
 The hub is not trusted. Only https is used, except for a hub on this machine, also after redirects; the token is sent to the hub only: a
-redirect to another host, which stores the large files, is followed without it. Left out: models and scripts, uploading, Xet (its chunks
+redirect to another host, which stores the large files, is followed without it. Left out: pickles and scripts, uploading, Xet (its chunks
 cannot be resumed from a file), parallel files.
 """
 
@@ -23,7 +24,7 @@ from urllib.parse import quote, urljoin, urlsplit
 
 from tinyllm import __version__
 from tinyllm.data.hub import answers, pace
-from tinyllm.data.hub.answers import Listing
+from tinyllm.data.hub.answers import DATASET, Kind, Listing
 from tinyllm.data.sources.errors import preview
 from tinyllm.errors import RESOURCES, UserError
 
@@ -86,13 +87,13 @@ class Hub:
     def close(self) -> None:
         self._client.close()
 
-    def listing(self, repository: str, revision: str | None) -> Listing:
-        """Return the data files of a data set at a revision, by one request.
+    def listing(self, repository: str, revision: str | None, kind: Kind = DATASET) -> Listing:
+        """Return the files of a repository at a revision, by one request.
 
         Raises:
-            UserError: no such data set or revision, or a token is needed (USAGE); not the answer of a hub (RESOURCES).
+            UserError: no such repository or revision, or a token is needed (USAGE); not the answer of a hub (RESOURCES).
         """
-        url = f"{self.endpoint}/api/datasets/{repository}/revision/{quote(revision or 'main', safe='')}?blobs=true"
+        url = f"{self.endpoint}/api/{kind.name}s/{repository}/revision/{quote(revision or 'main', safe='')}?blobs=true"
         found, measured = bytearray(), pace.Pace(self.rate)
         try:
             with self.get(url, {}, timeout=self._to_list) as response:
@@ -102,18 +103,18 @@ class Hub:
                     if len(found) > answers.MAX_BYTES:
                         raise self._not_a_hub(f"its answer is larger than {answers.MAX_BYTES:,} bytes")
         except BadStatus as bad:
-            raise self.status_error(bad.status, bad.code, repository) from None
+            raise self.status_error(bad.status, bad.code, repository, kind) from None
         except (self.transport_error, pace.SlowError) as error:
             raise unreachable(self.host, str(error) or type(error).__name__) from error
         try:
-            return answers.parse(bytes(found), repository)
+            return answers.parse(bytes(found), repository, kind)
         except ValueError as error:
             raise self._not_a_hub(str(error)) from None
 
     def url(self, listing: Listing, path: str) -> str:
         """Return the URL of a file."""
         return self._library.hf_hub_url(
-            listing.repository, path, repo_type="dataset", revision=listing.revision, endpoint=self.endpoint
+            listing.repository, path, repo_type=listing.kind.name, revision=listing.revision, endpoint=self.endpoint
         )
 
     @contextlib.contextmanager
@@ -177,34 +178,44 @@ class Hub:
         fix = "unset HF_ENDPOINT, or check the network"
         return UserError(f"this server is not a hub: {why}", where=self.endpoint, fix=fix, code=RESOURCES)
 
-    def status_error(self, status: int, code: str, what: str) -> UserError:
-        """Return the error for a status of 400 or more; `code` is the hub's X-Error-Code."""
-        if code == "RevisionNotFound":
-            status = -1
-        elif code == "GatedRepo":
-            status = 403
+    def status_error(self, status: int, code: str, what: str, kind: Kind, repository: str = "") -> UserError:
+        """Return the error for a status of 400 or more.
+
+        Args:
+            code: the hub's X-Error-Code.
+            what: the file or the repository that was asked for.
+            repository: that of the file.
+        """
+        status = _MEANINGS.get(code, status)
         if status not in _STATUS_ERRORS:
             why = "too many requests" if status == 429 else f"answer {status}"
             return UserError(f"the hub refused: {why}", where=self.host, fix="try again later", code=RESOURCES)
         why, with_token, without = _STATUS_ERRORS[status]
-        fix = (with_token if self.token else without).format(page=f"{self.endpoint}/datasets/{what}")
-        return UserError(f"{what}: {why}", where=self.host, fix=fix)
+        name = repository or what
+        find = kind.find.format(endpoint=self.endpoint, name=name.rpartition("/")[2])
+        places = {"page": f"{self.endpoint}/{kind.page}{name}", "endpoint": self.endpoint, "find": find}
+        fix = (with_token if self.token else without).format(**places)
+        return UserError(f"{what}: {why.format(missing=kind.missing)}", where=self.host, fix=fix)
 
 
-_CHECK_NAME = "check the name and the revision"
+_MEANINGS = {
+    "RevisionNotFound": -1,
+    "GatedRepo": 403,
+    "RepoNotFound": 404,
+}  # without a token the public hub answers 401 to the last
 _STATUS_ERRORS = {  # status: its meaning, the fix if there is a token, the fix if there is none
     -1: ("there is no such revision", "look for it at {page}/commits/main", "look for it at {page}/commits/main"),
     401: (
         "the hub requires a token (401)",
         "set HF_TOKEN to a valid token, or unset it",
-        f"{_CHECK_NAME}; if it is private, set HF_TOKEN",
+        "{find}; if it is private, set HF_TOKEN",
     ),
     403: (
         "its terms must be accepted first (403)",
-        "accept them at {page}",
-        "accept them at {page}, and set HF_TOKEN",
+        "accept them at {page} with the account of your token, then run the same command again",
+        "accept them at {page}, and set HF_TOKEN to a token of {endpoint}/settings/tokens",
     ),
-    404: ("the hub does not have it (404)", _CHECK_NAME, f"{_CHECK_NAME}; if it is private, set HF_TOKEN"),
+    404: ("{missing}", "{find}", "{find}; if it is private, set HF_TOKEN"),
 }
 
 

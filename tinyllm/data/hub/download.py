@@ -20,7 +20,6 @@ from tinyllm.io.files import writing
 
 _RETRY_DELAYS = (0.5, 1.0, 2.0)  # seconds before the attempts after one that gave no byte
 _CHUNK = 1 << 20
-_OTHER_FOLDER = "choose another --out"
 _RETRIABLE = (408, 416, 429)  # as are all from 500 on
 
 
@@ -39,13 +38,13 @@ def fetch(hub: Hub, listing: Listing, remote: RemoteFile, to: Path, progress: Ca
         what, fix = f"the hub gives no checksum for {remote.path}", "use the public hub: unset HF_ENDPOINT"
         raise UserError(what, where=hub.endpoint, fix=fix, code=INTEGRITY)
     part = to.with_name(f"{to.name}.{checksum[:12]}.part")
-    with writing(to, fix=_OTHER_FOLDER):
+    with writing(to, fix=listing.kind.elsewhere):
         to.parent.mkdir(parents=True, exist_ok=True)
         with part.open("a+b") as file:
             sums = _Checksums(remote)
             file.seek(0)
             sums.read(file)
-            _fill(hub, hub.url(listing, remote.path), file, sums, progress)
+            _fill(hub, listing, file, sums, progress)
             file.flush()
             os.fsync(file.fileno())
         if not sums.match():
@@ -61,7 +60,7 @@ def matches(file: Path, remote: RemoteFile) -> str | None:
     if not file.is_file() or file.stat().st_size != remote.size:
         return None
     sums = _Checksums(remote)
-    with writing(file, fix=_OTHER_FOLDER), file.open("rb") as opened:
+    with writing(file, what="cannot be read"), file.open("rb") as opened:
         sums.read(opened)
     return sums.sha256.hexdigest() if sums.match() else None
 
@@ -96,13 +95,13 @@ class _Checksums:
         return same and self.size == self.remote.size
 
 
-def _fill(hub: Hub, url: str, file: IO[bytes], sums: _Checksums, progress: Callable[[int], None]) -> None:
+def _fill(hub: Hub, listing: Listing, file: IO[bytes], sums: _Checksums, progress: Callable[[int], None]) -> None:
     """Download until the file has its size. Consecutive attempts below the lowest rate, or without new bytes, count as failures."""
     delays, furthest = list(_RETRY_DELAYS), sums.size
     progress(sums.size)
     while sums.size < sums.remote.size:
         pace = Pace(hub.rate)
-        why = _attempt(hub, url, file, sums, progress, pace)
+        why = _attempt(hub, listing, file, sums, progress, pace)
         if sums.size >= sums.remote.size:
             return
         if pace.is_sufficient() and sums.size > furthest:  # a server that starts over each time gets no further
@@ -114,11 +113,13 @@ def _fill(hub: Hub, url: str, file: IO[bytes], sums: _Checksums, progress: Calla
         time.sleep(delays.pop(0))
 
 
-def _attempt(hub: Hub, url: str, file: IO[bytes], sums: _Checksums, progress: Callable[[int], None], pace: Pace) -> str:
+def _attempt(
+    hub: Hub, listing: Listing, file: IO[bytes], sums: _Checksums, progress: Callable[[int], None], pace: Pace
+) -> str:
     """Download as much as possible in one request; return the reason why it ended."""
     headers = {"Range": f"bytes={sums.size}-"} if sums.size else {}
     try:
-        with hub.get(url, headers) as response:
+        with hub.get(hub.url(listing, sums.remote.path), headers) as response:
             if sums.size and response.status_code != 206:  # the whole file again
                 _restart(file, sums)
             for chunk in response.iter_raw():  # as received: a chunk that is not full would be lost with the connection
@@ -132,7 +133,7 @@ def _attempt(hub: Hub, url: str, file: IO[bytes], sums: _Checksums, progress: Ca
         return str(error) or type(error).__name__
     except BadStatus as bad:
         if bad.status < 500 and bad.status not in _RETRIABLE:
-            raise hub.status_error(bad.status, bad.code, sums.remote.path) from None
+            raise hub.status_error(bad.status, bad.code, sums.remote.path, listing.kind, listing.repository) from None
         if bad.status == 416:  # the range starts after the end: what is there is not the beginning of this file
             _restart(file, sums)
         return f"answer {bad.status}"

@@ -59,7 +59,8 @@ def vocabulary(config: Any, place: str, tokenizer: Path | None, checkpoint: Path
 def _parent(place: str, given: Path | None) -> Path | None:
     """Return the checkpoint that a stage would start from; None if none exists and none was given."""
     try:
-        return find_checkpoint(place if place in PARENT_PLACES else "eval", given, fast=False).folder
+        stage = place if place in PARENT_PLACES else "eval"
+        return find_checkpoint(stage, given, fast=False, weights=False).folder
     except UserError as error:
         if given is not None or error.code != USAGE:
             raise
