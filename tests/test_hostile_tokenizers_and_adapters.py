@@ -32,6 +32,7 @@ from tinyllm.errors import INTEGRITY, UserError
 from tinyllm.model import hub, lora
 from tinyllm.model.config import LoRAConfig
 from tinyllm.text import chat
+from tinyllm.text.foreign import process
 from tinyllm.text.tokenizer import Tokenizer
 
 
@@ -148,25 +149,21 @@ def test_a_regex_that_fails_on_a_later_text_is_one_error(place: Path) -> None:
     ],
     ids=["endless", "class", "huge"],
 )
-def test_an_untrusted_chat_template_is_never_rendered(template: str, place: Path) -> None:
-    """Loading, rendering in ChatML and saving do not evaluate it; it is written back as it came."""
+def test_an_untrusted_chat_template_is_rendered_within_limits(
+    template: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is one error where it is used, and loading and saving do not render it; see also text/test_hostile_templates.py."""
+    monkeypatch.setattr(process, "SECONDS", 1.0)
     (place / "chat_template.jinja").write_text(template)
     edited(lambda c: c.update(chat_template=template[:1000]), "tokenizer_config.json")(place)
     began = time.monotonic()
-    tokenizer = Tokenizer.load(place)
-    want = chat.render(small.tokenizer(), [{"role": "user", "content": "hi"}], generation_prompt=True)
-    assert chat.render(tokenizer, [{"role": "user", "content": "hi"}], generation_prompt=True) == want
-    tokenizer.save(Path("new"), model_max_length=9)
-    assert Path("new/chat_template.jinja").read_text() == template
-    assert time.monotonic() - began < 1
-
-
-def test_a_chat_template_of_megabytes_is_refused(place: Path) -> None:
-    (place / "chat_template.jinja").write_text("x" * 50_000_000)
-    refusal(lambda: opened(place))
-    (place / "chat_template.jinja").unlink()
-    edited(lambda c: c.update(chat_template="x" * 2_000_000), "tokenizer_config.json")(place)
-    refusal(lambda: opened(place))
+    with harmless_or_refused():
+        tokenizer = Tokenizer.load(place)
+        tokenizer.save(Path("new"), model_max_length=9)
+        with pytest.raises(UserError, match="chat template") as caught:
+            chat.render(tokenizer, [{"role": "user", "content": "hi"}], generation_prompt=True)
+        assert "chat.template=chatml" in caught.value.fix
+    assert time.monotonic() - began < 20
 
 
 # --- adapters --------------------------------------------------------------------------------------------------------------------

@@ -95,7 +95,8 @@ def bbh(row: dict[str, str]) -> Prompt:
 
 
 def toolcall(row: dict[str, Any]) -> Conversation:
-    tools = [] if row["tools"] == "[]" else [turn("system", "Tools:\n" + row["tools"])]  # 92 of 240 rows have none
+    listed = {"tools": json.loads(row["tools"]), "source": ()}
+    tools = [] if row["tools"] == "[]" else [turn("system", "Tools:\n" + row["tools"]) | listed]  # 92 of 240 rows have none
     return Conversation((*tools, *sharegpt(row["conversations"])))
 
 

@@ -47,7 +47,11 @@ def cli_options(command: Any = None) -> Iterator[str]:
 
 def options_of_scripts() -> set[str]:
     """Return the options in the sources of our own scripts."""
-    scripts = [*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "tests").glob("*.py")]
+    scripts = [
+        *(ROOT / "benchmarks").glob("*.py"),
+        *(ROOT / "tests").glob("*.py"),
+        *(ROOT / "tests/parity").glob("*.py"),
+    ]
     scripts += [*(ROOT / "tests/evidence").glob("*.py"), *(ROOT / "tests/lifecycle").glob("*sweep.py")]
     return {option for path in scripts for option in re.findall(r'"(--[a-z][a-z-]*)"', path.read_text("utf-8"))}
 

@@ -18,6 +18,7 @@ from tests.documents.pages import ROOT, Pages
 
 WORDS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen".split()  # noqa: SIM905
 LIFECYCLE, DATA, WORLD, RELIABILITY = "docs/lifecycle.md", "docs/data.md", "docs/world.md", "docs/reliability.md"
+REAL = "docs/real-models.md"
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,12 @@ def _unset(name: str) -> Callable[[], float]:
 S = Statement
 # fmt: off
 STATEMENTS: tuple[Statement, ...] = (
+    # --- models from elsewhere
+    S(REAL, r"`(\w+)` \(default\) \| what the checkpoint's own", field("text.config", "ChatFormatConfig", "template"), "default"),
+    S(REAL, r"of its own with (\d+) MB of memory", lambda: constant("text.foreign.process", "MEMORY")() / 2**20),
+    S(REAL, r"(\d+) seconds for a conversation", constant("text.foreign.process", "SECONDS")),
+    S(REAL, r"a template of more than ([\d,]+) characters", constant("text.foreign.process", "MOST_CHARACTERS")),
+    S(REAL, r"more than (\d+) times the conversation", constant("text.foreign.layouts", "_GROWTH")),
     # --- the guide: defaults
     S(LIFECYCLE, r"`--preset` \| `(\w+)` \(default\)", constant("cli.lifecycle", "PRESET"), "default"),
     S(LIFECYCLE, r"starting at `--seed` \(default (\d+)\)", field("stages.config", "PretrainConfig", "seed"), "default"),

@@ -15,6 +15,7 @@ from tinyllm.data.config import DataConfig
 from tinyllm.errors import UserError
 from tinyllm.evals.benchmark import read_all
 from tinyllm.evals.config import EvalConfig
+from tinyllm.evals.conventions import Conventions
 from tinyllm.evals.evaluator import Evaluator
 from tinyllm.evals.settings import EvalSettings
 
@@ -162,7 +163,9 @@ def test_the_chat_template_is_used_for_conversations_of_a_chat_model_or_on_reque
 ) -> None:
     (benchmark,) = read_all(["questions"], config(written(tmp_path / "q.jsonl", MATHS)))
     benchmark = replace(benchmark, conversational=conversational)
-    evaluator = Evaluator(small.rough(), small.tokenizer(), (), chat_model, config(template=template))
+    evaluator = Evaluator(
+        small.rough(), small.tokenizer(), Conventions((), (), (), (), {}), chat_model, config(template=template)
+    )
     assert evaluator.uses_chat_template(benchmark) is used
     assert not evaluator.uses_chat_template(replace(benchmark, kind="texts"))
 

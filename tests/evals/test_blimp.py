@@ -12,8 +12,10 @@ import torch
 from tests.support import small
 from tinyllm.cli.resolve import STAGES, resolve
 from tinyllm.evals import run
+from tinyllm.evals.conventions import conventions
 from tinyllm.evals.likelihood import log_likelihoods
-from tinyllm.evals.rows import continuation_rows, prefix_ids, text_rows
+from tinyllm.evals.rows import continuation_rows, text_rows
+from tinyllm.evals.settings import EvalSettings
 from tinyllm.model import hub
 from tinyllm.text.tokenizer import Tokenizer
 from tinyllm.train.run import Invocation
@@ -56,7 +58,8 @@ def assert_scores_equal_those_of_transformers(
 
     context = f"Question: {question.strip()}\nAnswer:"
     pairs = [(context, f" {choice}") for choice in choices]
-    got = log_likelihoods(model, continuation_rows(tokenizer, prefix_ids(folder), pairs), tokens=1000)
+    prefix = conventions(folder, tokenizer, EvalSettings()).prefix
+    got = log_likelihoods(model, continuation_rows(tokenizer, prefix, pairs), tokens=1000)
     want = [score(encode(context + more), len(encode(context))) for _, more in pairs]
     assert max(abs(a - b) for a, b in zip(got, want, strict=True)) < 1e-4
 

@@ -34,6 +34,7 @@ from tinyllm.train.run import Invocation
 
 DEFAULT_KEYS = {
     *("schema_version", "stage", "checkpoint", "manifest_sha256", "seconds", "documents", "split", "context"),
+    *("start", "score_end"),
     *("loss", "perplexity", "bits_per_byte", "tokens", "bytes", "uniform", "moved"),
 }
 

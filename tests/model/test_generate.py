@@ -10,6 +10,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from tests.support import small
 from tinyllm.errors import UserError
 from tinyllm.evals.settings import EvalSettings
 from tinyllm.model import hub
@@ -148,3 +149,20 @@ def test_greedy_tokens_of_stories260k_are_the_golden_ones(shared: Path) -> None:
     model = hub.load_causal_lm(folder / "hf")
     got = generate(model, [[golden[0]]], Sampling(199, temperature=0))[0].ids
     assert got == golden[1:]
+
+
+@pytest.mark.parity
+def test_the_repetition_penalty_is_that_of_transformers() -> None:
+    processors = pytest.importorskip("transformers").generation.logits_process
+    model, prompts, penalty = small.rough(), [[5, 6, 7, 5], [8, 9]], 1.7
+    found = generate(model, prompts, Sampling(12, temperature=0.0, repetition_penalty=penalty))
+    process = processors.RepetitionPenaltyLogitsProcessor(penalty)
+    for prompt, completion in zip(prompts, found, strict=True):
+        ids = torch.tensor([prompt])
+        with torch.no_grad():
+            for token, log_prob in zip(completion.ids, completion.log_probs, strict=True):
+                scores = process(ids, model.logits(model(ids))[:, -1]).log_softmax(-1)
+                assert token == scores.argmax().item()
+                assert log_prob == pytest.approx(scores.max().item(), abs=1e-5)
+                ids = torch.cat((ids, torch.tensor([[token]])), dim=1)
+    assert found != generate(model, prompts, Sampling(12, temperature=0.0))

@@ -93,6 +93,10 @@ def test_under_lora_the_rows_of_new_tokens_are_trained_and_no_others(tied: bool,
     assert all(torch.equal(p, frozen[name]) for name, p in model.named_parameters() if name in frozen)
     with lora.disabled(model):
         assert torch.equal(model.log_probs(ids, mask), start)
+    rows = model.model.embed_tokens.token_adapter.trainable_tokens_delta
+    rows = rows if tied else model.lm_head.token_adapter.trainable_tokens_delta
+    hidden = model(ids)
+    torch.testing.assert_close(model.logits(hidden)[..., 40:], hidden @ rows.T)
     folder = tmp_path / "adapter"
     folder.mkdir()
     settings = lora.with_token_rows(config, new)

@@ -25,7 +25,7 @@ from tinyllm.mean import Mean
 from tinyllm.model import generate, hub, kernels, lora, transformer
 from tinyllm.model.transformer import KVCache
 from tinyllm.stages.checkpoint_files import CheckpointFiles
-from tinyllm.text import own_files
+from tinyllm.text import chat, own_files
 from tinyllm.text.tokenizer import Tokenizer
 from tinyllm.train import checkpoint, engine, schedules
 from tinyllm.train.checkpointing import CheckpointManager
@@ -106,7 +106,9 @@ def control_tokens_parsed_in_text(patch: Patch) -> None:
 
 
 def template_without_newline(patch: Patch) -> None:
-    patch(own_files, "CHAT_TEMPLATE", own_files.CHAT_TEMPLATE.replace("{{- '\\n' -}}\n", ""))
+    broken = own_files.CHAT_TEMPLATE.replace("{{- '\\n' -}}\n", "")
+    patch(own_files, "CHAT_TEMPLATE", broken)
+    patch(chat, "CHAT_TEMPLATE", broken)  # which is still taken for ours
 
 
 def manifest_not_verified(patch: Patch) -> None:

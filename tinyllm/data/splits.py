@@ -28,7 +28,7 @@ from tinyllm.data.record_source import (
     RecordSource,
     share_for_test,
 )
-from tinyllm.data.records.types import Messages, Record, messages_of, opening_of, prompt_of
+from tinyllm.data.records.types import Messages, Record, messages_of, opening_of, prompt_of, with_system
 
 _HASHES = 1 << 64
 _LOW = 1 << 32  # the bits that divide val and test; the highest ones decide what is held out
@@ -181,12 +181,15 @@ class _Keys:
         return {split: check_disjoint({split: self.ours[split] + self.named[split]})[split] for split in SPLITS}
 
 
-def read_split(data: DataConfig, kind: str, seed: int, **world_options: Any) -> Split:
+def read_split(data: DataConfig, kind: str, seed: int, *, system: str = "", **world_options: Any) -> Split:
     """Return the records of the three splits, and the entries of run.json.
 
     Held-out records come from `data.val`. If it is empty, the world provides its own, and of files every record is held out whose
     opening hashes below `data.val_fraction` (at least one record). Test records come from `data.test`. If it is empty, the world provides
     its own, and `data.test_fraction` of the held-out records of files are for test.
+
+    Args:
+        system: a system prompt for conversations without one. It does not change which split a record is in.
 
     Raises: UserError for unreadable data and for no records to train on or to select by (USAGE); RuntimeError as `check_disjoint`.
     """
@@ -206,7 +209,10 @@ def read_split(data: DataConfig, kind: str, seed: int, **world_options: Any) -> 
     facts = {split: {"records": len(records[split])} | found for split, found in keys.facts().items()}
     found = Split(records[TRAIN], records[VAL], records[TEST], source.provenance(), facts)
     validation.report_findings(_findings(found, division, labels, data, source))
-    return found
+    if not system.strip():
+        return found
+    given = [[with_system(record, system) for record in records] for records in found[:3]]
+    return found._replace(train=given[0], val=given[1], test=given[2])
 
 
 def _divide(

@@ -15,6 +15,7 @@ import numpy as np
 
 from tinyllm.data.records.types import Conversation, Document, Pair, Prompt, Record, UnpairedPreference, messages_of
 from tinyllm.text import chat
+from tinyllm.text.chat import Message
 from tinyllm.text.tokenizer import Tokenizer
 
 _BATCH = 1024  # conversations rendered together: as Python objects their ids take five times the memory of the arrays
@@ -119,7 +120,9 @@ def conversations(
     rows: list[MaskedRow] = []
     for start in range(0, len(records), _BATCH):
         part = slice(start, min(start + _BATCH, len(records)))
-        whole = [_arrays(r) for r in chat.render_many(tokenizer, [c.messages for c in records[part]])]
+        messages = [record.messages for record in records[part]]
+        found = chat.render_many(tokenizer, messages, name=f"{name} record", first=start + 1)
+        whole = [_arrays(rendered) for rendered in found]
         report.lengths[part] = [len(ids) for ids, _ in whole]
         # the first token beyond the limit belongs to an answer
         report.truncated[part] = [len(mask) > limit.tokens and mask[limit.tokens] for _, mask in whole]
@@ -150,8 +153,10 @@ def pairs(
     report = _report(records, tokenizer, limit, name)
     rows: list[tuple[list[int], list[int], list[int], float]] = []
     for i, pair in enumerate(records):
-        prompt, chosen = chat.completion_ids(tokenizer, pair.prompt, pair.chosen)
-        _, rejected = chat.completion_ids(tokenizer, pair.prompt, pair.rejected)
+        (prompt, chosen), (_, rejected) = (
+            chat.completion_ids(tokenizer, pair.prompt, answer, name=f"{name} record", number=i + 1)
+            for answer in (pair.chosen, pair.rejected)
+        )
         prompt, (chosen, rejected) = _truncate(report, i, prompt, [chosen, rejected], tokenizer.stop_ids)
         report.equal[i] = chosen == rejected
         if report.equal[i]:
@@ -168,7 +173,9 @@ def unpaired(
     report = _report(records, tokenizer, limit, name)
     rows: list[tuple[list[int], list[int], bool]] = []
     for i, record in enumerate(records):
-        prompt, answer = chat.completion_ids(tokenizer, record.prompt, record.completion)
+        prompt, answer = chat.completion_ids(
+            tokenizer, record.prompt, record.completion, name=f"{name} record", number=i + 1
+        )
         prompt, (answer,) = _truncate(report, i, prompt, [answer], tokenizer.stop_ids)
         if report.kept[i]:
             rows.append((prompt, answer, record.good))
@@ -203,15 +210,21 @@ def prompts(
 ) -> tuple[list[tuple[list[int], dict[str, Any], str, bool]], TokenizationReport]:
     """Return (ids up to the assistant's header, columns for the rewards, place, plain); prompts over the limit are dropped."""
     report = _report(records, tokenizer, limit, name, has_answers=False)
-    rendered = chat.render_many(tokenizer, [p.messages for p in records], generation_prompt=True)
+    messages = [prompt.messages for prompt in records]
+    rendered = chat.render_many(tokenizer, messages, generation_prompt=True, name=f"{name} record")
     report.lengths[:] = [len(r.ids) for r in rendered]
     report.kept[:] = ~report.over_limit
     rows = [
-        (r.ids, {"prompt": list(p.messages), **p.columns}, p.place, p.plain)
+        (r.ids, {"prompt": [_said(m) for m in p.messages], **p.columns}, p.place, p.plain)
         for r, p, keep in zip(rendered, records, report.kept.tolist(), strict=True)
         if keep
     ]
     return rows, report
+
+
+def _said(message: Message) -> Message:
+    """Return a message as rewards get it."""
+    return Message(role=message["role"], content=message["content"])
 
 
 def documents(records: Sequence[Document], tokenizer: Tokenizer, limit: LengthLimit, name: str) -> TokenizationReport:

@@ -11,6 +11,7 @@ from tinyllm.algorithms import next_token
 from tinyllm.console import say
 from tinyllm.errors import FAILED, UserError
 from tinyllm.evals.benchmark import Benchmark
+from tinyllm.evals.conventions import Conventions
 from tinyllm.evals.formats import Choice
 from tinyllm.evals.generation import GenerationSettings, generate_and_score
 from tinyllm.evals.likelihood import log_likelihoods
@@ -32,8 +33,7 @@ class Evaluator:
 
     model: CausalLM
     tokenizer: Tokenizer
-    prefix: tuple[int, ...]
-    """ids in front of a context, see `rows.prefix_ids`"""
+    conventions: Conventions
     is_chat_model: bool
     """fine-tuned on conversations"""
     config: EvalSettings
@@ -63,10 +63,19 @@ class Evaluator:
 
     def text_metrics(self, texts: Sequence[str]) -> dict[str, float]:
         """Return loss, perplexity, bits per byte, tokens and bytes of texts, every token scored once; see `score_documents`."""
-        ids = [[*d, self.tokenizer.endoftext] for d in self.tokenizer.encode_batch(texts)]
+        around = self.conventions
+        ids = [[*d, *around.document_end] for d in self.tokenizer.encode_batch(texts)]
         sizes = [len(text.encode()) for text in texts]
         found = values(
-            score_documents(self._engine, ids, self.tokenizer, self.context, self.config.batch_size, sizes=sizes)
+            score_documents(
+                self._engine,
+                ids,
+                self.tokenizer,
+                self.context,
+                self.config.batch_size,
+                sizes=sizes,
+                start=around.start,
+            )
         )
         if not math.isfinite(found["loss"]):
             raise _overflow(f"the loss of {len(texts):,} texts ({found['tokens']:,.0f} tokens) is {found['loss']}")
@@ -94,17 +103,22 @@ class Evaluator:
     def _choice_rows(self, benchmark: Benchmark) -> list[Row]:
         """Return one row per choice, in the order of the items."""
         items: list[Choice] = benchmark.items
+        around = self.conventions
         if not items[0].context:
-            return text_rows(self.tokenizer, [self.config.lead + text for item in items for text in item.choices])
+            texts = [self.config.lead + text for item in items for text in item.choices]
+            places = [item.place for item in items for _ in item.choices]
+            return text_rows(self.tokenizer, texts, start=around.start, end=around.choice_end, places=places)
         if not self.uses_chat_template(benchmark):
             pairs = [(item.context, f" {text}") for item in items for text in item.choices]
-            return continuation_rows(self.tokenizer, self.prefix, pairs)
+            return continuation_rows(self.tokenizer, around.prefix, pairs, end=around.choice_end)
         rows = []
         for item in items:
             for text in item.choices:
                 answer = [chat.Message(role="assistant", content=text)]
-                prompt, completion = chat.completion_ids(self.tokenizer, item.turns, answer)
-                rows.append(Row((*prompt, *completion[:-1]), len(prompt)))  # the end of the turn is not scored
+                turns = chat.with_system(item.turns, self.config.chat.system)
+                prompt, completion = chat.completion_ids(self.tokenizer, turns, answer)
+                scored = completion if around.choice_end else completion[:-1]  # with the end of the turn, or without
+                rows.append(Row((*prompt, *scored), len(prompt)))
         return rows
 
     def answer(
@@ -118,6 +132,8 @@ class Evaluator:
             self.uses_chat_template(benchmark),
             self.config.until,
             self.tokens_per_batch,
+            self.conventions.start,
+            self.config.chat.system,
         )
         return generate_and_score(self.model, self.tokenizer, benchmark.items, rules, settings, samples=samples)
 

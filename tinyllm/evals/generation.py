@@ -32,6 +32,10 @@ class GenerationSettings:
     """strings that end a plain continuation"""
     tokens: int
     """in one batch, prompts and answers together"""
+    start: tuple[int, ...]
+    """ids in front of a plain question"""
+    system: str = ""
+    """a system prompt for questions without one"""
 
 
 def prompt_ids(
@@ -44,9 +48,10 @@ def prompt_ids(
         what = f"max_new_tokens {settings.max_new_tokens} leaves no room for a prompt in a context of {context}"
         raise UserError(what, where="max_new_tokens", fix="lower it: --set max_new_tokens=64")
     if settings.chat:
-        found = [r.ids for r in chat.render_many(tokenizer, [q.turns for q in questions], generation_prompt=True)]
+        turns = [chat.with_system(question.turns, settings.system) for question in questions]
+        found = [r.ids for r in chat.render_many(tokenizer, turns, generation_prompt=True, name="question")]
     else:
-        found = [[tokenizer.document_start, *ids] for ids in tokenizer.encode_batch([q.text for q in questions])]
+        found = [[*settings.start, *ids] for ids in tokenizer.encode_batch([q.text for q in questions])]
     if cut := sum(len(ids) > room for ids in found):
         say(f"{cut:,} questions are longer than {room} tokens; their beginning is cut off")
     return [ids[-room:] for ids in found]

@@ -1,9 +1,9 @@
-"""Texts and continuations as rows of tokens to score, by the conventions of lm-eval 0.4.13 (`lm_eval/api/model.py`).
+"""Texts and continuations as rows of tokens to score, as lm-eval 0.4.13 does (`lm_eval/api/model.py`).
 
-- A whole text: all its tokens are scored, after one that is not: BOS or, without one, the end-of-text token.
+- A whole text: all its tokens are scored, after a start token that is not.
 - A continuation: its tokens are scored given the context. Trailing spaces of the context are moved to the continuation, both are encoded
-  as one text, and the continuation starts at len(encode(context)). In front of the context is what the vocabulary's own tokenizer.json puts
-  there: BOS for most Llamas, nothing for models trained here.
+  as one text, and the continuation starts at len(encode(context)).
+- What stands in front of texts and contexts, and whether their end is scored: see `conventions`.
 - A row that does not fit loses the beginning of its context; scored tokens are never cut.
 """
 
@@ -11,9 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-
-import tokenizers
 
 from tinyllm.errors import UserError
 from tinyllm.text.tokenizer import Tokenizer
@@ -27,16 +24,39 @@ class Row:
     start: int
 
 
-def text_rows(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Row]:
-    """Return rows that score whole texts."""
-    return [Row((tokenizer.document_start, *ids), 1) for ids in tokenizer.encode_batch(texts)]
+def text_rows(
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    *,
+    start: Sequence[int] | None = None,
+    end: Sequence[int] = (),
+    places: Sequence[str] = (),
+) -> list[Row]:
+    """Return rows that score whole texts.
+
+    Args:
+        start, end: ids around each text, see `Conventions`. By default a text starts as a document does.
+        places: of the texts, for errors.
+
+    Raises:
+        UserError: nothing of a text is scored, because it has one token and no start.
+    """
+    first = (tokenizer.document_start,) if start is None else tuple(start)
+    rows = [Row((*first, *ids, *end), 1) for ids in tokenizer.encode_batch(texts)]
+    for number, row in enumerate(rows):
+        if len(row.ids) < 2:
+            what = "a text of one token has nothing to score without a start token"
+            raise UserError(what, where=places[number] if places else "", fix="set start to auto")
+    return rows
 
 
-def continuation_rows(tokenizer: Tokenizer, prefix: Sequence[int], pairs: Sequence[tuple[str, str]]) -> list[Row]:
+def continuation_rows(
+    tokenizer: Tokenizer, prefix: Sequence[int], pairs: Sequence[tuple[str, str]], *, end: Sequence[int] = ()
+) -> list[Row]:
     """Return rows that score continuations.
 
     Args:
-        prefix: see `prefix_ids`.
+        prefix, end: ids around each row; see `Conventions`.
         pairs: (context, continuation); contexts are not empty.
     """
     moved = [(context.rstrip(), context[len(context.rstrip()) :] + more) for context, more in pairs]
@@ -46,17 +66,9 @@ def continuation_rows(tokenizer: Tokenizer, prefix: Sequence[int], pairs: Sequen
     for context, whole in zip(contexts, wholes, strict=True):
         # a token that spans the boundary leaves the continuation fewer tokens, but at least one
         start = len(prefix) + min(len(context), len(whole) - 1)
-        ids = (*prefix, *whole)
+        ids = (*prefix, *whole, *end)
         rows.append(Row(ids, start) if start else Row((tokenizer.endoftext, *ids), 1))
     return rows
-
-
-def prefix_ids(folder: Path) -> tuple[int, ...]:
-    """Return the ids that tokenizer.json in `folder` puts in front of a text when special tokens are requested."""
-    whole = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-    bare, special = whole.encode("a", add_special_tokens=False).ids, whole.encode("a").ids
-    at = next((n for n in range(len(special)) if special[n : n + len(bare)] == bare), 0)
-    return tuple(special[:at])
 
 
 def truncated(row: Row, limit: int, place: str) -> Row:

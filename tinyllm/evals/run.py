@@ -18,16 +18,17 @@ from tinyllm.data.tokens.documents import documents_for_test, held_out_documents
 from tinyllm.errors import UserError
 from tinyllm.evals import tasks
 from tinyllm.evals.benchmark import Benchmark, read_all, world_count
+from tinyllm.evals.conventions import conventions
 from tinyllm.evals.evaluator import Evaluator
 from tinyllm.evals.formats import Question
 from tinyllm.evals.results import BenchmarkResult, lm_eval_results
-from tinyllm.evals.rows import prefix_ids
 from tinyllm.evals.settings import EvalSettings
 from tinyllm.evals.task import Task
 from tinyllm.rollout import rewards
 from tinyllm.stages.common import load_language_model, set_up
 from tinyllm.stages.origin import is_chat_model
 from tinyllm.stages.parents import Parent, find_checkpoint
+from tinyllm.text.chat_format import choose
 from tinyllm.text.tokenizer import Tokenizer
 from tinyllm.train.run import Invocation
 
@@ -38,8 +39,14 @@ def run(config: EvalSettings, invocation: Invocation) -> dict[str, Any]:
     device = set_up(config)
     parent = find_checkpoint("eval", config.parent, fast=invocation.fast, base=config.base)
     model, tokenizer = load_language_model(parent, device)
+    chosen = choose(config.chat, tokenizer, trains=False)
+    tokenizer = chosen.tokenizer
+    if chosen.line and config.task:
+        say(chosen.line)
     chat_model = is_chat_model(parent.folder, tokenizer)
-    evaluator = Evaluator(model.eval(), tokenizer, prefix_ids(parent.folder), chat_model, config)
+    around = conventions(parent.folder, tokenizer, config)
+    say(around.line())
+    evaluator = Evaluator(model.eval(), tokenizer, around, chat_model, config)
     found = _run_tasks(evaluator, parent) if config.task else _score_text(evaluator)
     dist.barrier()
     return {
@@ -62,6 +69,8 @@ def _score_text(evaluator: Evaluator) -> dict[str, Any]:
         "documents": len(texts),
         "split": split,
         "context": evaluator.context,
+        "start": evaluator.conventions.names["start"],
+        "score_end": evaluator.conventions.names["score_end"],
         **metrics,
         "uniform": evaluator.uniform_bits_per_byte(metrics),
         "moved": {"what": f"bits per byte ({split})", "from": None, "to": metrics["bits_per_byte"]},
@@ -140,6 +149,7 @@ def _run_tasks(evaluator: Evaluator, parent: Parent) -> dict[str, Any]:
         "device": str(evaluator.model.lm_head.weight.device),
         "limit": config.rows,
         "random_seed": config.seed,
+        **evaluator.conventions.names,
         "settings": dump(config),
     }
     found["moved"] = {

@@ -11,6 +11,7 @@ from tinyllm.config.sampling import Temperature
 from tinyllm.data.config import DataConfig
 from tinyllm.rollout.rewards import REWARDS
 from tinyllm.stages.config import StageConfig
+from tinyllm.text.config import ChatFormatConfig
 
 
 class EvalSettings(StageConfig):
@@ -22,6 +23,7 @@ class EvalSettings(StageConfig):
     """the base model of a checkpoint that is an adapter, where it does not lie at the path that the adapter names"""
     task: tuple[str, ...] = ()
     """names of tasks; `EvalConfig` limits them to the registry"""
+    chat: ChatFormatConfig = ChatFormatConfig()
     data: DataConfig = DataConfig(train=(), val=("world:500",))
     rows: int = Field(2000, ge=1)
     """largest number of documents; with tasks: of rows per file"""
@@ -31,6 +33,10 @@ class EvalSettings(StageConfig):
     """of `question` and `choices`: compare the choices themselves, or list them in the question and compare A, B, C, D"""
     lead: str = ""
     """put in front of a whole text that is compared; lm-eval's own blimp has a space there"""
+    start: str = "auto"
+    """token in front of a text, which is not scored: auto, bos, eos, none, or the token itself, as in <|endoftext|>"""
+    score_end: Literal["auto"] | bool = "auto"
+    """score the end-of-text token after a text. auto: after documents, unless the checkpoint's end token ends turns"""
     template: Literal["auto", "plain", "chat"] = "auto"
     """plain text, or the chat template; auto: the template for questions and conversations, if the checkpoint was fine-tuned"""
     rule: str = "exact_answer"

@@ -46,7 +46,7 @@ def parts(resolved: Mapping[str, Resolved]) -> dict[str, Any]:
         config, entry = one.config, STAGES[stage]
         if entry.family == "pretrain":
             continue
-        options = {name: getattr(config, name) or None for name in _OPTIONS[entry.family]}
+        options: dict[str, Any] = {name: getattr(config, name) or None for name in _OPTIONS[entry.family]}
         options = {name: value for name, value in options.items() if value is not None}
         key = repr((entry.data, config.data.model_dump(), config.seed, options))
         if key not in known:

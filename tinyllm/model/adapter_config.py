@@ -199,9 +199,9 @@ def base_folder(adapter: Path, base: str, given: Path | None = None) -> Path:
 
     Args:
         adapter: the adapter's folder.
-        base: absolute, or relative to the adapter, to a folder above it or to the working directory. Where an absolute path does not
-            exist, runs may have moved together: its end is looked for beside the adapter. Or the name of a model of a hub that is in
-            the cache.
+        base: absolute, or relative to the adapter, to a folder above it or to the working directory. The end of an absolute path is
+            looked for beside the adapter first: runs may have been moved, or copied, together. Or the name of a model of a hub that is
+            in the cache.
         given: where the base lies, if not there.
 
     Raises:
@@ -236,12 +236,11 @@ def _places(adapter: Path, base: str) -> list[Path]:
     if not path.name:
         return []
     above = adapter.resolve().parents
-    names = (path, decayed_sibling(path))
-    found = [place / name for name in names for place in (adapter, *above, Path())]
     parts = path.parts[1:] if path.is_absolute() else ()
-    for start in range(len(parts) - _SHORTEST + 1):
-        found += [place / n for place in above for n in (Path(*parts[start:]), decayed_sibling(Path(*parts[start:])))]
-    return found
+    ends = [Path(*parts[start:]) for start in range(len(parts) - _SHORTEST + 1)]
+    found = [place / end for place in above for end in ends]  # the nearest first
+    found += [place / path for place in (adapter, *above, Path())]
+    return [*found, *map(decayed_sibling, found)]
 
 
 def _is_model(folder: Path) -> bool:

@@ -20,6 +20,7 @@ from tinyllm.model.layer_patterns import (
     FULL,
     NO_PATTERN,
     LayerPattern,
+    from_layer,
     gemma,
     late_window,
     phi3,
@@ -38,6 +39,11 @@ def _unset(value: Any) -> bool:
 def _only(*expected: Any) -> Callable[[Any], bool]:
     """Return a test that accepts some values."""
     return lambda value: value in expected
+
+
+def _count(value: Any) -> bool:
+    """Return True for a number of layers, and for null."""
+    return value is None or type(value) is int
 
 
 def _full_attention(value: Any) -> bool:
@@ -83,6 +89,8 @@ class Architecture:
     """fields that the architecture derives from others: they have no key, and no other value"""
     activation: str = "silu"
     """how config.json spells the usual activation"""
+    lm_name: str | None = None
+    """class of language models, where it is not the prefix and `ForCausalLM`"""
     scorer_name: str | None = None
     """prefix of the class of reward models, where it is another one; empty where transformers has none"""
     names: tuple[tuple[str, str], ...] = ()
@@ -134,8 +142,8 @@ ARCHITECTURES: Mapping[ModelType, Architecture] = {
         "Qwen3",
         Features(qk_norm=True),
         keys=_keys("attention_bias", *_SCALED, *_LAYER_WINDOWS),
-        layers=late_window(4096, lambda found, layer: layer >= found.get("max_window_layers", 28)),
-        accepts=_FOR_ALL,
+        layers=late_window(4096, from_layer(28)),
+        accepts={**_FOR_ALL, "max_window_layers": _count},
         absent={**_LLAMA, "max_position_embeddings": 32768, "head_dim": 128},
     ),
     "llama": Architecture("Llama", keys=_keys("attention_bias", "mlp_bias", *_SCALED), absent=_LLAMA),
@@ -144,8 +152,8 @@ ARCHITECTURES: Mapping[ModelType, Architecture] = {
         # the biases are there whatever the file says: `attention_bias` is no key of its configuration
         Features(attention_bias=True, output_bias=False),
         keys=_keys(*_SCALED, *_LAYER_WINDOWS),
-        layers=late_window(4096, lambda found, layer: layer >= found.get("max_window_layers", 28)),
-        accepts={**_FOR_ALL, "use_mrope": _unset, "attention_bias": lambda value: True},
+        layers=late_window(4096, from_layer(28)),
+        accepts={**_FOR_ALL, "max_window_layers": _count, "use_mrope": _unset, "attention_bias": lambda value: True},
         absent={**_LLAMA, "max_position_embeddings": 32768},
         constants={"attention_bias": False, "attention_dropout": 0.0},
     ),
@@ -274,6 +282,7 @@ ARCHITECTURES: Mapping[ModelType, Architecture] = {
         constants={},
         derived=frozenset({"num_key_value_heads", "head_dim", "rope_theta"}),
         activation="gelu_new",
+        lm_name="GPT2LMHeadModel",
         names=(
             ("model.embed_tokens", "transformer.wte"),
             ("model.embed_positions", "transformer.wpe"),

@@ -2,7 +2,7 @@
 
 Prompts are padded on the left, so that all rows append at the same column. Finished rows are dropped from the batch and the cache once
 they are half of it, so a batch costs little more than its unfinished rows. One seeded generator per call: same seed, same text.
-Left out: beam search, speculative decoding, repetition penalties.
+Left out: beam search, speculative decoding.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ class Sampling:
     """sample among so many of the most probable tokens; 0 keeps all"""
     top_p: float = 1.0
     """sample among the most probable tokens that together reach this probability; 1 keeps all"""
+    repetition_penalty: float = 1.0
+    """divides positive logits of tokens that the prompt or the completion has, and multiplies negative ones (arXiv 1909.05858); 1: off"""
     stop: tuple[int, ...] = ()
     """ids that end a completion, and are part of it"""
     seed: int = 0
@@ -45,6 +47,7 @@ class Sampling:
             ),
             ("top_k", self.top_k >= 0, "0 (off) or more"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("repetition_penalty", 0 < self.repetition_penalty < float("inf"), "above 0"),
         ):
             if not valid:
                 raise UserError(
@@ -116,6 +119,7 @@ def _decode(
     stop = torch.tensor(sampling.stop, dtype=torch.long, device=weight.device)
     rows = torch.arange(len(prompts), device=weight.device)  # the prompt of each row of the batch
     writing = torch.ones(len(prompts), dtype=torch.bool, device=weight.device)
+    seen = _seen(prompts, weight) if sampling.repetition_penalty != 1 else None  # (rows, V)
     for step in range(new_tokens):
         if forgetful and step:
             text = torch.cat((text, ids), dim=1)
@@ -125,12 +129,17 @@ def _decode(
         with torch.compiler.set_stance("force_eager"), computing_with(weight):
             hidden = model(ids, None if even else attend, cache)[:, -1]
             logits = model.logits(hidden).float()
+        if seen is not None:
+            penalty = sampling.repetition_penalty
+            logits = torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
         log_probs = F.log_softmax(_scaled(logits, sampling.temperature), dim=-1)
         if not log_probs.amax(-1).isfinite().all():  # argmax would return some token
             what = "the model's probabilities of the next token are not finite"
             raise UserError(what, fix="use another checkpoint: the weights of this one overflow", code=FAILED)
         ids = _choose(log_probs, sampling, generator)  # (rows, 1)
         chosen = log_probs.gather(1, ids).squeeze(1)
+        if seen is not None:
+            seen = seen.scatter(1, ids, True)
         yield rows[writing].tolist(), ids[writing, 0].tolist(), chosen[writing].tolist()
         writing = writing & ~torch.isin(ids[:, 0], stop)
         left = int(writing.sum())
@@ -138,10 +147,19 @@ def _decode(
             return
         if left <= len(rows) // 2:
             rows, ids, attend, text = rows[writing], ids[writing], attend[writing], text[writing]
+            seen = seen[writing] if seen is not None else None
             cache.keep(writing.nonzero().squeeze(1))
             writing = writing[writing]
         if not even:
             attend = F.pad(attend, (0, 1), value=True)
+
+
+def _seen(prompts: Sequence[Sequence[int]], weight: Tensor) -> Tensor:
+    """Return which tokens each prompt has, (B, V) bool."""
+    seen = torch.zeros(len(prompts), len(weight), dtype=torch.bool, device=weight.device)
+    for row, prompt in zip(seen, prompts, strict=True):
+        row[list(prompt)] = True
+    return seen
 
 
 def left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

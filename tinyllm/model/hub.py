@@ -59,7 +59,8 @@ def describe(
     """Return config.json as a dict. bos, eos and pad are token ids; None is written as null. `dtype` is that of the weights' file."""
     row = ARCHITECTURES[model.config.model_type]
     scorer = row.class_name if row.scorer_name is None else row.scorer_name or row.class_name
-    name = f"{row.class_name}ForCausalLM" if isinstance(model, CausalLM) else f"{scorer}ForSequenceClassification"
+    language_model = row.lm_name or f"{row.class_name}ForCausalLM"
+    name = language_model if isinstance(model, CausalLM) else f"{scorer}ForSequenceClassification"
     found: dict[str, Any] = {
         "architectures": [name],
         **config_entries(model.config),

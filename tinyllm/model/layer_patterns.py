@@ -45,6 +45,16 @@ def late_window(default: int | None, late: Callable[[Mapping[str, Any], int], bo
     return LayerPattern(read, write)
 
 
+def from_layer(default: int) -> Callable[[Mapping[str, Any], int], bool]:
+    """Return a test for layers from `max_window_layers` on."""
+
+    def late(found: Mapping[str, Any], layer: int) -> bool:
+        first = found.get("max_window_layers")
+        return layer >= (default if first is None else first)
+
+    return late
+
+
 def gemma(pattern: int) -> LayerPattern:
     """Return the pattern of a window in all layers but every `pattern`-th, where the file lists no `layer_types`.
 

@@ -101,7 +101,8 @@ def read_rope(found: Mapping[str, Any], default_theta: float, *, by_layer: bool 
     if type(theta) not in (int, float) or theta <= 0:
         fields["rope_theta"] = theta  # to be refused, also where another one would be used
     fields["partial_rotary_factor"] = full.get("partial_rotary_factor") or found.get("partial_rotary_factor") or 1.0
-    fields["rope_scaling"] = None if kind == "default" else _scaling(found, kind, full)
+    outside = None if by_layer else found.get("original_max_position_embeddings")  # wins in transformers, too
+    fields["rope_scaling"] = None if kind == "default" else _scaling(found, kind, full, outside)
     return fields
 
 
@@ -111,7 +112,7 @@ def _object(value: Any) -> Mapping[str, Any]:
     return value or {}
 
 
-def _scaling(found: Mapping[str, Any], kind: Any, full: Mapping[str, Any]) -> dict[str, Any]:
+def _scaling(found: Mapping[str, Any], kind: Any, full: Mapping[str, Any], outside: Any) -> dict[str, Any]:
     if kind == "su" or (kind == "yarn" and found.get("model_type") == "phi3"):
         kind = "longrope"  # its first names
     if kind not in _REQUIRED:
@@ -120,7 +121,6 @@ def _scaling(found: Mapping[str, Any], kind: Any, full: Mapping[str, Any]) -> di
     if unknown := sorted(set(values) - set(RopeScaling.model_fields)):
         raise KeyError(unknown[0])
     if kind in ("yarn", "llama3", "longrope"):
-        outside = found.get("original_max_position_embeddings") if found.get("model_type") == "phi3" else None
         inside = values.get("original_max_position_embeddings") or found.get("max_position_embeddings")
         values["original_max_position_embeddings"] = outside or inside
     return {"rope_type": kind, **values}

@@ -21,7 +21,15 @@ from tinyllm.data.records.formats import TITLES
 from tinyllm.data.splits import read_split
 from tinyllm.model.transformer import CausalLM
 from tinyllm.stages.checkpoint_files import CheckpointFiles, adapter_base
-from tinyllm.stages.common import load_policy, make_source, run_facts, save_dtype, set_up, stage_result
+from tinyllm.stages.common import (
+    adapter_settings,
+    load_policy,
+    make_source,
+    run_facts,
+    save_dtype,
+    set_up,
+    stage_result,
+)
 from tinyllm.stages.config import AlignOfflineConfig
 from tinyllm.stages.held_out import examined, held_out_loss, loss_of_test, rows_of_test
 from tinyllm.stages.parents import OFFLINE, RUNS
@@ -42,7 +50,7 @@ def run(config: AlignOfflineConfig, invocation: Invocation) -> dict[str, Any]:
     settings = config.settings()
     device = set_up(config)
     model, tokenizer, parent = load_policy("align-offline", config, invocation, device)
-    split = read_split(config.data, algorithm.data, config.seed, noise=config.noise)
+    split = read_split(config.data, algorithm.data, config.seed, system=config.chat.system, noise=config.noise)
     limit = length_limit(config.data, model.config.max_position_embeddings)
     make_dataset = _DATASETS[algorithm.data]
     dataset, held_out = (
@@ -77,7 +85,7 @@ def run(config: AlignOfflineConfig, invocation: Invocation) -> dict[str, Any]:
             model,
             tokenizer,
             stage=algorithm.name,
-            adapter=config.lora,
+            adapter=adapter_settings(config, tokenizer),
             base=base,
             dtype=save_dtype(config.train, parent),
         ),

@@ -27,7 +27,15 @@ from tinyllm.rollout.judging import evaluate_policy, make_judge
 from tinyllm.rollout.rewards import REWARD_MODEL, names, old_names
 from tinyllm.rollout.source import RolloutSource
 from tinyllm.stages.checkpoint_files import CheckpointFiles, adapter_base
-from tinyllm.stages.common import load_policy, load_reward_model, run_facts, save_dtype, set_up, stage_result
+from tinyllm.stages.common import (
+    adapter_settings,
+    load_policy,
+    load_reward_model,
+    run_facts,
+    save_dtype,
+    set_up,
+    stage_result,
+)
 from tinyllm.stages.config import AlignOnlineConfig
 from tinyllm.stages.held_out import examined
 from tinyllm.stages.parents import ONLINE, RUNS
@@ -45,7 +53,7 @@ def run(config: AlignOnlineConfig, invocation: Invocation) -> dict[str, Any]:
     assert algorithm.compute_advantages is not None  # `algorithms.load` checks that online algorithms have it
     device = set_up(config)
     best_by = _best_by(config)
-    split = read_split(config.data, "prompts", config.seed, task=config.task or None)
+    split = read_split(config.data, "prompts", config.seed, system=config.chat.system, task=config.task or None)
     records = checks.check(config.rewards, split.records(), on_bad_line=config.data.on_bad_line)
     policy, tokenizer, parent = load_policy("align-online", config, invocation, device)
     prompts, held_out, test = _prompts(config, records, policy, tokenizer)
@@ -91,7 +99,7 @@ def run(config: AlignOnlineConfig, invocation: Invocation) -> dict[str, Any]:
             model,
             tokenizer,
             stage=algorithm.name,
-            adapter=config.lora,
+            adapter=adapter_settings(config, tokenizer),
             base=base,
             dtype=save_dtype(config.train, parent),
         ),

@@ -7,11 +7,14 @@ import sys
 import time
 from collections.abc import Generator, Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from tinyllm import signals
+from tinyllm.config import load
 from tinyllm.console import say
 from tinyllm.errors import UserError
+from tinyllm.io import untrusted_files
 from tinyllm.model.generate import Sampling, steps
 from tinyllm.model.transformer import CausalLM
 from tinyllm.stages.common import load_language_model, set_up
@@ -19,6 +22,7 @@ from tinyllm.stages.config import ChatConfig
 from tinyllm.stages.origin import is_chat_model
 from tinyllm.stages.parents import find_checkpoint
 from tinyllm.text import chat
+from tinyllm.text.chat_format import choose
 from tinyllm.text.streaming import StreamDecoder
 from tinyllm.text.tokenizer import Tokenizer
 from tinyllm.train.run import Invocation
@@ -29,6 +33,26 @@ _HELP = """/help     list the commands
 /retry    answer the last message again
 /clear    start over
 /quit     leave (also Ctrl-D); Ctrl-C stops an answer"""
+
+
+_DEFAULTS = {"temperature": 0.7, "top_k": 0, "top_p": 0.95, "repetition_penalty": 1.0}
+
+
+def with_own_sampling(config: ChatConfig, folder: Path) -> tuple[ChatConfig, str]:
+    """Return a configuration with the sampling of a checkpoint's generation_config.json where none is set, and a line that says so."""
+    path = folder / "generation_config.json"
+    own = untrusted_files.read_json(path) if path.is_file() else {}
+    found: dict[str, Any] = {}
+    for key in _DEFAULTS:
+        value = own.get(key)
+        if vars(config)[key] is None and isinstance(value, int | float) and not isinstance(value, bool):
+            found[key] = int(value) if key == "top_k" else float(value)
+    if own.get("do_sample") is False and config.temperature is None:
+        found = {key: value for key, value in found.items() if key == "repetition_penalty"} | {"temperature": 0.0}
+    checked = load(ChatConfig, overrides=[(key, repr(value), str(path)) for key, value in found.items()]).config
+    line = ", ".join(f"{key} {value:g}" for key, value in found.items())
+    update = {key: vars(checked)[key] for key in found}
+    return config.model_copy(update=update), f"sampling as generation_config.json says: {line}" if line else ""
 
 
 class ChatSession:
@@ -43,7 +67,7 @@ class ChatSession:
         self.messages: list[chat.Message] = []
         self.answers = 0
         self.finished = False  # the last answer ended with a stop token
-        self.restart(config.system)
+        self.restart(config.chat.system or config.system)
 
     def restart(self, system: str) -> None:
         """Start a new conversation with this system message, which may be empty."""
@@ -78,15 +102,11 @@ class ChatSession:
         except UserError:
             self.messages.pop()
             raise
-        config = self.config
-        sampling = Sampling(
-            config.max_new_tokens,
-            config.temperature,
-            config.top_k,
-            config.top_p,
-            stop=self.tokenizer.stop_ids,
-            seed=config.seed + self.answers,
-        )
+        options: dict[str, Any] = _DEFAULTS | {
+            key: vars(self.config)[key] for key in _DEFAULTS if vars(self.config)[key] is not None
+        }
+        stop, seed = self.tokenizer.stop_ids, self.config.seed + self.answers
+        sampling = Sampling(self.config.max_new_tokens, stop=stop, seed=seed, **options)
         self.answers += 1
         decoder, written, self.finished = StreamDecoder(self.tokenizer), "", False
         try:
@@ -116,6 +136,14 @@ def run(
     device = set_up(config)
     parent = find_checkpoint("chat", config.parent, fast=invocation.fast, base=config.base)
     model, tokenizer = load_language_model(parent, device)
+    config, sampling = with_own_sampling(config, parent.folder)
+    if sampling:
+        say(sampling)
+    system = config.chat.system or config.system
+    chosen = choose(config.chat.model_copy(update={"system": system}), tokenizer, trains=False)
+    tokenizer = chosen.tokenizer
+    if chosen.line:
+        say(chosen.line)
     session = ChatSession(model, tokenizer, config, base_model=not is_chat_model(parent.folder, tokenizer))
     mode = "a base model: it continues your text" if session.base_model else "chat"
     say(f"{parent.folder} ({mode})")

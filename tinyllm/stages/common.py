@@ -16,11 +16,14 @@ from tinyllm.data.datasets.batches import Dataset, Source
 from tinyllm.data.splits import Split
 from tinyllm.errors import UserError
 from tinyllm.model import hub, lora
+from tinyllm.model.config import LoRAConfig
+from tinyllm.model.resize import grow_vocabulary
 from tinyllm.model.transformer import CausalLM, SequenceScorer
 from tinyllm.stages import memory_plan
 from tinyllm.stages.config import PretrainConfig, StageConfig, TunedConfig
 from tinyllm.stages.origin import read_origin
 from tinyllm.stages.parents import Parent, can_start_from, find_checkpoint
+from tinyllm.text.chat_format import choose
 from tinyllm.text.tokenizer import Tokenizer
 from tinyllm.train import names
 from tinyllm.train.config import TrainConfig
@@ -89,12 +92,17 @@ def load_policy(
     # only what is trained needs float32 weights
     narrow = config.lora is not None and choose_precision(config.train.precision, device) == "bf16"
     model, tokenizer = load_language_model(parent, device, narrow=narrow)
+    chosen = choose(config.chat, tokenizer, trains=True)
+    tokenizer = chosen.tokenizer
+    if chosen.line:
+        say(chosen.line)
+    grow_vocabulary(model, tokenizer.vocab_size, config.seed)
     positions = model.config.max_position_embeddings
     if config.data.max_length > positions:
         what = f"data.max_length {config.data.max_length} is more than the model's {positions} positions"
         raise UserError(what, where="data.max_length", fix=f"set it to {positions}")
     if config.lora is not None and adapt:
-        lora.attach(model, config.lora, seed=config.seed)
+        lora.attach(model, config.lora, seed=config.seed, token_rows=tokenizer.new_ids)
     dropout = max(config.train.dropout, config.lora.dropout if config.lora else 0.0)
     if dropout and stage.startswith("align-"):
         say(
@@ -109,6 +117,11 @@ def save_dtype(train: TrainConfig, parent: Parent | None) -> torch.dtype:
     if train.save_dtype == "auto":
         return hub.file_dtype(parent.folder, parent.base) if parent else torch.float32
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[train.save_dtype]
+
+
+def adapter_settings(config: TunedConfig, tokenizer: Tokenizer) -> LoRAConfig | None:
+    """Return the settings of the adapter that a stage writes, with the rows of chat tokens that were added; None without LoRA."""
+    return None if config.lora is None else lora.with_token_rows(config.lora, tokenizer.new_ids)
 
 
 def load_tokenizer(model: CausalLM | SequenceScorer, folder: Path) -> Tokenizer:
@@ -128,12 +141,15 @@ def load_reward_model(
     Raises: UserError (USAGE) where there is none, it is no reward model, or its tokenizer is not the policy's.
     """
     parent = find_checkpoint("reward model", given, fast=fast)
-    if Tokenizer.load(parent.folder).sha256 != tokenizer.sha256:
+    own = Tokenizer.load(parent.folder)
+    if own.sha256 != tokenizer.sha256:
         raise UserError(
             "the reward model was trained with another tokenizer than the policy",
             where=str(parent.folder),
             fix="train a reward model on this policy's parent",
         )
+    if own.chat_template != tokenizer.chat_template:
+        say("warning: the reward model was trained with another chat template than the policy's")
     scorer = hub.load_scorer(parent.folder, device, base=parent.base).eval().requires_grad_(False)
     parent.check_unchanged()
     return scorer, parent

@@ -16,6 +16,7 @@ from tinyllm.data.config import RecordConfig, TextConfig
 from tinyllm.errors import UserError
 from tinyllm.model.config import LoRAConfig, ModelConfig
 from tinyllm.rollout.config import RolloutConfig
+from tinyllm.text.config import ChatFormatConfig
 from tinyllm.train.config import OptimConfig, TrainConfig
 
 C = TypeVar("C", bound=Config)
@@ -79,6 +80,7 @@ class TunedConfig(StageConfig):
     """the base model of a checkpoint that is an adapter, where it does not lie at the path that the adapter names"""
     lora: LoRAConfig | None = None
     """adapt with LoRA instead of training all weights"""
+    chat: ChatFormatConfig = ChatFormatConfig()
     data: RecordConfig = RecordConfig()
     train: TrainConfig = TrainConfig()
     optim: OptimConfig = OptimConfig()
@@ -207,11 +209,18 @@ class ChatConfig(StageConfig):
     """the checkpoint to talk to; none: the newest one"""
     base: Path | None = None
     """the base model of a checkpoint that is an adapter, where it does not lie at the path that the adapter names"""
+    chat: ChatFormatConfig = ChatFormatConfig()
     system: str = ""
+    """the same as chat.system"""
     max_new_tokens: int = Field(128, ge=0)
-    temperature: TemperatureOrGreedy = 0.7
-    top_k: int = Field(0, ge=0)
-    top_p: float = Field(0.95, gt=0, le=1)
+    temperature: TemperatureOrGreedy | None = None
+    """none, here and below: as the checkpoint's generation_config.json says, or 0.7"""
+    top_k: int | None = Field(None, ge=0)
+    """none: 0, which keeps all tokens"""
+    top_p: float | None = Field(None, gt=0, le=1)
+    """none: 0.95"""
+    repetition_penalty: float | None = Field(None, gt=0)
+    """none: 1, no penalty"""
 
 
 _KINDS: dict[type[StageConfig], str] = {

@@ -78,6 +78,7 @@ def score_documents(
     context: int,
     rows: int,
     sizes: Sequence[int] | None = None,
+    start: Sequence[int] | None = None,
 ) -> dict[str, Mean | float]:
     """Return how well documents are predicted: loss (nats per token), perplexity, bits_per_byte, and what was counted.
 
@@ -89,9 +90,12 @@ def score_documents(
         context: tokens in a row at most; longer documents are read through overlapping windows.
         rows: rows in a forward pass.
         sizes: UTF-8 bytes of the documents; by default those of the text that their tokens stand for.
+        start: the id in front of every document, which is not scored; by default the one that training shards put there. Empty: the
+            first token of a document is not scored.
     """
     arrays = [np.asarray(document, dtype=np.int64) for document in documents]
-    rows_of = scored_documents((document.tolist() for document in arrays), context, tokenizer.document_start)
+    begin = tokenizer.document_start if start is None else next(iter(start), None)
+    rows_of = scored_documents((document.tolist() for document in arrays), context, begin)
     scored = sorted(rows_of, key=lambda row: len(row[0]))
     dataset = SFTDataset(scored, tokenizer.padding_id)
     ranks = dist.world_size()

@@ -54,7 +54,7 @@ def read_origin(folder: Path) -> Origin:
 
 def is_chat_model(folder: Path, tokenizer: Tokenizer) -> bool:
     """Return True where a model is to be asked through its chat template, False where it continues plain text."""
-    return tokenizer.has_chat_tokens and read_origin(folder).kind == "chat"
+    return tokenizer.chat_template is not None and read_origin(folder).kind == "chat"
 
 
 def _inferred_kind(folder: Path) -> Kind:

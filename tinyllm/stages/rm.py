@@ -24,7 +24,7 @@ def run(config: RmConfig, invocation: Invocation) -> dict[str, Any]:
     """Train a reward model and return the stage's result."""
     device = set_up(config)
     policy, tokenizer, parent = load_policy("rm", config, invocation, device, adapt=False)
-    split = read_split(config.data, "pairs", config.seed, noise=config.noise)
+    split = read_split(config.data, "pairs", config.seed, system=config.chat.system, noise=config.noise)
     limit = length_limit(config.data, policy.config.max_position_embeddings)
     dataset = preference_dataset(split.train, tokenizer, limit, "train")
     held_out = preference_dataset(split.val, tokenizer, limit, "val")

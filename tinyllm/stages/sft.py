@@ -19,7 +19,15 @@ from tinyllm.mean import Mean
 from tinyllm.model.transformer import CausalLM
 from tinyllm.rollout.judging import evaluate_policy, gold_judge
 from tinyllm.stages.checkpoint_files import CheckpointFiles, adapter_base
-from tinyllm.stages.common import load_policy, make_source, run_facts, save_dtype, set_up, stage_result
+from tinyllm.stages.common import (
+    adapter_settings,
+    load_policy,
+    make_source,
+    run_facts,
+    save_dtype,
+    set_up,
+    stage_result,
+)
 from tinyllm.stages.config import SftConfig
 from tinyllm.stages.held_out import examined, held_out_loss, loss_of_test, rows_of_test
 from tinyllm.stages.parents import RUNS, SFT_FULL, SFT_LORA
@@ -34,7 +42,9 @@ def run(config: SftConfig, invocation: Invocation) -> dict[str, Any]:
     """Fine-tune the parent and return the stage's result."""
     device = set_up(config)
     model, tokenizer, parent = load_policy("sft", config, invocation, device)
-    split = read_split(config.data, "conversations", config.seed, wrong=config.wrong, flawed=config.flawed)
+    split = read_split(
+        config.data, "conversations", config.seed, system=config.chat.system, wrong=config.wrong, flawed=config.flawed
+    )
     limit = length_limit(config.data, model.config.max_position_embeddings)
     dataset = sft_dataset(split.train, tokenizer, limit, "train", packing=config.packing)
     held_out = sft_dataset(split.val, tokenizer, limit, "val")
@@ -47,7 +57,7 @@ def run(config: SftConfig, invocation: Invocation) -> dict[str, Any]:
     examine = loss_of_test(make_source(test, config) if test else None, config)
     if all(map(is_world, config.data.train)):
         own = {"train": ("world:1",), "val": (), "test": (), "test_fraction": None}
-        questions = read_split(config.data.model_copy(update=own), "prompts", config.seed)
+        questions = read_split(config.data.model_copy(update=own), "prompts", config.seed, system=config.chat.system)
         evaluate = _with_right_answers(
             evaluate, model, tokenizer, questions.val[: config.train.eval_rows], config.data.max_length
         )
@@ -62,7 +72,12 @@ def run(config: SftConfig, invocation: Invocation) -> dict[str, Any]:
         title="sft (LoRA)" if config.lora else "sft",
         model=model,
         files=CheckpointFiles(
-            model, tokenizer, stage="sft", adapter=config.lora, base=base, dtype=save_dtype(config.train, parent)
+            model,
+            tokenizer,
+            stage="sft",
+            adapter=adapter_settings(config, tokenizer),
+            base=base,
+            dtype=save_dtype(config.train, parent),
         ),
         loss=partial(next_token.loss, next_token.Settings()),
         source=make_source(dataset, config),

@@ -140,16 +140,15 @@ def end_of_document(roles: Mapping[str, str], added: Mapping[str, int], where: s
     )
 
 
-def stop_ids(named: tuple[int, ...], known: tuple[int | None, int, int], *, in_chatml: bool) -> tuple[int, ...]:
+def stop_ids(named: tuple[int, ...], eos: int, endoftext: int, im_end: int | None) -> tuple[int, ...]:
     """Return the ids that end a generation.
 
     Args:
         named: those in the model's files.
-        known: `<|im_end|>`, the end token and the end of a document: each ends a generation where the model's files name none.
-        in_chatml: the chat template is ours, in which `<|im_end|>` ends an answer.
+        endoftext: ends a document, and a generation where the model's files name no end.
+        im_end: `<|im_end|>` where the chat template is ours, in which it ends an answer.
     """
-    im_end, eos, _ = known
-    found = (im_end if in_chatml else None, *((*named, eos) if named else known))
+    found = [im_end, *((*named, eos) if named else (eos, endoftext))]
     return tuple(dict.fromkeys(i for i in found if i is not None))
 
 

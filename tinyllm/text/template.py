@@ -93,3 +93,29 @@ CHAT_TEMPLATE = """\
 {{- '<|im_start|>assistant\\n' -}}
 {%- endif -%}
 """
+
+# Conversations as plain text, for models without chat tokens: an answer ends with the model's own end token. Contents lose white space
+# at both ends, so that a line break before them is always a token of its own.
+PLAIN_TEMPLATE = """\
+{%- set names = {'system': 'System', 'user': 'User', 'assistant': 'Assistant', 'tool': 'Tool'} -%}
+{{- bos_token if bos_token is defined else '' -}}
+{%- for message in messages -%}
+{%- if message['role'] not in names -%}
+{{- raise_exception('unknown role ' + message['role'] | tojson) -}}
+{%- endif -%}
+{{- names[message['role']] + ':\\n' -}}
+{%- if message['role'] == 'assistant' -%}
+{%- generation -%}
+{{- message['content'] | trim + eos_token -}}
+{%- endgeneration -%}
+{%- else -%}
+{{- message['content'] | trim -}}
+{%- endif -%}
+{%- if not loop.last or add_generation_prompt -%}
+{{- '\\n\\n' -}}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{- 'Assistant:\\n' -}}
+{%- endif -%}
+"""

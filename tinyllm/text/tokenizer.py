@@ -49,8 +49,8 @@ class Tokenizer:
     unk: int | None
     """id of the token for unknown text, which `encode` never returns; None where the vocabulary names none"""
     stop_ids: tuple[int, ...]
-    """ids that end a generation: those of generation_config.json or config.json, then `eos`; without such files `<|im_end|>`, `eos` and
-    `endoftext`. First `<|im_end|>` with our chat template"""
+    """ids that end a generation: those of generation_config.json or config.json, then `eos`; `eos` and `endoftext` without such files.
+    `<|im_end|>` comes first with our chat template"""
     document_start: int
     """id that precedes the first token of a document that stands alone, so that this token can be predicted: BOS where the model's
     texts begin with it, or else the end-of-text token, which precedes every document in training shards"""
@@ -347,7 +347,7 @@ def _build(whole: tokenizers.Tokenizer, named: Named, files: TokenizerFiles | No
         bos=bos,
         unk=ids.get("unk_token"),
         stop_ids=special_tokens.stop_ids(
-            files.ids.ends if files else (), (im_end, eos, endoftext), in_chatml=in_chatml
+            files.ids.ends if files else (), eos, endoftext, im_end if in_chatml else None
         ),
         document_start=bos if begins and bos is not None else endoftext,
         chat_template=template,

@@ -103,15 +103,16 @@ class SFTDataset:
 
 
 def scored_documents(
-    documents: Iterable[Sequence[int] | np.ndarray], context: int, begin: int
+    documents: Iterable[Sequence[int] | np.ndarray], context: int, begin: int | None
 ) -> list[tuple[list[int], list[bool]]]:
-    """Return rows (ids, mask) that score every token of every document once, each document after an unscored `begin` token.
+    """Return rows (ids, mask) that score every token of every document once, each document after an unscored `begin` token. Without
+    one, the first token of a document is not scored.
 
     A document longer than `context` is split into windows that overlap by half, so every token sees at least half a context.
     """
     rows: list[tuple[list[int], list[bool]]] = []
     for document in documents:
-        ids = [begin, *(int(i) for i in document)]
+        ids = [*([] if begin is None else [begin]), *(int(i) for i in document)]
         start, scored = 0, 1
         while scored < len(ids):
             row = ids[start : start + context]

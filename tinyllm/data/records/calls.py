@@ -35,6 +35,19 @@ def located_calls(turn: Row, path: str) -> list[tuple[str, Any]]:
     return located
 
 
+def listed_calls(turn: Row) -> list[dict[str, Any]]:
+    """Return the calls of a message as objects in the list `tool_calls`, without entries that are null; see `call_texts` for their text."""
+    found = []
+    for _, call in located_calls(turn, ""):
+        function = {key: value for key, value in function_of(call).items() if value is not None}
+        if function_of(call) is call:  # without the object `function`
+            outer = {key: function.pop(key) for key in _STRUCTURE if key in function}
+        else:
+            outer = {key: value for key, value in call.items() if value is not None and key != "function"}
+        found.append({"type": "function", **outer, "function": function})
+    return found
+
+
 def results_are_out_of_order(turns: list[Row]) -> bool:
     """Return whether results name, by `tool_call_id`, the calls before them in another order."""
     calls: list[Any] = []
@@ -107,6 +120,18 @@ def tools_text(row: Row, note: Note) -> str:
     if written != tools:
         note("nulls left out of tools")
     return json_text(written, "tools") if written else ""
+
+
+def listed_tools(row: Row) -> list[dict[str, Any]] | None:
+    """Return the column `tools` as a list of definitions; None where it is empty, or a text that is not JSON."""
+    tools = row.get("tools")
+    if isinstance(tools, str):
+        try:
+            tools = parse(tools) if tools.strip() else None
+        except BadRow:
+            return None
+    tools = without_nulls([tools] if isinstance(tools, dict) else tools)
+    return tools if isinstance(tools, list) and tools and all(isinstance(tool, dict) for tool in tools) else None
 
 
 def _names_tools(text: str) -> bool:

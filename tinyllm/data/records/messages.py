@@ -1,7 +1,8 @@
 """Messages in the notations in use: role and content, or from and value; content parts, tool calls, reasoning.
 
-Tool calls become the assistant's text, one line of JSON each. Reasoning precedes the answer in <think>. Answers that are excluded
-from training keep the weight 0. Left out: images and sound, and weights other than 0 and 1; both are refused.
+Tool calls become the assistant's text, one line of JSON each. Reasoning precedes the answer in <think>. A message of more than a text
+is kept as the data has it beside that text, for chat templates that render it themselves. Answers that are excluded from training keep
+the weight 0. Left out: images and sound, and weights other than 0 and 1; both are refused.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-from tinyllm.data.records.calls import CALLS, call_texts, results_are_out_of_order
+from tinyllm.data.records.calls import CALLS, call_texts, listed_calls, results_are_out_of_order
 from tinyllm.data.records.turns import Note, list_columns, text_of
 from tinyllm.data.records.types import Row
 from tinyllm.data.sources.errors import BadRow, preview
@@ -64,7 +65,21 @@ def parse_message(turn: Any, path: str, note: Note) -> Message:
     message = Message(role=role, content=_content(turn, text_key, path, note))
     if not _is_trained(turn, role, path, note):
         message["weight"] = 0
+    if source := _source(turn, role, text_key):
+        message["source"] = (source,)
     return message
+
+
+def _source(turn: Row, role: str, text_key: str) -> dict[str, Any] | None:
+    """Return a message as the data has it, with our name of its role; None where role and content are all of it."""
+    content = turn.get(text_key)
+    left_out = {"role", "from", text_key, *CALLS, *_SWITCHES, _PARTLY}
+    others = {key: value for key, value in turn.items() if value is not None and key not in left_out}
+    calls = listed_calls(turn)
+    if isinstance(content, str) and not others and not calls:
+        return None
+    said = {} if content is None else {"content": content}
+    return {"role": role, **said, **others} | ({"tool_calls": calls} if calls else {})
 
 
 def _is_trained(turn: Row, role: str, path: str, note: Note) -> bool:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from tinyllm.data.records.calls import tools_text
+from tinyllm.data.records.calls import listed_tools, tools_text
 from tinyllm.data.records.types import Conversation, Messages, Note, Pair, Record, Row, UnpairedPreference
 from tinyllm.data.sources.errors import BadRow, preview
 from tinyllm.text.chat import Message, is_trained, trimmed
@@ -75,13 +75,28 @@ def refuse_media(row: Mapping[str, Any]) -> None:
 def with_system(row: Row, messages: list[Message], note: Note) -> list[Message]:
     """Return the messages with the columns `system` and `tools` in the system turn."""
     parts = [optional_text(row, "system")]
-    if tools := tools_text(row, note):
-        parts.append(f"Tools:\n{tools}")
+    own, others = (messages[0], messages[1:]) if messages and messages[0]["role"] == "system" else (None, messages)
+    if own is not None:
+        parts.insert(0, own["content"])
+    said = "\n\n".join(part for part in parts if part.strip())
+    tools = tools_text(row, note)
+    if tools:
         note("column tools added to the system turn")
-    if messages and messages[0]["role"] == "system":
-        parts, messages = [messages[0]["content"], *parts], messages[1:]
-    content = "\n\n".join(part for part in parts if part.strip())
-    return [Message(role="system", content=content), *messages] if content else messages
+    content = "\n\n".join(part for part in (said, tools and f"Tools:\n{tools}") if part)
+    if not content:
+        return others
+    system = Message(role="system", content=content)
+    if own is not None and "source" in own and said == own["content"]:
+        system["source"] = own["source"]
+    if tools and (listed := listed_tools(row)):
+        system["tools"] = listed
+        system.setdefault("source", ({"role": "system", "content": said},) if said else ())
+    return [system, *others]
+
+
+def _sources(message: Message) -> tuple[dict[str, Any], ...]:
+    """Return a message as the data has it."""
+    return message.get("source", ({"role": message["role"], "content": message["content"]},))
 
 
 def _merge_consecutive(messages: list[Message], note: Note) -> list[Message]:
@@ -91,7 +106,10 @@ def _merge_consecutive(messages: list[Message], note: Note) -> list[Message]:
             if is_trained(merged[-1]) != is_trained(message):
                 what = "two assistant turns in a row, of which one is excluded from training, cannot be joined"
                 raise BadRow("turn with a weight", what, "give both the same weight, or put a user turn between them")
-            merged[-1] = message | {"content": f"{merged[-1]['content']}\n\n{message['content']}"}
+            before = merged[-1]
+            merged[-1] = before | message | {"content": f"{before['content']}\n\n{message['content']}"}
+            if "source" in before or "source" in message:
+                merged[-1]["source"] = (*_sources(before), *_sources(message))
             note("consecutive turns of one role joined by a blank line")
         else:
             merged.append(message)
@@ -142,7 +160,14 @@ def as_prompt(messages: list[Message], note: Note) -> Messages:
         raise Dropped("empty prompt")
     if messages[-1]["role"] not in ("user", "tool"):
         raise Dropped("the prompt does not end with a user turn")
-    return tuple(Message(role=m["role"], content=m["content"]) for m in messages)  # no turn of a prompt is trained on
+    return tuple(_unweighted(message) for message in messages)
+
+
+def _unweighted(message: Message) -> Message:
+    """Return a turn of a prompt, which is never trained on."""
+    found = message.copy()
+    found.pop("weight", None)
+    return found
 
 
 def as_answer(messages: list[Message], note: Note) -> Messages:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from tinyllm.text import chat
 from tinyllm.text.chat import Message
 
 Messages = tuple[Message, ...]
@@ -81,6 +82,15 @@ def opening_of(record: Record) -> Messages:
         return prompt_of(record)
     first = next(i for i, message in enumerate(record.messages) if message["role"] == "assistant")
     return record.messages[:first]
+
+
+def with_system(record: Record, system: str) -> Record:
+    """Return a record with a system prompt in front, unless it has one."""
+    if isinstance(record, Document):
+        return record
+    if isinstance(record, Conversation | Prompt):
+        return replace(record, messages=chat.with_system(record.messages, system))
+    return replace(record, prompt=chat.with_system(record.prompt, system))
 
 
 def messages_of(record: Record) -> Messages:

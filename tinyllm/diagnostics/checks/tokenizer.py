@@ -14,6 +14,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tinyllm.diagnostics.checks.result import CheckSkipped, Comparison, Effect
 from tinyllm.diagnostics.checks.target import SENTENCES, Target
 from tinyllm.text import chat
+from tinyllm.text.foreign.rendering import chat_format
 from tinyllm.text.tokenizer import Tokenizer
 from tinyllm.train import checkpoint
 
@@ -54,7 +55,7 @@ def round_trip(target: Target) -> list[Comparison]:
             effects=(Effect("control tokens spelled", spelled, max(1, len(names))),),
         ),
     ]
-    if tokenizer.has_chat_tokens:
+    if tokenizer.chat_template is not None:
         messages = _conversation(_INJECTION)
         turns = _injected_turns(tokenizer, messages)
         what = f"turns injected by the text of {len(messages)} messages"
@@ -74,6 +75,9 @@ def _exported(target: Target) -> Path:
 
 def _injected_turns(tokenizer: Tokenizer, messages: Sequence[chat.Message]) -> int:
     """Count the turn boundaries that a rendered conversation has beside those of its messages."""
+    if chat.is_foreign(tokenizer):
+        ids, harmless = (chat.render(tokenizer, m).ids for m in (messages, _conversation("a")))
+        return sum(abs(ids.count(i) - harmless.count(i)) for i in tokenizer.special_ids)
     assert tokenizer.im_start is not None
     assert tokenizer.im_end is not None
     ids = chat.render(tokenizer, messages).ids
@@ -89,17 +93,19 @@ def _conversation(text: str | None = None) -> list[chat.Message]:
 def chat_template(target: Target) -> list[Comparison]:
     """Compare the exported chat template, rendered by Jinja, with the renderer used in training."""
     tokenizer = target.tokenizer
-    if not tokenizer.has_chat_tokens:
-        raise CheckSkipped("the tokenizer has no chat tokens")
+    if tokenizer.chat_template is None:
+        raise CheckSkipped("the tokenizer has no chat template")
     folder = _exported(target)
-    messages: list[chat.Message] = [{"role": "system", "content": "Be brief."}, *_conversation()]
+    messages: list[chat.Message] = _conversation()
+    if not chat.is_foreign(tokenizer):
+        messages.insert(0, {"role": "system", "content": "Be brief."})
     exported = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     source = _template_source(folder)
     found, seen = 0, []
     for count in range(1, len(messages) + 1):
         for prompt in (False, True):
             ours = chat.render(tokenizer, messages[:count], generation_prompt=prompt).ids
-            text = _render(source, messages[:count], prompt)
+            text = _render(tokenizer, source, messages[:count], prompt)
             seen += ours
             found += _count_differences(ours, exported.encode(text, add_special_tokens=False).ids)
     what = f"token ids of {2 * len(messages)} prompts, from the training renderer vs the exported chat template"
@@ -114,8 +120,12 @@ def _template_source(folder: Path) -> str:
     return json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))["chat_template"]
 
 
-def _render(source: str, messages: Sequence[chat.Message], generation_prompt: bool) -> str:
-    """Render with the Jinja settings of transformers."""
+def _render(tokenizer: Tokenizer, source: str, messages: Sequence[chat.Message], generation_prompt: bool) -> str:
+    """Render with the Jinja settings of transformers; the template of another model in its limited process."""
+    if chat.is_foreign(tokenizer):
+        process = chat_format(tokenizer.with_chat_template(source)).process
+        request = {"messages": list(messages), "tools": None, "prompt": generation_prompt, "answers": False}
+        return str(next(process.layouts([request]))["text"])
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation])
     return environment.from_string(source).render(messages=messages, add_generation_prompt=generation_prompt)
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tinyllm.console import say
 from tinyllm.errors import USAGE, UserError, escape_unprintable
 from tinyllm.model import hf_config
 from tinyllm.stages.parents import PARENT_PLACES, RUNS, find_checkpoint
+from tinyllm.text.chat_format import choose
 from tinyllm.text.tokenizer import Tokenizer
 
 
@@ -43,7 +45,15 @@ def vocabulary(config: Any, place: str, tokenizer: Path | None, checkpoint: Path
         return _of_text(config)
     given = checkpoint or (None if place == "pretrain" else config.parent)
     folder = _parent(place, given) or _parent("sft", None)
-    return Vocabulary() if folder is None else _beside(folder)
+    if folder is None:
+        return Vocabulary()
+    found = _beside(folder)
+    if place == "pretrain" or found.tokenizer is None:
+        return found
+    chosen = choose(config.chat, found.tokenizer, trains=True)
+    if chosen.line:
+        say(chosen.line)
+    return replace(found, tokenizer=chosen.tokenizer)
 
 
 def _parent(place: str, given: Path | None) -> Path | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from tinyllm.data.records.formats.columns import ALPACA, ANSWERS, CONTEXT, alpaca_prompt, convert_each
 from tinyllm.data.records.formats.format import Format
@@ -41,7 +42,7 @@ def preference(row: Row, note: Note) -> PairMessages:
         return prompt, chosen, rejected
     # many data sets repeat the prompt at the beginning of both answers, sometimes after a system turn
     shared, chosen, rejected = split_shared_prompt(chosen, rejected)
-    if shared[len(shared) - len(prompt) :] != prompt:
+    if list(map(_said, shared[len(shared) - len(prompt) :])) != list(map(_said, prompt)):
         what = "chosen and rejected are conversations, but the turns they share do not end with the prompt"
         raise BadRow("two prompts", what, "rename the column prompt, or keep only the answers in chosen and rejected")
     return shared, chosen, rejected
@@ -86,12 +87,17 @@ def _transcript(row: Row, column: str, note: Note) -> list[Message]:
     ]
 
 
+def _said(message: Message) -> tuple[Any, ...]:
+    """Return what makes two turns equal: not the ids of calls, or other keys that only some templates render."""
+    return message["role"], message["content"], message.get("weight")
+
+
 def split_shared_prompt(chosen: list[Message], rejected: list[Message]) -> PairMessages:
     """Return (the turns both begin with, the rest of chosen, the rest of rejected)."""
-    if chosen == rejected:
+    if list(map(_said, chosen)) == list(map(_said, rejected)):
         raise Dropped("chosen equals rejected")
     shared = 0
-    while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
+    while shared < min(len(chosen), len(rejected)) and _said(chosen[shared]) == _said(rejected[shared]):
         shared += 1
     return chosen[:shared], chosen[shared:], rejected[shared:]
 

@@ -1,0 +1,103 @@
+"""The chat template of a stage: the checkpoint's own, or the one that `chat.template` chooses. One decision, said in one line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tinyllm.errors import RESOURCES, UserError
+from tinyllm.text import chat
+from tinyllm.text.config import ChatFormatConfig
+from tinyllm.text.foreign.process import MOST_CHARACTERS
+from tinyllm.text.foreign.rendering import chat_format
+from tinyllm.text.template import CHAT_TEMPLATE, PLAIN_TEMPLATE
+from tinyllm.text.tokenizer import Tokenizer
+
+_KEY = "chat.template"
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A tokenizer with the chat template of a stage, and the line that says which; empty for a checkpoint's own ChatML."""
+
+    tokenizer: Tokenizer
+    line: str = ""
+
+
+def choose(config: ChatFormatConfig, tokenizer: Tokenizer, *, trains: bool) -> Chosen:
+    """Return the tokenizer with the template to use.
+
+    Args:
+        trains: the stage trains a model on conversations; only then are chat tokens added to a vocabulary that has none. Their rows of
+            the embedding are `new_ids`.
+
+    Raises:
+        UserError: a file that cannot be read, a template that cannot be used, a system prompt that it has no turn for (USAGE).
+    """
+    choose_one = _CHOICES.get(config.template)
+    chosen = choose_one(tokenizer, trains) if choose_one else _from_file(Path(config.template), tokenizer, trains)
+    if config.system.strip() and not _has_system_turn(chosen.tokenizer):
+        what = "the chat template has no system turn"
+        raise UserError(what, where="chat.system", fix=f"leave it out, or set {_KEY}=chatml")
+    return chosen
+
+
+def _has_system_turn(tokenizer: Tokenizer) -> bool:
+    return not chat.is_foreign(tokenizer) or bool(chat_format(tokenizer).description["system"])
+
+
+def _auto(tokenizer: Tokenizer, trains: bool) -> Chosen:
+    if chat.is_foreign(tokenizer):
+        assert tokenizer.chat_template is not None
+        return _foreign(tokenizer, tokenizer.chat_template, "the checkpoint's own", trains)
+    if tokenizer.chat_template is not None or not trains:
+        return Chosen(tokenizer)
+    found = _chatml(tokenizer, trains)
+    return Chosen(found.tokenizer, f"{found.line}; the checkpoint has none (without new tokens: --set {_KEY}=plain)")
+
+
+def _chatml(tokenizer: Tokenizer, trains: bool) -> Chosen:
+    extended = tokenizer.with_chat_tokens()
+    found = extended.with_chat_template(CHAT_TEMPLATE, end_of_turn=extended.im_end)
+    if found is tokenizer:
+        return Chosen(tokenizer)
+    added = [f"{extended.decode([i], skip_special=False)} {i}" for i in extended.new_ids]
+    instead = " instead of the checkpoint's own" if chat.is_foreign(tokenizer) else ""
+    return Chosen(found, f"chat template: ChatML{instead}" + (f", with new tokens {', '.join(added)}" if added else ""))
+
+
+def _plain(tokenizer: Tokenizer, trains: bool) -> Chosen:
+    return _foreign(tokenizer, PLAIN_TEMPLATE, "plain text", trains)
+
+
+def _from_file(path: Path, tokenizer: Tokenizer, trains: bool) -> Chosen:
+    try:
+        if path.stat().st_size > 4 * MOST_CHARACTERS:
+            what = f"{path.stat().st_size:,} bytes are too many for a chat template"
+            raise UserError(what, where=str(path), fix="name the file of a template")
+        template = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise UserError(
+            "no such file", where=str(path), fix=f"name an existing file: --set {_KEY}=template.jinja"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"not UTF-8: {error.reason}", where=str(path), fix="save the template as UTF-8") from error
+    except OSError as error:
+        what, fix = f"cannot be read: {error.strerror}", "give yourself read permission"
+        raise UserError(what, where=str(path), fix=fix, code=RESOURCES) from error
+    if template == CHAT_TEMPLATE:
+        return _chatml(tokenizer, trains)
+    return _foreign(tokenizer, template, str(path), trains)
+
+
+def _foreign(tokenizer: Tokenizer, template: str, name: str, trains: bool) -> Chosen:
+    """Return a tokenizer with a template other than ours, which stops where the template ends a turn."""
+    own = tokenizer.chat_template == template
+    found = tokenizer if own else tokenizer.with_chat_template(template)
+    form = chat_format(found)
+    if form.end_of_turn is not None and form.end_of_turn not in found.stop_ids:
+        found = found.with_chat_template(template, end_of_turn=form.end_of_turn)
+    return Chosen(found, "; ".join(filter(None, (f"chat template: {name}", form.line(trains=trains)))))
+
+
+_CHOICES = {"auto": _auto, "chatml": _chatml, "plain": _plain}
