@@ -150,12 +150,11 @@ def resolve(
 
     if foreign is not None or stage.place not in fitting.STAGES:
         return _completed(stage, merged(foreign or ()), fast=fast)
-    shipped = configs_folder() / stage.default if given is None else None
-    return _completed(stage, _fitted(stage, merged, shipped, fast=fast), fast=fast)
+    return _completed(stage, _fitted(stage, merged, shipped=given is None, fast=fast), fast=fast)
 
 
 def _fitted(
-    stage: Stage, merged: Callable[[Sequence[training_files.Setting]], Resolved], shipped: Path | None, *, fast: bool
+    stage: Stage, merged: Callable[[Sequence[training_files.Setting]], Resolved], *, shipped: bool, fast: bool
 ) -> Resolved:
     """Return the configuration with the settings that fit the model it starts from, where the shipped ones do not."""
     doubt: UserError | None = None
@@ -169,7 +168,8 @@ def _fitted(
             found = merged([fitting.ONE_ROW])
         except UserError:
             raise error from None
-    fitted, note = fitting.settings(stage.place, found, shipped, fast=fast)
+    file = configs_folder() / stage.default if shipped else None
+    fitted, note = fitting.settings(stage.place, found, file, fast=fast)
     if doubt is not None and not fitted:
         raise doubt
     return replace(merged(fitted), notes=(note,) if note else ()) if fitted else found
