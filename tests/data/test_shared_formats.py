@@ -96,7 +96,9 @@ def bbh(row: dict[str, str]) -> Prompt:
 
 def toolcall(row: dict[str, Any]) -> Conversation:
     listed = {"tools": json.loads(row["tools"]), "source": ()}
-    tools = [] if row["tools"] == "[]" else [turn("system", "Tools:\n" + row["tools"]) | listed]  # 92 of 240 rows have none
+    tools = (
+        [] if row["tools"] == "[]" else [turn("system", "Tools:\n" + row["tools"]) | listed]
+    )  # 92 of 240 rows have none
     return Conversation((*tools, *sharegpt(row["conversations"])))
 
 

@@ -56,7 +56,7 @@ MUTANTS = [
             'return {"use_sliding_window": True, **_window_entries(config)} if config.sliding_window is not None else {}',
             "return {}", TABLE),
     feature("another-head", "a head of its own is dropped where config.json says tied", "hub.py",
-            "if head and not torch.equal(there[head], there[names[EMBEDDING]]):", "if False:", HUB),
+            "if head and torch.equal(weights[HEAD], weights[EMBEDDING]):", "if head:", HUB),
     feature("lone-head", "a file with the head only has no embedding", "hub.py",
             "        names[EMBEDDING] = head\n", "", HUB),
     feature("buffers", "buffers that older versions saved are unknown tensors", "hf_names.py",

@@ -23,7 +23,7 @@ MUTANTS = [
     M("temperature-not-in-gradient", "extra", "the gradient is not divided by the temperature", "model/heads.py",
       "to_rows = to_rows[:count] / ctx.temperature if ctx.temperature != 1.0 else to_rows[:count]", "to_rows = to_rows[:count]", HEADS),
     M("softmax-not-in-gradient", "extra", "the head's gradient lacks the softmax", "model/heads.py",
-      "to_head += p.T @ scaled[part]", "to_head += 0 * (p.T @ scaled[part])", HEADS),
+      "_add_product(to_head, p, scaled[part])", "_add_product(to_head, 0 * p, scaled[part])", HEADS),
     M("last-token-early", "extra", "the reward is read one token before the last", "model/heads.py",
       "last = torch.where(mask, positions, -1).amax(1).clamp(min=0)",
       "last = torch.where(mask, positions, -1).amax(1).clamp(min=1) - 1", HEADS),

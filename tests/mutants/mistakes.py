@@ -57,7 +57,7 @@ MUTANTS = [
     M("gspo-kl-dropped", "3", "GSPO's KL is measured but not in the loss", "algorithms/gspo.py",
       "per_row = per_row + settings.kl_coef * sequence_mean(penalty, mask)", "per_row = per_row + 0 * penalty.sum(1)", KNOBS),
     M("reference-is-policy", "3", "the reference is the policy itself, so the KL is always 0", "stages/align_online.py",
-      "return copy.deepcopy(policy).eval().requires_grad_(False)", "return policy",
+      "return hub.frozen_copy(policy, narrow=precision == \"bf16\")", "return policy",
       f"{STAGE}the_kl_to_the_parent_is_measured_and_in_the_loss"),
 
     # --- 4: ORPO -------------------------------------------------------------------------------------------------------------------
@@ -154,7 +154,7 @@ MUTANTS = [
             scorer = SequenceScorer(ModelConfig(vocab_size=tokenizer.vocab_size))""",
       f"{STAGE}a_missing_reward_model_is_an_error_before_training"),
     M("foreign-reward-model", "8", "a reward model that reads other tokens is taken", "stages/common.py",
-      "if Tokenizer.load(parent.folder).sha256 != tokenizer.sha256:", "if False:", f"{STAGE}only_a_matching_reward_model_is_accepted"),
+      "if own.sha256 != tokenizer.sha256:", "if False:", f"{STAGE}only_a_matching_reward_model_is_accepted"),
     M("missing-tensors", "8", "tensors that are not in the file stay random", "model/tensors.py",
       'found = [f"{name} is missing" for name in wanted.keys() - there.keys()]', "found = []", "train/test_mismatched_checkpoints.py"),
     M("resume-without-weights", "8", "a resumed run goes on with fresh weights", "train/checkpointing.py",
@@ -202,8 +202,8 @@ MUTANTS = [
 
     # --- 10: ranks -----------------------------------------------------------------------------------------------------------------
     M("unwrapped-forward", "10", "the forward pass goes around the hooks of the model", "model/transformer.py",
-      "self(ids, attend), head_matrix(self.lm_head), ids, mask, temperature=temperature, softcap=softcap\n        )\n\n    def token_s",
-      "self.model(ids, attend), head_matrix(self.lm_head), ids, mask, temperature=temperature, softcap=softcap\n        )\n\n    def token_s",
+      "self(ids, attend), head_matrix(self.lm_head), ids, mask, temperature=temperature, softcap=softcap\n        )\n\n",
+      "self.model(ids, attend), head_matrix(self.lm_head), ids, mask, temperature=temperature, softcap=softcap\n        )\n\n",
       COMMON),
     M("gradients-never-meet", "10", "ranks never exchange their gradients", "train/engine.py",
       "set_requires_gradient_sync(number == len(batches) - 1)", "set_requires_gradient_sync(False)", COMMON),

@@ -82,7 +82,9 @@ MUTANTS = [
       "test_hostile_checkpoints.py test_hostile_tokenizers_and_adapters.py",
       "descriptions above 4 MB are not read"),
     plant("weights-share-memory", "loaded weights change with their file", "model/tensors.py",
-      "file.get_tensor(name).clone()", "file.get_tensor(name)", f"{MISMATCHED}::test_loaded_weights_do_not_change_with_the_file",
+      "tensor = torch.empty(header.shape, dtype=_dtype(header))\n                _read_into(tensor, file, start)",
+      "tensor = torch.from_file(str(path), True, path.stat().st_size, dtype=torch.uint8)[start:][: math.prod(header.shape) * "
+      "_dtype(header).itemsize].view(_dtype(header)).view(header.shape)", f"{MISMATCHED}::test_loaded_weights_do_not_change_with_the_file",
       "weights are copied out of their file"),
     plant("other-base-accepted", "an adapter goes on on another base", "stages/checkpoint_files.py",
       "if recorded and recorded != self.base_sha256:", "if False:", f"{MISMATCHED}::test_a_lora_run_does_not_resume_on_another_base",

@@ -43,7 +43,7 @@ MUTANTS = [
           'found | ({"changes": list(changes)} if changes else {})', "found", "train/test_going_on.py",
           "reliability: changed settings are part of the hash"),
     plant("hash-of-logging", "how often a run logs is part of the hash", HASHES,
-          '"train": ("compile", "log_every",', '"train": ("compile",', LINEAGE,
+          '"activation_checkpointing", "log_every",', '"activation_checkpointing",', LINEAGE,
           "reliability: what is logged and kept is not part of the hash"),
     # --- lineage statuses --------------------------------------------------------------------------------------------------------
     plant("moved-is-gone", "a parent under another path is not looked up", TREE,

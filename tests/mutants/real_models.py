@@ -38,7 +38,7 @@ MUTANTS = [
       "< missing + _SPARE:", "< 0:", f"{HUB}::test_a_full_disk_is_found_before_the_download",
       keeps="real models: the disk is checked before"),
     M("shipped-file-ignored", "extra", "a shipped configuration that the user named is a default", "cli/resolve.py",
-      "file = configs_folder() / stage.default if shipped else None", "file = configs_folder() / stage.default",
+      "shipped = configs_folder() / stage.default if given is None else None", "shipped = configs_folder() / stage.default",
       f"{FITTED}::test_a_shipped_file_that_is_named_is_the_users", keeps="real models: what the user gives wins"),
     M("own-models-fitted", "extra", "our own small models are fitted", DEFAULTS,
       "return not model.ours or model.parameters > SMALL", "return True", f"{FITTED}::test_nothing_changes_for_our_own_small_models",

@@ -248,7 +248,7 @@ MUTANTS = [
       '    "train.eval_rows": "held-out figures before and after it could not be compared",\n', "", CHANGES,
       "optim.optimizer and train.eval_rows cannot change"),
     plant("keep-every-needs-an-option", "train.keep_every cannot change without an option", "train/changes.py",
-      ', "keep", "keep_every"))', ', "keep"))', CHANGES, "what no weight depends on may change without an option"),
+      '    "keep",\n    "keep_every",\n', '    "keep",\n', CHANGES, "what no weight depends on may change without an option"),
     plant("change-unlogged", "metrics.jsonl does not tell of a change", "train/run.py",
       '            self.log({"step": step, "split": CHANGE,', '            ({"step": step, "split": CHANGE,', f"{GOING_ON} {CHANGES}",
       "metrics.jsonl has a line of split change"),

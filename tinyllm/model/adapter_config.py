@@ -200,8 +200,8 @@ def base_folder(adapter: Path, base: str, given: Path | None = None) -> Path:
     Args:
         adapter: the adapter's folder.
         base: absolute, or relative to the adapter, to a folder above it or to the working directory. The end of an absolute path is
-            looked for beside the adapter first: runs may have been moved, or copied, together. Or the name of a model of a hub that is
-            in the cache.
+            looked for beside the adapter first: runs may have been moved, or copied, together. Or the name of a model of a hub that
+            is in the cache.
         given: where the base lies, if not there.
 
     Raises:

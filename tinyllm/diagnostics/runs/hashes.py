@@ -74,7 +74,8 @@ def effective_changes(changes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]
 def config_hash(config: dict[str, Any], *, of_shards: bool) -> str:
     """Return the sha256 of a configuration without the settings that do not affect the result.
 
-    Left out: the name; where and how fast it is computed (device, train.compile, train.activation_checkpointing); what is logged and kept (train.log_every,
+    Left out: the name; where and how fast it is computed (device, train.compile, train.activation_checkpointing); what is logged
+    and kept (train.log_every,
     train.save_every, train.keep, train.keep_every, rollout.keep); what is hashed separately (seed, parent, reward_model, tokenizer,
     model.vocab_size); data.test; sections of other algorithms. A file in data.train and data.val counts as "a file": its content is in
     `data_hash`.
