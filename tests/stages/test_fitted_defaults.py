@@ -92,8 +92,8 @@ def test_micro_batches_divide_the_batch_and_fit_the_memory() -> None:
         chosen = {"train.batch_size": batch}
         return fitted(SMOL, stage, memory=int(memory), chosen=chosen)["train.micro_batch_size"]
 
-    assert [micro(gigabytes * 1e9) for gigabytes in (4, 16, 64, 1000)] == [1, 2, 8, 8]
-    assert micro(64e9, stage="rm") == 4  # two rows of a pair
+    assert [micro(gigabytes * 1e9) for gigabytes in (4, 16, 64, 1000)] == [1, 4, 8, 8]
+    assert micro(25e9, stage="rm") == 4  # two rows of a pair
     assert [micro(1e12, batch) for batch in (1, 6, 7, 40)] == [1, 6, 7, 8]
     short = TINY.model_copy(update={"max_position_embeddings": 96})
     assert fitted(short, "sft")["data.max_length"] == 96
@@ -186,3 +186,21 @@ def test_a_rehearsal_keeps_its_few_steps(plan: Callable[..., dict], tmp_path: Pa
         5e-4,
         "fast-dev-run",
     )
+
+
+def test_descendants_of_a_model_of_others_are_fitted_too(plan: Callable[..., dict], tmp_path: Path) -> None:
+    def run(name: str, parent: dict[str, Any] | None) -> Path:
+        """A run with one checkpoint, and what it says of its parent."""
+        write = CheckpointFiles(small.rough(), small.tokenizer(), stage="sft").write
+        path = checkpoint.save(Path("runs/sft/full") / name / "checkpoints", 5, write)
+        checkpoint.link(path.parent, checkpoint.BEST, path)
+        facts = json.dumps({"status": "completed", "ended": name, "parent": parent})
+        (path.parent.parent / "run.json").write_text(facts, encoding="utf-8")
+        return path
+
+    first = run("first", {"checkpoint": "theirs", "manifest_sha256": None})
+    run("second", {"checkpoint": first.as_posix(), "manifest_sha256": "a" * 64})
+    found = plan("rm", "--checkpoint", "second")
+    assert (found["optim.learning_rate"]["value"], found["name"]["value"]) == (2e-4, "second")
+    run("third", {"checkpoint": "gone", "manifest_sha256": "a" * 64})
+    assert plan("rm", "--checkpoint", "third", "--set", "data.max_length=64")["optim.learning_rate"]["value"] == 5e-4

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -144,35 +145,30 @@ def resolve(
         foreign = _borrowed(stage, path, fast=fast, given=[key for key, _, _ in overrides])
     if foreign is not None:
         path = configs_folder() / stage.default
-
-    def merged(settings: Sequence[training_files.Setting]) -> Resolved:
-        return load(stage.config, files=[path], environ=environ, overrides=overrides, borrowed=settings, fast=fast)
-
-    if foreign is not None or stage.place not in fitting.STAGES:
-        return _completed(stage, merged(foreign or ()), fast=fast)
-    shipped = configs_folder() / stage.default if given is None else None
-    return _completed(stage, _fitted(stage, merged, shipped, fast=fast), fast=fast)
+    merged = partial(load, stage.config, files=[path], environ=environ, overrides=overrides, fast=fast)
+    is_fitted = foreign is None and stage.place in fitting.STAGES
+    found = _fitted(stage, merged, given, fast=fast) if is_fitted else merged(borrowed=foreign or ())
+    return _completed(stage, found, fast=fast)
 
 
-def _fitted(
-    stage: Stage, merged: Callable[[Sequence[training_files.Setting]], Resolved], shipped: Path | None, *, fast: bool
-) -> Resolved:
+def _fitted(stage: Stage, merged: Callable[..., Resolved], given: Path | None, *, fast: bool) -> Resolved:
     """Return the configuration with the settings that fit the model it starts from, where the shipped ones do not."""
     doubt: UserError | None = None
     try:
-        found = merged(())
+        found = merged()
     except (
         UserError
     ) as error:  # perhaps only the default micro-batch does not divide the user's batch: one that fits will
         doubt = error
         try:
-            found = merged([fitting.ONE_ROW])
+            found = merged(borrowed=[fitting.ONE_ROW])
         except UserError:
             raise error from None
+    shipped = configs_folder() / stage.default if given is None else None
     fitted, note = fitting.settings(stage.place, found, shipped, fast=fast)
     if doubt is not None and not fitted:
         raise doubt
-    return replace(merged(fitted), notes=(note,) if note else ()) if fitted else found
+    return replace(merged(borrowed=fitted), notes=(note,) if note else ()) if fitted else found
 
 
 def _completed(stage: Stage, found: Resolved, *, fast: bool) -> Resolved:

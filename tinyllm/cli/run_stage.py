@@ -51,10 +51,8 @@ def run_stage(
     consistency.check_groups(resolved.config, max(common.nproc, dist.world_size()))
     if heartbeat.folder() is None and (common.nproc > 1 or common.max_restarts) and not common.dry_run:
         _launch(common, stage.place, resolved.config.data)
-    for note in resolved.notes:
+    for note in (*resolved.notes, *(f"warning: {doubt}" for doubt in consistency.warnings(resolved.config))):
         console.say(note)
-    for doubt in consistency.warnings(resolved.config):
-        console.say(f"warning: {doubt}")
     if common.dry_run:
         with prints_on_stderr(common.json):
             _check_rewards(resolved.config)

@@ -16,17 +16,17 @@ others trained on trillions of tokens, their learning rates are ten to a thousan
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, floor, log10
 from typing import Any
 
 from tinyllm.model.config import ModelConfig
+from tinyllm.train.estimate import Training, wants_checkpointing
 
 SMALL = 10_000_000  # parameters; our own models up to this size are what the shipped configurations are for
 _REFERENCE, _POWER = 135e6, 0.64
 _GROUP = 8  # answers to a prompt, in the shipped configurations
 _MOST_STEPS, _MOST_ROWS_AT_ONCE = 1_000, 8
-_ACTIVATIONS = 0.25  # share of the machine's memory for the activations of a micro-batch
 
 
 @dataclass(frozen=True)
@@ -165,12 +165,15 @@ def _batch(task: Task, group: int) -> tuple[int, str]:
 
 
 def _micro_batch(model: Model, task: Task, batch: int, length: int) -> tuple[int, str]:
-    """Return the largest divisor of a batch whose activations fit into their share of the memory."""
+    """Return the largest divisor of a batch that leaves `activation_checkpointing: auto` off; 1 where it is on anyway."""
     paired = 2 if task.stage in ("rm", "align-offline") else 1  # rows of a record
-    room = _ACTIVATIONS * task.memory
     sizes = [n for n in range(1, min(batch, _MOST_ROWS_AT_ONCE) + 1) if batch % n == 0]
-    fits = [n for n in sizes if model.shape.training_bytes(n * paired, length)[1] <= room]
-    return max(fits, default=1), f"activations in a quarter of {task.memory / 1e9:,.0f} GB"
+    count = model.parameters
+    run = Training(
+        model.shape, paired, length, weights=4 * count, trained=count // 50 if task.lora else count, bf16=False
+    )
+    fits = [n for n in sizes if not wants_checkpointing(replace(run, rows=n * paired), task.memory)]
+    return max(fits, default=1), f"without recomputing activations in {task.memory / 1e9:,.0f} GB"
 
 
 def _steps(task: Task, batch: int) -> tuple[int, str]:

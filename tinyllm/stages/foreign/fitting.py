@@ -23,10 +23,12 @@ from tinyllm.stages.foreign import defaults
 from tinyllm.stages.foreign.defaults import Model, Task
 from tinyllm.stages.parents import expected_parent, named_base
 from tinyllm.train import checkpoint
+from tinyllm.train.run import read_facts
 
 ORIGIN = "fitted to the parent"
 STAGES = ("sft", "rm", "align-offline", "align-online", "pretrain")
 _SHIPPED_NAMES = "1.4M"  # how the names of runs begin in the shipped configurations
+_MOST_PARENTS = 20
 _FAST = ("optim.learning_rate", "optim.optimizer", "train.micro_batch_size")  # what --fast-dev-run leaves to fit
 _MOST_BYTES = 64_000_000  # of files whose records are counted
 
@@ -78,9 +80,25 @@ def _model(stage: str, config: Any, *, fast: bool) -> Model | None:
     except UserError:
         return None
     remote = hub_cache.name_of(folder)
-    ours = (folder / origin.FILE).is_file() or (folder / checkpoint.MANIFEST).is_file()
+    ours = _is_ours(folder)
     of_run = folder.parent.parent.name if folder.parent.name == "checkpoints" else ""
     return Model(remote.repository if remote else of_run or folder.resolve().name, shape, ours)
+
+
+def _is_ours(folder: Path) -> bool:
+    """Return whether a checkpoint was trained here from new weights on, by the parents that its runs recorded."""
+    for _ in range(_MOST_PARENTS):
+        if not ((folder / origin.FILE).is_file() or (folder / checkpoint.MANIFEST).is_file()):
+            return False
+        parent = read_facts(folder.resolve().parents[1]).get("parent")
+        if not isinstance(parent, dict) or not isinstance(parent.get("checkpoint"), str):
+            return True
+        if parent.get("manifest_sha256") is None:  # only a model of others has no manifest
+            return False
+        folder = Path(parent["checkpoint"])
+        if not folder.is_dir():
+            return True
+    return True
 
 
 def _run_name(model: str) -> str:
