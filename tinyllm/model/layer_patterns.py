@@ -69,7 +69,11 @@ def gemma(pattern: int) -> LayerPattern:
         return {**_windows(found.get("sliding_window", 4096), found.get("layer_types") or types), **own}
 
     def write(config: Any) -> dict[str, Any]:
-        return {**_window_entries(config), "query_pre_attn_scalar": config.query_pre_attn_scalar or config.head_dim}
+        # transformers needs a window even where no layer has it
+        entries = {"sliding_window": 4096} | {
+            key: value for key, value in _window_entries(config).items() if value is not None
+        }
+        return {**entries, "query_pre_attn_scalar": config.query_pre_attn_scalar or config.head_dim}
 
     return LayerPattern(read, write)
 

@@ -11,6 +11,7 @@ import torch
 from tinyllm.diagnostics.checks.result import CheckSkipped
 from tinyllm.model import hub
 from tinyllm.model.adapter_config import ADAPTER
+from tinyllm.model.architectures import ARCHITECTURES
 from tinyllm.model.config import ModelConfig
 from tinyllm.model.features import DEFAULT_TYPE, ModelType
 from tinyllm.model.transformer import CausalLM, SequenceScorer
@@ -98,6 +99,7 @@ def small_model(model_type: ModelType = DEFAULT_TYPE, seed: int = 0) -> CausalLM
 
     At the usual initialization every log-probability is about -ln V, which hides errors.
     """
+    row = ARCHITECTURES[model_type]
     config = ModelConfig(
         model_type=model_type,
         vocab_size=small_tokenizer().vocab_size,
@@ -105,9 +107,10 @@ def small_model(model_type: ModelType = DEFAULT_TYPE, seed: int = 0) -> CausalLM
         intermediate_size=48,
         num_hidden_layers=2,
         num_attention_heads=4,
-        num_key_value_heads=2,
+        num_key_value_heads=4 if "num_key_value_heads" in row.derived else 2,
         head_dim=8,
         max_position_embeddings=96,
+        sliding_window=8 if row.absent.get("sliding_window") else None,
     )
     model = CausalLM(config)
     generator = torch.Generator().manual_seed(seed)
