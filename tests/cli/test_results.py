@@ -13,18 +13,20 @@ from tinyllm.text.tokenizer import Tokenizer
 
 
 @pytest.mark.parametrize("chat", [True, False])
-def test_only_commands_that_can_work_are_named_next(chat: bool, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_the_next_commands_are_named_also_without_chat_tokens(
+    chat: bool, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     tokenizer = without_chat_tokens(tmp_path / "plain")
     (tokenizer.with_chat_tokens() if chat else tokenizer).save(tmp_path / "saved", model_max_length=64)
     moved = {"what": "loss", "from": 2.0, "to": 1.0}
     found = {"stage": "pretrain", "moved": moved, "seconds": 1.0, "checkpoint": str(tmp_path / "saved")}
     results.result(found, as_json=False)
     said = [line.strip() for line in capsys.readouterr().out.splitlines() if "next:" in line]
-    assert said == ["next: tinyllm eval", "next: tinyllm sft"][: 1 + chat]
+    assert said == ["next: tinyllm eval", "next: tinyllm sft"]  # which adds them
     if not chat:
-        with pytest.raises(UserError, match="cannot be trained on conversations yet") as caught:
+        with pytest.raises(UserError, match="no chat tokens") as caught:
             render(tokenizer, [{"role": "user", "content": "Hi"}])
-        assert "tinyllm pretrain" in caught.value.fix
+        assert "tinyllm sft" in caught.value.fix
         assert "with_chat_tokens" not in caught.value.fix
 
 

@@ -124,7 +124,7 @@ def test_prompt_is_unchanged_where_a_token_crosses_the_line_break(sentencepiece:
 def test_tokenizer_without_chat_tokens_is_refused(sentencepiece: Tokenizer):
     with pytest.raises(UserError, match="no chat tokens") as caught:
         render(sentencepiece, TALK)
-    assert "tinyllm pretrain" in caught.value.fix
+    assert "--set chat.template=plain" in caught.value.fix
 
 
 @FUZZ

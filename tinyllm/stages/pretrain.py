@@ -98,7 +98,7 @@ def _continued_model(config: PretrainConfig, tokenizer: Tokenizer, device: torch
     model, own = load_language_model(parent, device)
     if own.sha256 != tokenizer.sha256:
         raise data.other_tokenizer(RUNS / "data", parent.folder)
-    if kind == "chat" and own.has_chat_tokens:
+    if kind == "chat" and own.chat_template is not None:
         say("warning: the checkpoint is a chat model; after training on plain text it is saved as a base model")
     freeze_unseen_tokens(model, _control_tokens(tokenizer), new=False)
     return model, parent

@@ -57,7 +57,11 @@ def _auto(tokenizer: Tokenizer, trains: bool) -> Chosen:
 
 
 def _chatml(tokenizer: Tokenizer, trains: bool) -> Chosen:
-    extended = tokenizer.with_chat_tokens()
+    try:
+        extended = tokenizer.with_chat_tokens()
+    except UserError as error:
+        fix = f"use text without new tokens: --set {_KEY}=plain"
+        raise UserError(error.what, where=error.where, fix=fix, code=error.code) from error
     found = extended.with_chat_template(CHAT_TEMPLATE, end_of_turn=extended.im_end)
     if found is tokenizer:
         return Chosen(tokenizer)

@@ -32,8 +32,8 @@ def render_many(
     """
     if tokenizer.im_start is None or tokenizer.im_end is None:
         raise UserError(
-            "this tokenizer has no chat tokens <|im_start|> and <|im_end|>: a model with it cannot be trained on conversations yet",
-            fix="train it on text with `tinyllm pretrain`, or start from a checkpoint that has chat tokens",
+            "this tokenizer has no chat tokens <|im_start|> and <|im_end|>",
+            fix="fine-tune the model with `tinyllm sft`, which adds them, or use plain text: --set chat.template=plain",
         )
     heads = dict(zip(ROLES, tokenizer.encode_batch([f"{role}\n" for role in ROLES]), strict=True))
     newline = tokenizer.encode("\n")

@@ -67,24 +67,13 @@ def _lines(found: dict[str, Any]) -> None:
     if figures:
         line("  " + "  ".join(f"{name} {number(value)}" for name, value in figures.items()))
     line(f"  {found.get('checkpoint') or found.get('run')}")
-    for command in _next(found):
+    for command in _NEXT.get(found["stage"], ()):
         line(f"  next: {command}{_same_options(found)}")
 
 
 def _examined(found: dict[str, Any]) -> dict[str, Any]:
     """Return the test figures of the best checkpoint, or without any those of the last one on the records that selected the best."""
     return ((found.get("test") or {}).get("best") or {}).get("figures") or found.get("last") or {}
-
-
-def _next(found: dict[str, Any]) -> tuple[str, ...]:
-    """Return the commands that can follow. A model whose tokenizer has no chat tokens cannot be trained on conversations."""
-    commands = _NEXT.get(found["stage"], ())
-    if found["stage"] != "pretrain":
-        return commands
-    from tinyllm.text.tokenizer import Tokenizer
-
-    chat = Tokenizer.load(found["checkpoint"]).has_chat_tokens
-    return tuple(command for command in commands if chat or command != "tinyllm sft")
 
 
 def _same_options(found: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import islice
 from typing import Any
 
@@ -90,9 +91,13 @@ class TemplateProcess:
     def close(self) -> None:
         """End the process."""
         atexit.unregister(self.close)
-        if self._owner == os.getpid() and self._process.poll() is None:
-            self._process.kill()
-            self._process.wait()
+        if self._owner != os.getpid():
+            return
+        self._process.kill()  # does nothing where it has ended
+        self._process.wait()
+        assert self._process.stdin is not None
+        with suppress(OSError):  # what was not sent yet
+            self._process.stdin.close()
 
     def _send(self, request: dict[str, Any]) -> None:
         assert self._process.stdin is not None
@@ -117,6 +122,7 @@ class TemplateProcess:
 
     def _listen(self) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._lines.put(line)
+        with self._process.stdout as lines:
+            for line in lines:
+                self._lines.put(line)
         self._lines.put("")
