@@ -19,7 +19,7 @@ from tests.support import run_tree, small, trained
 from tinyllm.algorithms import next_token
 from tinyllm.data.datasets.batches import TokenBatch
 from tinyllm.errors import UserError
-from tinyllm.model import hub, lora, tensors
+from tinyllm.model import heads, hub, lora, tensors
 from tinyllm.model.config import LoRAConfig, ModelConfig
 from tinyllm.model.generate import Sampling, generate
 from tinyllm.model.heads import token_log_probs
@@ -157,19 +157,23 @@ def test_a_reference_keeps_in_bf16_only_what_loses_nothing(tmp_path: Path) -> No
         assert not torch.equal(copy.log_probs(x.ids, x.mask), policy.log_probs(x.ids, x.mask)), "it shares nothing"
 
 
-def test_a_frozen_head_gets_no_gradient_and_the_states_get_the_same() -> None:
-    hidden = torch.randn(1, 9, 8, requires_grad=True)
-    ids = torch.randint(0, 30, (1, 9))
-    mask = torch.arange(9)[None] > 0
-    found = []
-    for learned in (True, False):
-        head = torch.randn(30, 8, generator=torch.Generator().manual_seed(0)).requires_grad_(learned)
-        hidden.grad = None
-        token_log_probs(hidden, head, ids, mask).sum().backward()
-        found.append((hidden.grad, head.grad))
-    assert torch.equal(found[0][0], found[1][0])
-    assert found[0][1] is not None
-    assert found[1][1] is None
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_the_gradient_of_a_frozen_head_is_not_computed(softcap: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def states_gradient(learned: bool) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(0)
+        hidden = torch.randn(1, 9, 8, generator=generator, requires_grad=True)
+        head = torch.randn(30, 8, generator=generator).requires_grad_(learned)
+        ids, mask = torch.arange(9)[None], torch.arange(9)[None] > 0
+        token_log_probs(hidden, head, ids, mask, softcap=softcap).sum().backward()
+        assert hidden.grad is not None
+        return hidden.grad
+
+    want, computed = states_gradient(True), []
+    monkeypatch.setattr(heads, "_add_product", lambda *_: computed.append(1))
+    assert torch.equal(states_gradient(False), want)
+    assert not computed
+    states_gradient(True)
+    assert computed
 
 
 # --- the dtype that is written ---------------------------------------------------------------------------------------------------------
