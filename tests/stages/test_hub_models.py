@@ -77,6 +77,12 @@ def test_a_model_is_downloaded_once_and_its_origin_recorded(
     assert {path.name: path.read_bytes() for path in (tmp_path / SNAPSHOT).iterdir()} == files
     assert (tmp_path / CACHE / "refs" / "main").read_text() == COMMIT
 
+    hub = pytest.importorskip("huggingface_hub")  # other tools find it there, and nothing that they do not expect
+    found = hub.try_to_load_from_cache(NAME, WEIGHTS, cache_dir=tmp_path / "hf/hub")
+    assert found == str(tmp_path / SNAPSHOT / WEIGHTS)
+    scanned = hub.scan_cache_dir(tmp_path / "hf/hub")
+    assert ([str(w) for w in scanned.warnings], [repo.repo_id for repo in scanned.repos]) == ([], [NAME])
+
     asked = len(fake.asked)
     ran = chat(fake=fake)
     assert (ran.code, "using the network" in ran.err) == (0, False)
