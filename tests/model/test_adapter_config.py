@@ -236,16 +236,26 @@ def test_default_targets_are_all_linear_layers_where_a_model_names_them_differen
 def test_a_frozen_base_in_bf16_keeps_master_weights_of_the_adapter_in_fp32(settings: dict[str, Any]) -> None:
     model = CausalLM(SHAPE.model_copy(update={"tie_word_embeddings": False}))
     initialise(model, 0)
-    model = lora.attach(model.bfloat16(), LoRAConfig(r=2, modules_to_save=("q_norm",), **settings))
+    model.bfloat16()
+    ids, mask = torch.tensor([[3, 1, 4, 1, 5]]), torch.tensor([[False, True, True, True, True]])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        base = model.log_probs(ids, mask)
+    model = lora.attach(model, LoRAConfig(r=2, modules_to_save=("q_norm",), **settings))
     trained = [p for p in model.parameters() if p.requires_grad]
     assert {p.dtype for p in trained} == {torch.float32}
     assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
-    ids, mask = torch.tensor([[3, 1, 4, 1, 5]]), torch.tensor([[False, True, True, True, True]])
     with torch.autocast("cpu", torch.bfloat16):
         loss = -model.log_probs(ids, mask).sum()
     loss.backward()
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in trained)
-    assert float(loss) == pytest.approx(4 * 3.7, rel=0.1)
+    assert loss.item() == pytest.approx(4 * 3.7, rel=0.1)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        for tensor in lora.branches(model).values():
+            tensor.add_(0.3)
+        assert not torch.allclose(model.log_probs(ids, mask), base, atol=0.02)
+        with lora.disabled(model):
+            assert torch.equal(model.log_probs(ids, mask), base)
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
 
 
 def test_is_untrained_until_something_has_moved() -> None:

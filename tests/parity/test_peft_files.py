@@ -36,11 +36,11 @@ FULL = ["model.layers.0.self_attn.q_proj", "model.layers.2.mlp.up_proj"]
 NARROW = ["q_proj", "v_proj", "down_proj"]
 BOTH, TIED, UNTIED = (False, True), (True,), (False,)
 KINDS: Mapping[str, tuple[tuple[bool, ...], dict[str, Any]]] = {  # name -> tied heads, PEFT's settings
-    "names": (BOTH, {"target_modules": NARROW}),
-    "full names": (BOTH, {"target_modules": FULL}),
+    "names": (UNTIED, {"target_modules": NARROW}),
+    "full names": (UNTIED, {"target_modules": FULL}),
     "full names and names": (UNTIED, {"target_modules": [FULL[0], "gate_proj"], "layers_to_transform": [1]}),
     "regular expression": (UNTIED, {"target_modules": r".*\.(0|2)\..*(q_proj|up_proj)"}),
-    "all-linear": (BOTH, {"target_modules": "all-linear"}),
+    "all-linear": (TIED, {"target_modules": "all-linear"}),
     "rank and alpha patterns": (
         UNTIED,
         {
@@ -53,7 +53,7 @@ KINDS: Mapping[str, tuple[tuple[bool, ...], dict[str, Any]]] = {  # name -> tied
     "one layer": (UNTIED, {"target_modules": NARROW, "layers_to_transform": 1}),
     "excluded names": (UNTIED, {"target_modules": "all-linear", "exclude_modules": ["q_proj", FULL[1]]}),
     "excluded by pattern": (UNTIED, {"target_modules": NARROW, "exclude_modules": r".*layers\.1\..*"}),
-    "whole norms": (BOTH, {"target_modules": ["q_proj"], "modules_to_save": ["norm"]}),
+    "whole norms": (UNTIED, {"target_modules": ["q_proj"], "modules_to_save": ["norm"]}),
     "whole MLP": (UNTIED, {"target_modules": NARROW, "modules_to_save": ["mlp"]}),
     "whole embedding": (BOTH, {"target_modules": NARROW, "modules_to_save": ["embed_tokens"]}),
     "whole head": (BOTH, {"target_modules": NARROW, "modules_to_save": ["lm_head"]}),
