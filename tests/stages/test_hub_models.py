@@ -77,6 +77,12 @@ def test_a_model_is_downloaded_once_and_its_origin_recorded(
     assert {path.name: path.read_bytes() for path in (tmp_path / SNAPSHOT).iterdir()} == files
     assert (tmp_path / CACHE / "refs" / "main").read_text() == COMMIT
 
+    hub = pytest.importorskip("huggingface_hub")  # other tools find it there, and nothing that they do not expect
+    found = hub.try_to_load_from_cache(NAME, WEIGHTS, cache_dir=tmp_path / "hf/hub")
+    assert found == str(tmp_path / SNAPSHOT / WEIGHTS)
+    scanned = hub.scan_cache_dir(tmp_path / "hf/hub")
+    assert ([str(w) for w in scanned.warnings], [repo.repo_id for repo in scanned.repos]) == ([], [NAME])
+
     asked = len(fake.asked)
     ran = chat(fake=fake)
     assert (ran.code, "using the network" in ran.err) == (0, False)
@@ -277,6 +283,18 @@ def test_an_unknown_type_costs_no_download_of_weights(files: dict[str, bytes], s
     assert WEIGHTS not in requests(fake)
 
 
+def test_a_model_too_large_to_train_costs_no_download_of_its_weights(
+    files: dict[str, bytes], serve: Callable, command: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tinyllm.stages import memory_plan
+
+    monkeypatch.setattr(memory_plan, "available_memory", lambda: 330_000_000)  # of the process alone
+    fake = serve(files=files, large={WEIGHTS})
+    ran = command("sft", "--checkpoint", NAME, "--device", "cpu", fake=fake)
+    assert (ran.code, "optimizer state" in ran.err) == (4, True), ran.err
+    assert WEIGHTS not in requests(fake)
+
+
 def test_processes_that_need_a_model_download_it_once(
     files: dict[str, bytes], serve: Callable, command: Callable, tmp_path: Path
 ) -> None:
@@ -295,7 +313,9 @@ def test_processes_that_need_a_model_download_it_once(
     assert sum(f"waiting for another process, which downloads {NAME}" in text for text in said) == 1
 
 
-def test_an_adapter_brings_its_base(files: dict[str, bytes], serve: Callable, chat: Callable, tmp_path: Path) -> None:
+def test_an_adapter_brings_its_base(
+    files: dict[str, bytes], serve: Callable, chat: Callable, command: Callable, tmp_path: Path
+) -> None:
     model = small.rough()
     lora.attach(model, LoRAConfig(r=2), seed=0)
     folder = tmp_path / "adapter"
@@ -306,8 +326,14 @@ def test_an_adapter_brings_its_base(files: dict[str, bytes], serve: Callable, ch
     fake = serve(repositories={NAME: files, "else/where": adapter}, large={WEIGHTS})
     ran = chat(str(folder), fake=fake)  # a folder brings nothing, until the base is in the cache
     assert (ran.code, f"tinyllm verify {NAME}" in ran.err, fake.asked) == (3, True, []), ran.err
+    plan = command("sft", "--checkpoint", "else/where", "--dry-run", "--json", fake=fake).result
+    assert plan["values"]["train.micro_batch_size"]["origin"].startswith("fitted")  # the base is known, too
+    assert WEIGHTS not in requests(fake)
+    ran = chat(str(folder), fake=fake)
+    assert (ran.code, "weights are not in the cache" in ran.err, f"tinyllm verify {NAME}" in ran.err) == (3, True, True)
     assert chat("else/where", fake=fake).code == 0
-    assert [path for path, _, _ in fake.of("/api/")] == [f"/api/models/{n}/revision/main" for n in ("else/where", NAME)]
+    listed = [path for path, _, _ in fake.of("/api/")]
+    assert listed[:2] == [f"/api/models/{name}/revision/main" for name in ("else/where", NAME)]
     asked = len(fake.asked)
     for name in (str(folder), "else/where"):
         assert chat(name, fake=fake).code == 0

@@ -146,8 +146,7 @@ def resolve(
     if foreign is not None:
         path = configs_folder() / stage.default
     merged = partial(load, stage.config, files=[path], environ=environ, overrides=overrides, fast=fast)
-    is_fitted = foreign is None and stage.place in fitting.STAGES
-    found = _fitted(stage, merged, given, fast=fast) if is_fitted else merged(borrowed=foreign or ())
+    found = _fitted(stage, merged, given, fast=fast) if foreign is None else merged(borrowed=foreign)
     return _completed(stage, found, fast=fast)
 
 

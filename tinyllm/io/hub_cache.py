@@ -96,10 +96,11 @@ def is_complete(folder: Path) -> bool:
     if (folder / ADAPTER).is_file():
         return (folder / ADAPTER_WEIGHTS).is_file()
     there = (folder / CONFIG).is_file() and any((folder / name).is_file() for name in _TOKENIZERS)
-    return there and _has_weights(folder)
+    return there and has_weights(folder)
 
 
-def _has_weights(folder: Path) -> bool:
+def has_weights(folder: Path) -> bool:
+    """Return whether all weights of a whole model are in a folder."""
     if (folder / WEIGHTS).is_file():
         return True
     try:

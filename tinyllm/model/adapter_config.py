@@ -214,8 +214,8 @@ def base_folder(adapter: Path, base: str, given: Path | None = None) -> Path:
         return given
     found = next((folder for folder in _places(adapter, base) if _is_model(folder)), None)
     remote = hub_cache.parse(base) if found is None else None
-    found = hub_cache.complete_snapshot(remote) if remote else found
-    if found is None:
+    found = hub_cache.snapshot(remote) if remote else found
+    if found is None or not _is_model(found):
         what = f"the adapter's base model {untrusted_files.short_repr(base)} does not exist"
         fix = f"download it, by `tinyllm verify {remote}`" if remote else "restore that checkpoint"
         fix += ", or add --base and the folder where it lies"

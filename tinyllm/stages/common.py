@@ -15,6 +15,7 @@ from tinyllm.console import say
 from tinyllm.data.datasets.batches import Dataset, Source
 from tinyllm.data.splits import Split
 from tinyllm.errors import UserError
+from tinyllm.io import hub_cache
 from tinyllm.model import hub, lora
 from tinyllm.model.config import LoRAConfig
 from tinyllm.model.resize import grow_vocabulary
@@ -22,7 +23,7 @@ from tinyllm.model.transformer import CausalLM, SequenceScorer
 from tinyllm.stages import memory_plan
 from tinyllm.stages.config import PretrainConfig, StageConfig, TunedConfig
 from tinyllm.stages.origin import read_origin
-from tinyllm.stages.parents import Parent, can_start_from, find_checkpoint
+from tinyllm.stages.parents import Parent, can_start_from, expected_parent, find_checkpoint
 from tinyllm.text.chat_format import choose
 from tinyllm.text.tokenizer import Tokenizer
 from tinyllm.train import names
@@ -86,6 +87,10 @@ def load_policy(
     Args:
         adapt: attach it here; a reward model is adapted once it is made.
     """
+    if config.parent is not None and config.base is None:
+        described = expected_parent(stage, config.parent, fast=invocation.fast)
+        if described and hub_cache.name_of(described):  # refused before its weights are downloaded
+            memory_plan.refuse_too_large(config, described)
     parent = find_checkpoint(stage, config.parent, fast=invocation.fast, base=config.base)
     say(f"starting from {parent.folder}")
     memory_plan.refuse_too_large(config, parent.folder, parent.base)

@@ -7,7 +7,7 @@ A name that is no folder and no run here, `OWNER/NAME`, is a model of a Hugging 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,7 @@ def find_checkpoint(
     """
     if given is not None:
         folder = named_checkpoint(stage, given, fast=fast, weights=weights, with_base=base is None)
-        return _verified(folder, base and named_base(base, weights=weights))
+        return _verified(folder, base and named_base(base, weights=weights), weights=weights)
     if newest := _newest(stage, fast):
         return _verified(best_checkpoint(newest), base and named_base(base, weights=weights))
     needed = _needed(stage)
@@ -225,18 +225,29 @@ def _followed(folder: Path) -> Path:
     return folder.relative_to(Path.cwd()) if below else folder
 
 
-def _verified(folder: Path, base: Path | None = None) -> Parent:
+def _verified(folder: Path, base: Path | None = None, *, weights: bool = True) -> Parent:
     """Verify a checkpoint. A link is followed, so that the step is recorded and not `ckpt_best`."""
     folder = _followed(folder)
     if base is not None and not (folder / _ADAPTER).is_file():
         what = f"{folder} is a whole model, and no adapter that needs a base"
         raise UserError(what, where="--base", fix="leave it out")
+    if weights:
+        _refuse_incomplete(part for part in _parts(folder, base) if part != folder)
     files: list[_File] = []
     for part in _parts(folder, base):
         files += _files(part)
         _verify(part)
     sha256 = checkpoint.fingerprint(folder) if (folder / checkpoint.MANIFEST).is_file() else ""
     return Parent(folder, sha256, tuple(files), base, hub_cache.name_of(folder))
+
+
+def _refuse_incomplete(parts: Iterable[Path]) -> None:
+    """Raise UserError (INTEGRITY) for a model of a hub of which only the settings are in the cache: the base of an adapter."""
+    for part in parts:
+        name = hub_cache.name_of(part)
+        if name and not hub_cache.has_weights(part):
+            fix = f"download it, by `tinyllm verify {name}`"
+            raise UserError("the weights are not in the cache", where=str(part), fix=fix, code=INTEGRITY)
 
 
 def _parts(folder: Path, base: Path | None) -> Iterator[Path]:
