@@ -73,8 +73,8 @@ def prepare(data: Path, folder: Path) -> None:
         rows = [json.loads(line) for line in file]
     names = {"prompt": "question", "chosen": "answer_matching_behavior", "rejected": "answer_not_matching_behavior"}
     pairs = [{ours: row[theirs].strip() for ours, theirs in names.items()} for row in rows]
-    write(folder / "pairs_test.jsonl", pairs[:200])
-    write(folder / "pairs.jsonl", pairs[200:])
+    write(folder / "pairs_test.jsonl", pairs[:100])
+    write(folder / "pairs.jsonl", pairs[100:500])
 
 
 # --- stages --------------------------------------------------------------------------------------------------------------------------
