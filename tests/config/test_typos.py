@@ -25,7 +25,7 @@ from tinyllm.config.problems import Source
 from tinyllm.config.validation_errors import FILE_KEYS, unknown_key
 from tinyllm.errors import USAGE, UserError
 from tinyllm.stages import config as stages
-from tinyllm.stages import consistency
+from tinyllm.stages.planning import consistency
 
 CLASSES = sorted({stage.config for stage in STAGES.values()}, key=lambda cls: cls.__name__)
 REQUIRED_RATE = 0.95

@@ -286,7 +286,7 @@ def test_an_unknown_type_costs_no_download_of_weights(files: dict[str, bytes], s
 def test_a_model_too_large_to_train_costs_no_download_of_its_weights(
     files: dict[str, bytes], serve: Callable, command: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tinyllm.stages import memory_plan
+    from tinyllm.stages.planning import memory as memory_plan
 
     monkeypatch.setattr(memory_plan, "available_memory", lambda: 330_000_000)  # of the process alone
     fake = serve(files=files, large={WEIGHTS})

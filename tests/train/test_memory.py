@@ -24,8 +24,9 @@ from tinyllm.model.config import LoRAConfig, ModelConfig
 from tinyllm.model.generate import Sampling, generate
 from tinyllm.model.heads import token_log_probs
 from tinyllm.model.transformer import CausalLM, initialise, set_activation_checkpointing, set_dropout
-from tinyllm.stages import memory_plan, sft
+from tinyllm.stages import sft
 from tinyllm.stages.config import SftConfig
+from tinyllm.stages.planning import memory as memory_plan
 from tinyllm.train import estimate, memory
 from tinyllm.train.config import OptimConfig
 from tinyllm.train.engine import Engine, autocast

@@ -196,7 +196,9 @@ def test_a_damaged_base_is_found_through_its_adapter(runs: Path) -> None:
 def test_an_adapter_finds_a_base_that_became_decayed(runs: Path, replaced: bool) -> None:
     """Its run was extended from before the decay, and may have reached the same step again, with other weights."""
     base, adapter = run_tree.BASE / run_tree.LAST, run_tree.ADAPTER / run_tree.LAST
-    entries = json.loads((adapter / "adapter_config.json").read_text())  # the recorded path is that of the runs copied here
+    entries = json.loads(
+        (adapter / "adapter_config.json").read_text()
+    )  # the recorded path is that of the runs copied here
     (adapter / "adapter_config.json").write_text(json.dumps(entries | {"base_model_name_or_path": base.as_posix()}))
     wanted = hub.load_causal_lm(adapter).state_dict()
     aside = checkpoint.set_aside(base.resolve(), checkpoint.DECAYED)

@@ -37,7 +37,7 @@ def run_stage(
     """
     # importing the settings takes a tenth of a second, which --help does not need
     from tinyllm.cli.resolve import resolve, stage_of
-    from tinyllm.stages import consistency
+    from tinyllm.stages.planning import consistency
 
     stage = stage_of(key, default or key)
     console.Quiet.on = common.quiet

@@ -20,10 +20,10 @@ from tinyllm.model import hub, lora
 from tinyllm.model.config import LoRAConfig
 from tinyllm.model.resize import grow_vocabulary
 from tinyllm.model.transformer import CausalLM, SequenceScorer
-from tinyllm.stages import memory_plan
 from tinyllm.stages.config import PretrainConfig, StageConfig, TunedConfig
 from tinyllm.stages.origin import read_origin
 from tinyllm.stages.parents import Parent, can_start_from, expected_parent, find_checkpoint
+from tinyllm.stages.planning import memory as memory_plan
 from tinyllm.text.chat_format import choose
 from tinyllm.text.tokenizer import Tokenizer
 from tinyllm.train import names

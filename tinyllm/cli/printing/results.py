@@ -243,8 +243,8 @@ def _cost(place: str, config: Any, fast: bool) -> dict[str, Any]:
     """Return parameters, tokens and memory, computed without torch, and the parent checkpoint."""
     from tinyllm.model.adapter_config import ADAPTER
     from tinyllm.model.hf_config import CONFIG
-    from tinyllm.stages.memory_plan import shape_of
     from tinyllm.stages.parents import PARENT_PLACES, find_checkpoint
+    from tinyllm.stages.planning.memory import shape_of
 
     found: dict[str, Any] = {}
     folder: Path | None = None
@@ -274,7 +274,7 @@ def _cost(place: str, config: Any, fast: bool) -> dict[str, Any]:
 
 def _memory(config: Any, parent: Path | None, base: Path | None) -> dict[str, Any]:
     """Return what the training needs of the memory, and what there is."""
-    from tinyllm.stages import memory_plan
+    from tinyllm.stages.planning import memory as memory_plan
     from tinyllm.train import estimate
     from tinyllm.train.memory import available_memory
 
