@@ -174,19 +174,6 @@ class ModelConfig(Config):
         """Factor of the embeddings."""
         return self.embedding_multiplier * (math.sqrt(self.hidden_size) if self.scaled_embedding else 1.0)
 
-    def training_bytes(self, rows: int, length: int) -> tuple[int, int]:
-        """Estimate the memory of training in float32, in bytes.
-
-        Args:
-            rows: sequences in a micro-batch.
-            length: tokens in a sequence.
-
-        Returns:
-            the bytes of weights, gradients and Adam's two moments; the bytes of a micro-batch's activations.
-        """
-        per_token = self.num_hidden_layers * (14 * self.hidden_size + 4 * self.intermediate_size) * 4
-        return self.parameters() * 16, rows * length * per_token
-
     def parameters(self) -> int:
         """Return the number of parameters of a `CausalLM` of this shape, by arithmetic: for --dry-run, before anything is allocated."""
         width, inner = self.hidden_size, self.intermediate_size

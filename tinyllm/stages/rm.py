@@ -6,10 +6,12 @@ from functools import partial
 from typing import Any
 
 from tinyllm.algorithms import bradley_terry
+from tinyllm.console import say
 from tinyllm.data import validation
 from tinyllm.data.loading import length_limit, preference_dataset
 from tinyllm.data.splits import read_split
 from tinyllm.model import hub, lora
+from tinyllm.model.architectures import ARCHITECTURES
 from tinyllm.stages.checkpoint_files import CheckpointFiles, adapter_base
 from tinyllm.stages.common import load_policy, make_source, run_facts, save_dtype, set_up, stage_result
 from tinyllm.stages.config import RmConfig
@@ -24,6 +26,9 @@ def run(config: RmConfig, invocation: Invocation) -> dict[str, Any]:
     """Train a reward model and return the stage's result."""
     device = set_up(config)
     policy, tokenizer, parent = load_policy("rm", config, invocation, device, adapt=False)
+    kind = policy.config.model_type
+    if ARCHITECTURES[kind].scorer_name == "":
+        say(f"note: transformers has no reward models of type {kind}: what is trained opens here only")
     split = read_split(config.data, "pairs", config.seed, system=config.chat.system, noise=config.noise)
     limit = length_limit(config.data, policy.config.max_position_embeddings)
     dataset = preference_dataset(split.train, tokenizer, limit, "train")
