@@ -61,6 +61,16 @@ def test_greedy_decoding_with_cache_and_left_padding_equals_decoding_without(mod
         assert completion.ids == greedy_uncached(model, prompt, 20)
 
 
+def test_unequal_prompts_decode_beyond_the_length_of_the_first_table_of_rotations() -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1}
+    prompts = [torch.randint(0, 32, (length,)).tolist() for length in (506, 511)]
+    sampling = Sampling(max_new_tokens=8, temperature=0)
+    model = CausalLM(ModelConfig(vocab_size=32, num_hidden_layers=1, max_position_embeddings=1024, **sizes))
+    together = generate(model, prompts, sampling)  # tables have 512 rows at first
+    assert [c.ids for c in together] == [generate(model, [p], sampling)[0].ids for p in prompts]
+
+
 @pytest.mark.parametrize("temperature", [1e-40, 1e-8, 9e-6, -1.0, float("nan"), float("inf")])
 def test_temperatures_that_float32_cannot_divide_by_are_refused(temperature: float) -> None:
     with pytest.raises(UserError, match=r"temperature .* is out of range"):

@@ -44,10 +44,10 @@ class Rotary:
             return length > self.context
         return length - 1 == self.scaling.original_max_position_embeddings
 
-    def at(self, positions: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Return cos and sin (B, 1, T, width / 2) at positions (B, T) of texts that have `lengths` (B, T) tokens."""
+    def at(self, positions: Tensor, lengths: Tensor, end: int) -> tuple[Tensor, Tensor]:
+        """Return cos and sin (B, 1, T, width / 2) at positions (B, T), all below `end`, of texts that have `lengths` (B, T) tokens."""
         if not self.by_length:
-            cos, sin = self._table(positions.shape[1], positions.device)
+            cos, sin = self._table(end, positions.device)
             return cos[positions][:, None], sin[positions][:, None]
         different, which = lengths.unique(return_inverse=True)
         rules = [self.frequencies(length) for length in different.tolist()]
@@ -59,7 +59,7 @@ class Rotary:
         """Return cos and sin (1, 1, T, width / 2) of the positions from `start` up to `end` of a text that ends there."""
         if self.by_length:
             positions = torch.arange(start, end, device=device)[None]
-            return self.at(positions, torch.full_like(positions, end))
+            return self.at(positions, torch.full_like(positions, end), end)
         cos, sin = self._table(end, device)
         return cos[None, None, start:end], sin[None, None, start:end]
 

@@ -278,7 +278,7 @@ class Decoder(nn.Module):
                 rotations[base] = rotary.span(start, start + length, device)
             else:
                 positions, lengths = positions_in_documents(attend)
-                rotations[base] = rotary.at(positions[:, start:], lengths[:, start:])
+                rotations[base] = rotary.at(positions[:, start:], lengths[:, start:], start + length)
         masks = {window: attention_mask(device, attend, start, length, window) for _, window in self.kinds}
         return {(base, window): Place(*rotations[base], masks[window]) for base, window in self.kinds}
 
