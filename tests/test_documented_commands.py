@@ -99,6 +99,16 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for given in re.findall(r"--checkpoint[= ](\S+)", line):
             if not (place / given).exists():
                 shutil.copytree(saved, place / given)
+    for folder in place.glob("adapters/*"):
+        (folder / "config.json").unlink()
+        described = {
+            "peft_type": "LORA",
+            "r": 2,
+            "lora_alpha": 2,
+            "target_modules": ["q_proj"],
+            "task_type": "CAUSAL_LM",
+        }
+        (folder / "adapter_config.json").write_text(json.dumps(described | {"base_model_name_or_path": "x"}))
     assert OWN_ALGORITHM
     (place / "path/to").mkdir(parents=True)
     source = OWN_ALGORITHM[0].removesuffix("```")

@@ -23,6 +23,11 @@ ELSEWHERE = {  # (file, why): text in memory that is never a file or an output o
     "distributed/rendezvous.py": "compared between ranks",
     "data/sources/json_rows.py": "looks for lone surrogates",
     "data/records/detect.py": "a string, as part of a command that is suggested",
+    "text/foreign/jinja_template.py": "what a template makes of a value, as in transformers",
+    "text/foreign/layouts.py": "part of a text that is rendered, as transformers writes it",
+    "text/foreign/process.py": "a line to the process of a template",
+    "text/foreign/trial.py": "a line to the process of a template",
+    "text/foreign/worker.py": "a line from the process of a template",
     "cli/printing/text.py": "one character of a text that `strict_json` has written",
 }
 

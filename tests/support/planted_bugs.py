@@ -90,8 +90,12 @@ def dropout_not_seeded(patch: Patch) -> None:
 
 
 def attention_across_documents(patch: Patch) -> None:
-    original = transformer._attention_mask
-    patch(transformer, "_attention_mask", lambda attend, start, length: original(attend.bool(), start, length))
+    original = transformer.attention_mask
+
+    def attention_mask(device, attend, *rest):
+        return original(device, None if attend is None else attend.bool(), *rest)
+
+    patch(transformer, "attention_mask", attention_mask)
 
 
 def gradients_not_summed_over_ranks(patch: Patch) -> None:
@@ -117,7 +121,8 @@ def manifest_not_verified(patch: Patch) -> None:
 
 def wrong_rope_theta_in_config_json(patch: Patch) -> None:
     original = hub.describe
-    patch(hub, "describe", lambda model, **ids: {**original(model, **ids), "rope_theta": 20_000.0})
+    changed = {"rope_theta": 20_000.0, "rope_parameters": {"rope_type": "default", "rope_theta": 20_000.0}}
+    patch(hub, "describe", lambda model, **ids: {**original(model, **ids), **changed})
 
 
 def wrong_rope_theta_for_transformers(patch: Patch) -> None:
@@ -205,8 +210,8 @@ def constant_checkpoint(patch: Patch) -> None:
     """The same of a checkpoint, and a reward model with the same reward for every text."""
     original = target.load_model
 
-    def load_model(folder, device, *, merged=True):
-        model = original(folder, device, merged=merged)
+    def load_model(folder, device, **how):
+        model = original(folder, device, **how)
         nn.init.zeros_((model.score if hasattr(model, "score") else model.lm_head).weight)
         return model
 

@@ -84,7 +84,8 @@ def _train_ppo() -> Path:
 def build() -> Path:
     """Train the six runs and return the folder that contains runs/. Do not change it: use `copy_to`."""
     folder = Path(tempfile.mkdtemp(prefix="tinyllm-run-tree-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    for place in (folder, folder.with_name(f"{folder.name}-moved")):
+        atexit.register(shutil.rmtree, place, ignore_errors=True)
     write_records(folder)
     with contextlib.chdir(folder):
         train_base()
@@ -93,7 +94,9 @@ def build() -> Path:
         run_stage(rm, make_config(RmConfig, "pairs.jsonl", "judge", parent=TALK))
         run_stage(align_offline, make_config(AlignOfflineConfig, "pairs.jsonl", "pairs", parent=TALK))
         _train_ppo()
-    return folder
+    # Adapters name their base by an absolute path, which leads nowhere from then on: every copy has to find its own.
+    moved = folder.with_name(f"{folder.name}-moved")
+    return folder.rename(moved)
 
 
 def copy_to(folder: Path) -> Path:

@@ -100,11 +100,19 @@ def refuse_too_large(config: StageConfig, parent: Path | None, base: Path | None
 
 def refuse_too_large_to_load(folder: Path, base: Path | None = None) -> None:
     """Raise UserError (RESOURCES) if the float32 weights of a model do not fit into the memory of this machine."""
-    count, there = shape_of(folder, base).parameters(), available_memory()
+    # a config.json may describe more than its files hold, which is said when they are read
+    count, there = min(shape_of(folder, base).parameters(), _most_in_files(folder, base)), available_memory()
     if there and 4 * count + estimate.PROCESS > there:
         what = f"{count:,} parameters in float32 need {(4 * count + estimate.PROCESS) / 1e9:.1f} GB"
         fix = "use a smaller model, or a machine with more memory"
         raise UserError(f"{what}, and there are {there / 1e9:.1f} GB", where=str(folder), fix=fix, code=RESOURCES)
+
+
+def _most_in_files(folder: Path, base: Path | None) -> int:
+    """Return an upper bound of the parameters in the weights of a checkpoint, of an adapter in those of its base."""
+    if (folder / ADAPTER).is_file():
+        folder = base_folder(folder, read_adapter(folder)[1], base)
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors")) // 2
 
 
 def shape_of(folder: Path, base: Path | None = None) -> ModelConfig:
