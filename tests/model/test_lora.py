@@ -310,3 +310,17 @@ def test_the_reference_is_the_base_and_switching_off_loses_nothing(model: Causal
     torch.testing.assert_close(model.log_probs(IDS, mask)[:, 1:], want, atol=1e-5, rtol=1e-5)
     merged = lora.merge(model)
     torch.testing.assert_close(merged.logits(merged(IDS)), adapted, atol=1e-5, rtol=1e-5)
+
+
+def test_the_reference_of_a_part_that_is_trained_whole_is_the_base_within_one_autocast(model: CausalLM) -> None:
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        before = model(IDS)
+    lora.attach(model, LoRAConfig(modules_to_save=("o_proj",)))
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.add_(1)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):  # which keeps casts of weights
+        trained = model(IDS)
+        with lora.disabled(model) as reference:
+            assert torch.equal(reference(IDS), before)
+        assert torch.equal(model(IDS), trained)

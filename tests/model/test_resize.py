@@ -110,3 +110,9 @@ def test_rows_that_the_model_does_not_have_are_refused() -> None:
         lora.attach(made(True), LoRAConfig(), token_rows=(7, 40))
     with pytest.raises(UserError, match=r"lora\.targets and in lora\.token_rows"):
         lora.attach(made(True), LoRAConfig(targets=("embed_tokens",), token_rows=(7,)))
+
+
+def test_new_rows_join_those_of_each_module() -> None:
+    found = lora.with_token_rows(LoRAConfig(token_rows={"lm_head": (3,)}), (40, 41))
+    assert found.rows() == {"embed_tokens": (40, 41), "lm_head": (3, 40, 41)}
+    assert lora.with_token_rows(LoRAConfig(token_rows=(3,)), (40,)).token_rows == (3, 40)

@@ -166,6 +166,19 @@ def test_an_answer_that_begins_with_a_line_break_starts_after_the_prompts_tokens
     assert said(tokenizer, rendered.ids, rendered.mask) == "\n\nyes<|im_end|>"
 
 
+def test_an_answer_in_several_turns_is_trained_to_the_end_of_its_last_one(folders: dict[str, Path]):
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+        "{% if m.role == 'assistant' %}<|im_start|>note\ndone<|im_end|>\n{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    tokenizer = Tokenizer.load(folders["smollm2"]).with_chat_template(template)
+    rendered = render(tokenizer, TALK[:2])
+    want = "yes\n<|im_end|>\n<|im_start|>note\ndone<|im_end|>"
+    assert said(tokenizer, rendered.ids, rendered.mask) == want
+    assert tokenizer.decode(completion_ids(tokenizer, TALK[:1], TALK[1:2])[1], skip_special=False) == want
+
+
 # --- structure -----------------------------------------------------------------------------------------------------------------------
 
 CALL = {"type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo", "rate": 1.10}'}}

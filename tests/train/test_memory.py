@@ -142,6 +142,20 @@ def test_a_bf16_base_generates_by_itself_what_it_does_under_autocast(tmp_path: P
         assert [c.ids for c in generate(model, [[5, 6, 7], [8]], sampling)] == [c.ids for c in alone]
 
 
+def test_weights_of_a_float32_file_are_never_rounded(tmp_path: Path) -> None:
+    model = hub.load_causal_lm(half_checkpoint(tmp_path / "wide", torch.float32), narrow=True)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("whole", ["lm_head", "embed_tokens", "o_proj"])
+def test_a_bf16_base_generates_by_itself_where_an_adapter_trains_a_part_of_it_whole(tmp_path: Path, whole: str) -> None:
+    folder, sampling = half_checkpoint(tmp_path / "half"), Sampling(max_new_tokens=6, temperature=0)
+    base = hub.load_causal_lm(folder, narrow=True)
+    model = lora.attach(hub.load_causal_lm(folder, narrow=True), LoRAConfig(r=2, modules_to_save=(whole,)))
+    found = [generate(m, [[5, 6, 7], [8]], sampling) for m in (base, model)]
+    assert [c.ids for c in found[0]] == [c.ids for c in found[1]]
+
+
 def test_a_reference_keeps_in_bf16_only_what_loses_nothing(tmp_path: Path) -> None:
     policy = hub.load_causal_lm(half_checkpoint(tmp_path / "half"))
     with torch.no_grad():

@@ -113,8 +113,8 @@ def _decode(
     ids, attend = left_padded(prompts, weight.device)
     text, forgetful = ids, model.model.forgetful  # all tokens so far, where they are needed again
     even = bool(attend.all())  # without padding, causal attention needs no mask
-    dtype = compute_dtype(weight)
-    cache = KVCache(model.config, len(prompts), ids.shape[1] + new_tokens, weight.device, dtype)
+    with computing_with(model):
+        cache = KVCache(model.config, len(prompts), ids.shape[1] + new_tokens, weight.device, compute_dtype(weight))
     generator = torch.Generator(device=weight.device).manual_seed(sampling.seed)
     stop = torch.tensor(sampling.stop, dtype=torch.long, device=weight.device)
     rows = torch.arange(len(prompts), device=weight.device)  # the prompt of each row of the batch
@@ -126,7 +126,7 @@ def _decode(
             if any(model.model.forgets_at(len(prompts[row]) + step) for row in rows.tolist()):
                 cache.length, ids = 0, text
         # Blocks that were compiled for training would be compiled again at every length.
-        with torch.compiler.set_stance("force_eager"), computing_with(weight):
+        with torch.compiler.set_stance("force_eager"), computing_with(model):
             hidden = model(ids, None if even else attend, cache)[:, -1]
             logits = model.logits(hidden).float()
         if seen is not None:

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 _EXPLICIT_LENGTH = 512  # tokens; above it, attention must not hold all scores at once
 
@@ -21,10 +21,15 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
-def computing_with(weight: Tensor) -> AbstractContextManager[None]:
-    """Return the context in which a model with this weight can compute: autocast to its dtype where that is less than float32."""
-    device, narrow = weight.device.type, weight.dtype in (torch.bfloat16, torch.float16)
-    return torch.autocast(device, weight.dtype) if narrow and not torch.is_autocast_enabled(device) else nullcontext()
+def computing_with(model: nn.Module) -> AbstractContextManager[None]:
+    """Return the context in which a model can compute: autocast to the dtype of its weights where some have less than float32.
+
+    Others may be float32: vectors, and those that an adapter trains whole.
+    """
+    narrow = next((p for p in model.parameters() if p.dtype in (torch.bfloat16, torch.float16)), None)
+    if narrow is None or torch.is_autocast_enabled(narrow.device.type):
+        return nullcontext()
+    return torch.autocast(narrow.device.type, narrow.dtype)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -224,6 +224,8 @@ def _swap(whole: Collection[tuple[nn.Module, str]]) -> None:
             trained = parameter.data
             parameter.data = frozen
             module.register_buffer(f"{_FROZEN}{key}", trained, persistent=False)
+    if swapped:
+        torch.clear_autocast_cache()  # it knows a weight by its parameter, which has another value now
 
 
 @torch.no_grad()
