@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,25 @@ def test_under_lora_the_rows_of_new_tokens_are_trained_and_no_others(tied: bool,
     lora.save(model, settings, folder, "../base")
     for merged in (False, True):
         torch.testing.assert_close(hub.load_causal_lm(folder, merged=merged).log_probs(ids, mask), after)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_rows_of_tokens_are_no_targets_in_the_file_of_an_adapter_of_all_linear_layers(
+    tied: bool, tmp_path: Path
+) -> None:
+    base = made(tied)
+    new = grow_vocabulary(base, 42)
+    (tmp_path / "base").mkdir()
+    hub.save(base, tmp_path / "base", bos=None, stop=(1,), pad=0)
+    config = LoRAConfig(r=2, targets=("all-linear",))
+    model = lora.attach(base, config, token_rows=new)
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    lora.save(model, lora.with_token_rows(config, new), folder, "../base")
+    targets = json.loads((folder / "adapter_config.json").read_text())["target_modules"]
+    assert set(targets) == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    ids = torch.tensor([[3, 40, 4, 41, 5]])
+    assert torch.equal(hub.load_causal_lm(folder, merged=False)(ids), model(ids))
 
 
 def test_rows_that_the_model_does_not_have_are_refused() -> None:

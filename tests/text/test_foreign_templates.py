@@ -138,6 +138,12 @@ def test_mask_covers_the_answers_and_their_end_tokens(
     assert rendered.ids[: len(prompt) + len(answer)] == [*prompt, *answer]
 
 
+def test_a_conversation_without_an_answer_has_no_mask(tokenizer: Tokenizer):
+    rendered = render(tokenizer, TALK[:1])
+    assert rendered.ids[: len(rendered.ids) // 2] == render(tokenizer, TALK).ids[: len(rendered.ids) // 2]
+    assert not any(rendered.mask)
+
+
 def test_a_system_prompt_that_moves_with_the_last_turn_is_found_by_marks(folders: dict[str, Path]):
     tokenizer = Tokenizer.load(folders["mistral"])
     rendered = render(tokenizer, [turn("system", "Be kind."), *TALK])

@@ -283,7 +283,8 @@ def save(model: nn.Module, config: LoRAConfig, folder: Path, base: str, *, base_
 
 def _description(model: nn.Module, config: LoRAConfig, base: str) -> dict[str, Any]:
     task = SEQ_CLS if isinstance(model, SequenceScorer) else CAUSAL_LM
-    layers, row = [file_name(model, name) for name in adapted(model)], row_of(model)
+    low_rank = [name for name, layer in adapted(model).items() if isinstance(layer, LoRALinear | LoRAEmbedding)]
+    layers, row = [file_name(model, name) for name in low_rank], row_of(model)  # rows of tokens are named elsewhere
     found = described(fitted(model, config), layers=layers, base=base, task=task, tied=is_tied(model))
     return found | {"fan_in_fan_out": bool(row and row.transposed)}
 

@@ -176,6 +176,8 @@ class Layouts:
         Raises: NoMaskError.
         """
         numbers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        if not numbers:
+            return []
         before = [self._text(messages[:i], tools, limit, prompt=True) for i in numbers]
         if self.method != MARKERS and all(text is not None and whole.startswith(text) for text in before):
             last = len(messages) - 1
