@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.support import small
 from tinyllm.errors import UserError
 from tinyllm.model import hub, lora, tensors
 from tinyllm.model.config import LoRAConfig, ModelConfig
@@ -333,3 +334,16 @@ def test_entries_of_config_json_that_nothing_here_reads_are_written_back(tmp_pat
     scorer = hub.scorer_from(hub.load_causal_lm(tmp_path), 0)
     (tmp_path / "scorer").mkdir()
     assert json.loads((saved(scorer, tmp_path / "scorer") / "config.json").read_text())["initializer_range"] == 0.01
+
+
+@pytest.mark.parity
+def test_transformers_scores_the_end_of_an_answer_that_is_padding_as_well(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    model = hub.scorer_from(small.rough(scale=0.1), seed=0).eval()
+    hub.save(model, tmp_path, bos=None, stop=(2,), pad=2)
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    ids = torch.tensor([[5, 6, 7, 2]])
+    with torch.no_grad():
+        assert theirs(ids).logits.item() == pytest.approx(model(ids)[0, -1].item(), abs=1e-5)
+    with pytest.raises(ValueError, match="padding"):
+        theirs(ids.repeat(2, 1))

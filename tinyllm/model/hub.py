@@ -105,6 +105,8 @@ def save(
         ids = original.config or config
         config = {key: ids[key] if key in IDS else v for key, v in config.items() if key not in IDS or key in ids}
         generation = original.generation or generation
+    if isinstance(model, SequenceScorer) and config.get("pad_token_id") in stop:
+        config["pad_token_id"] = None  # transformers would score the token before an end that is padding, too
     write_json(folder / CONFIG, config)
     if isinstance(model, CausalLM):
         write_json(folder / GENERATION, generation)
