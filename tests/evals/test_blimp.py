@@ -58,7 +58,7 @@ def assert_scores_equal_those_of_transformers(
 
     context = f"Question: {question.strip()}\nAnswer:"
     pairs = [(context, f" {choice}") for choice in choices]
-    prefix = conventions(folder, tokenizer, EvalSettings()).prefix
+    prefix = conventions(tokenizer, EvalSettings()).prefix
     got = log_likelihoods(model, continuation_rows(tokenizer, prefix, pairs), tokens=1000)
     want = [score(encode(context + more), len(encode(context))) for _, more in pairs]
     assert max(abs(a - b) for a, b in zip(got, want, strict=True)) < 1e-4

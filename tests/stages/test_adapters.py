@@ -10,7 +10,10 @@ import pytest
 import torch
 
 from tests.support import small
+from tinyllm.diagnostics.inspect.tokenizer import vocabulary
 from tinyllm.errors import INTEGRITY, USAGE, UserError
+from tinyllm.evals.config import EvalConfig
+from tinyllm.evals.run import run as evaluate
 from tinyllm.model import hub, lora, tensors
 from tinyllm.model.config import LoRAConfig
 from tinyllm.model.resize import grow_vocabulary
@@ -20,6 +23,7 @@ from tinyllm.stages.common import load_language_model
 from tinyllm.stages.config import AlignOnlineConfig, RmConfig, SftConfig
 from tinyllm.stages.origin import read_origin
 from tinyllm.stages.parents import find_checkpoint
+from tinyllm.text.tokenizer import Tokenizer
 from tinyllm.train.run import Invocation
 
 CALL = Invocation("written: down\n")
@@ -226,6 +230,22 @@ def test_an_option_says_where_the_base_lies(named: str) -> None:
     (parent / "config.json").touch()
     with pytest.raises(UserError, match="changed while"):
         found.check_unchanged()
+
+
+def test_an_adapter_without_a_tokenizer_has_that_of_its_base() -> None:
+    parent = Path("models/parent")
+    adapter_of(parent, Path("foreign"))
+    want = Tokenizer.load("foreign")
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        Path("foreign", name).unlink(missing_ok=True)
+    for base in (None, parent):
+        _, found = load_language_model(find_checkpoint("chat", Path("foreign"), fast=False, base=base), CPU)
+        assert found.sha256 == want.sha256
+    assert vocabulary(SftConfig(), "sft", None, Path("foreign")).tokenizer is not None
+    text = small.written(Path("held_out.jsonl"), [{"text": "red is red"}])
+    scored = evaluate(EvalConfig(parent=Path("foreign"), data={"val": (str(text),)}, device="cpu"), CALL)
+    assert scored["checkpoint"] == "foreign"
+    tuned(parent=Path("foreign"))
 
 
 def test_a_base_of_other_weights_or_shape_is_refused() -> None:

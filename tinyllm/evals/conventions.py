@@ -11,7 +11,6 @@ Models differ in both. `start` and `score_end` of the settings decide; `auto` fo
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import tokenizers
@@ -43,13 +42,13 @@ class Conventions:
         return f"texts start with {start or 'nothing: their first token is not scored'}; their end is {end}"
 
 
-def conventions(folder: Path, tokenizer: Tokenizer, config: EvalSettings) -> Conventions:
-    """Return the conventions for a checkpoint.
+def conventions(tokenizer: Tokenizer, config: EvalSettings) -> Conventions:
+    """Return the conventions for a checkpoint with this tokenizer.
 
     Raises:
         UserError: `start` names a token that the vocabulary does not have.
     """
-    whole = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    whole = tokenizers.Tokenizer.from_str(tokenizer.to_json())
     start, prefix = _starts(config.start, whole, tokenizer)
     document_end = tokenizer.eos == tokenizer.endoftext if config.score_end == "auto" else config.score_end
     names = {

@@ -44,7 +44,7 @@ def run(config: EvalSettings, invocation: Invocation) -> dict[str, Any]:
     if chosen.line and config.task:
         say(chosen.line)
     chat_model = is_chat_model(parent.folder, tokenizer)
-    around = conventions(parent.folder, tokenizer, config)
+    around = conventions(tokenizer, config)
     say(around.line())
     evaluator = Evaluator(model.eval(), tokenizer, around, chat_model, config)
     found = _run_tasks(evaluator, parent) if config.task else _score_text(evaluator)

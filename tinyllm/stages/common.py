@@ -22,7 +22,7 @@ from tinyllm.model.resize import grow_vocabulary
 from tinyllm.model.transformer import CausalLM, SequenceScorer
 from tinyllm.stages.config import PretrainConfig, StageConfig, TunedConfig
 from tinyllm.stages.origin import read_origin
-from tinyllm.stages.parents import Parent, can_start_from, expected_parent, find_checkpoint
+from tinyllm.stages.parents import Parent, can_start_from, expected_parent, find_checkpoint, tokenizer_folder
 from tinyllm.stages.planning import memory as memory_plan
 from tinyllm.text.chat_format import choose
 from tinyllm.text.tokenizer import Tokenizer
@@ -74,7 +74,7 @@ def load_language_model(parent: Parent, device: torch.device, *, narrow: bool = 
     model = hub.load_causal_lm(parent.folder, device, base=parent.base, narrow=narrow)
     for note in model.load_notes:
         say(f"note: {note}")
-    tokenizer = load_tokenizer(model, parent.folder)
+    tokenizer = load_tokenizer(model, parent.folder, parent.base)
     parent.check_unchanged()
     return model, tokenizer
 
@@ -129,9 +129,12 @@ def adapter_settings(config: TunedConfig, tokenizer: Tokenizer) -> LoRAConfig | 
     return None if config.lora is None else lora.with_token_rows(config.lora, tokenizer.new_ids)
 
 
-def load_tokenizer(model: CausalLM | SequenceScorer, folder: Path) -> Tokenizer:
-    """Load the tokenizer of a checkpoint. Raises: UserError (USAGE) if it has ids without an embedding in the model."""
-    tokenizer = Tokenizer.load(folder)
+def load_tokenizer(model: CausalLM | SequenceScorer, folder: Path, base: Path | None = None) -> Tokenizer:
+    """Load the tokenizer of a checkpoint; see `tokenizer_folder`.
+
+    Raises: UserError (USAGE) if it has ids without an embedding in the model.
+    """
+    tokenizer = Tokenizer.load(folder := tokenizer_folder(folder, base))
     if tokenizer.vocab_size > model.config.vocab_size:
         what = f"the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}"
         raise UserError(what, where=str(folder), fix="use the model's own tokenizer")
@@ -146,7 +149,7 @@ def load_reward_model(
     Raises: UserError (USAGE) where there is none, it is no reward model, or its tokenizer is not the policy's.
     """
     parent = find_checkpoint("reward model", given, fast=fast)
-    own = Tokenizer.load(parent.folder)
+    own = Tokenizer.load(tokenizer_folder(parent.folder, parent.base))
     if own.sha256 != tokenizer.sha256:
         raise UserError(
             "the reward model was trained with another tokenizer than the policy",

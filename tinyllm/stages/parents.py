@@ -100,6 +100,18 @@ def find_checkpoint(
     raise UserError(what, where=str(RUNS / needed), fix=f"run `{_command(stage, fast)}` first")
 
 
+def tokenizer_folder(folder: Path, base: Path | None = None) -> Path:
+    """Return where the tokenizer of a checkpoint lies. PEFT saves an adapter without one: then it is that of the base.
+
+    Args:
+        base: the base model of an adapter, where the user named it.
+    """
+    from tinyllm.text import importing  # `explain` can do without
+
+    *_, last = _parts(folder, base)
+    return folder if last == folder or importing.is_in(folder) else last
+
+
 def expected_parent(stage: str, given: Path | None, *, fast: bool) -> Path | None:
     """Return the checkpoint that `find_checkpoint` would return, not verified, and without weights if it is a model of a hub.
 

@@ -67,6 +67,11 @@ def read(path: Path) -> Found:
     raise vocabulary.unsupported(_reason(data, file), str(file))
 
 
+def is_in(folder: Path) -> bool:
+    """Return whether a folder holds a vocabulary, of whatever kind."""
+    return _file_in(folder).is_file()
+
+
 def _file_in(folder: Path) -> Path:
     """Return the vocabulary's file in a folder: one that can be read, one that is refused by name, or a missing tokenizer.json."""
     known = [folder / name for name in _FILES if (folder / name).is_file()]

@@ -184,6 +184,10 @@ class Tokenizer:
             whole = tokenizers.Tokenizer.from_str(strict_json.dumps(spec))
         tokenizer_files.write(directory / "tokenizer.json", whole.to_str(pretty=True) + "\n")
 
+    def to_json(self) -> str:
+        """Return the vocabulary as in tokenizer.json, without its settings for truncation and padding."""
+        return self._whole.to_str()
+
     @property
     def has_chat_tokens(self) -> bool:
         """True where conversations can be rendered as ChatML."""

@@ -130,7 +130,7 @@ def checkpoint_target(
 ) -> Target:
     """Load the checkpoint in `folder` as the target."""
     model = load_model(folder, device, base=base)
-    return Target(model, load_tokenizer(model, folder), device, scratch, folder, run, base)
+    return Target(model, load_tokenizer(model, folder, base), device, scratch, folder, run, base)
 
 
 def is_adapter(folder: Path) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 from tinyllm.console import say
 from tinyllm.errors import USAGE, UserError, escape_unprintable
 from tinyllm.model import hf_config
-from tinyllm.stages.parents import PARENT_PLACES, RUNS, find_checkpoint
+from tinyllm.stages.parents import PARENT_PLACES, RUNS, find_checkpoint, tokenizer_folder
 from tinyllm.text.chat_format import choose
 from tinyllm.text.tokenizer import Tokenizer
 
@@ -71,7 +71,8 @@ def _beside(folder: Path) -> Vocabulary:
     context, path = None, folder / hf_config.CONFIG
     if path.is_file():
         context = json.loads(path.read_text(encoding="utf-8")).get("max_position_embeddings")
-    return Vocabulary(Tokenizer.load(folder), folder.as_posix(), context if isinstance(context, int) else None)
+    tokenizer = Tokenizer.load(tokenizer_folder(folder))
+    return Vocabulary(tokenizer, folder.as_posix(), context if isinstance(context, int) else None)
 
 
 def _of_text(config: Any) -> Vocabulary:
