@@ -61,6 +61,26 @@ def test_old_rows_are_kept_to_the_bit_and_new_ones_are_average(tied: bool, tmp_p
     assert torch.equal(opened.lm_head.weight, model.lm_head.weight)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("tied", [True, False])
+def test_rows_that_had_no_token_are_drawn_around_those_that_have_one(tied: bool) -> None:
+    """Embeddings are often larger than the vocabulary, by rows of zeros or of noise."""
+    model, before = made(tied), made(tied)
+    for found in (model, before):
+        for weight in (found.model.embed_tokens.weight, found.lm_head.weight):
+            weight[36:] = 1000.0
+    assert list(grow_vocabulary(model, 41, seed=3, spare=(36, 37, 40))) == [40]
+    for grown, old in (
+        (model.model.embed_tokens.weight, before.model.embed_tokens.weight),
+        (model.lm_head.weight, before.lm_head.weight),
+    ):
+        kept = [*range(36), 38, 39]
+        assert torch.equal(grown[kept], old[kept])
+        away = (grown[36:38] - old[:36].mean(0)) / old[:36].std(0)
+        assert float(away.abs().max()) < 0.05
+        assert not torch.equal(grown[36], grown[37])
+
+
 @pytest.mark.parametrize("tokens", [40, 12])
 def test_a_model_that_has_the_rows_is_left_as_it_is(tokens: int) -> None:
     model = made(True)

@@ -6,6 +6,8 @@ move, plus noise of a hundredth of their spread, so that new tokens differ. (tra
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -16,21 +18,26 @@ _NOISE = 0.01  # of the standard deviation of each column
 
 
 @torch.no_grad()
-def grow_vocabulary(model: CausalLM, tokens: int, seed: int = 0) -> range:
+def grow_vocabulary(model: CausalLM, tokens: int, seed: int = 0, spare: Sequence[int] = ()) -> range:
     """Give embedding and head of a model `tokens` rows, in place, and return the ids of the new ones. Old rows stay as they are.
 
-    Call it before an adapter is attached. A tied head stays tied. A model that has as many rows already is left as it is.
+    Call it before an adapter is attached. A tied head stays tied. A model that has as many rows already keeps them.
 
     Args:
         seed: for the noise.
+        spare: ids of added tokens, of which the first may be rows that the model has without a token so far: those are drawn anew.
     """
     there = model.config.vocab_size
     new = range(there, max(there, tokens))
-    if not new:
-        return new
     embedding, head = model.model.embed_tokens, model.lm_head
     assert not isinstance(head, AdaptedHead), "a vocabulary grows before an adapter is attached"
     tied = head.weight is embedding.weight
+    if unused := [i for i in spare if i < there]:
+        for weight in (embedding.weight,) if tied else (embedding.weight, head.weight):
+            rows = _drawn(weight[: min(unused)], len(unused), torch.Generator().manual_seed(seed))
+            weight[unused] = rows.to(weight.dtype)
+    if not new:
+        return new
     generator = torch.Generator().manual_seed(seed)
     embedding.weight = _grown(embedding.weight, len(new), generator)
     head.weight = embedding.weight if tied else _grown(head.weight, len(new), generator)
@@ -43,7 +50,12 @@ def grow_vocabulary(model: CausalLM, tokens: int, seed: int = 0) -> range:
 
 def _grown(weight: Tensor, count: int, generator: torch.Generator) -> nn.Parameter:
     """Return a matrix (V, D) with `count` rows more."""
+    rows = _drawn(weight, count, generator)
+    return nn.Parameter(torch.cat((weight.detach(), rows.to(weight.dtype))), requires_grad=weight.requires_grad)
+
+
+def _drawn(weight: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Return `count` rows around the mean of a matrix (V, D), in float32."""
     wide = weight.detach().float()
     noise = torch.randn(count, weight.shape[1], generator=generator).to(weight.device)
-    rows = wide.mean(0) + _NOISE * wide.std(0) * noise
-    return nn.Parameter(torch.cat((weight.detach(), rows.to(weight.dtype))), requires_grad=weight.requires_grad)
+    return wide.mean(0) + _NOISE * wide.std(0) * noise

@@ -101,7 +101,7 @@ def load_policy(
     tokenizer = chosen.tokenizer
     if chosen.line:
         say(chosen.line)
-    grow_vocabulary(model, tokenizer.vocab_size, config.seed)
+    grow_vocabulary(model, tokenizer.vocab_size, config.seed, tokenizer.new_ids)
     positions = model.config.max_position_embeddings
     if config.data.max_length > positions:
         what = f"data.max_length {config.data.max_length} is more than the model's {positions} positions"
