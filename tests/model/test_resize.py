@@ -79,6 +79,7 @@ def test_rows_that_had_no_token_are_drawn_around_those_that_have_one(tied: bool)
         away = (grown[36:38] - old[:36].mean(0)) / old[:36].std(0)
         assert float(away.abs().max()) < 0.05
         assert not torch.equal(grown[36], grown[37])
+        assert float(((grown[40] - old[:36].mean(0)) / old[:36].std(0)).abs().max()) < 0.05
 
 
 @pytest.mark.parametrize("tokens", [40, 12])

@@ -32,15 +32,16 @@ def grow_vocabulary(model: CausalLM, tokens: int, seed: int = 0, spare: Sequence
     embedding, head = model.model.embed_tokens, model.lm_head
     assert not isinstance(head, AdaptedHead), "a vocabulary grows before an adapter is attached"
     tied = head.weight is embedding.weight
+    used = min((there, *spare))
     if unused := [i for i in spare if i < there]:
         for weight in (embedding.weight,) if tied else (embedding.weight, head.weight):
-            rows = _drawn(weight[: min(unused)], len(unused), torch.Generator().manual_seed(seed))
+            rows = _drawn(weight[:used], len(unused), torch.Generator().manual_seed(seed))
             weight[unused] = rows.to(weight.dtype)
     if not new:
         return new
     generator = torch.Generator().manual_seed(seed)
-    embedding.weight = _grown(embedding.weight, len(new), generator)
-    head.weight = embedding.weight if tied else _grown(head.weight, len(new), generator)
+    embedding.weight = _grown(embedding.weight, used, len(new), generator)
+    head.weight = embedding.weight if tied else _grown(head.weight, used, len(new), generator)
     embedding.num_embeddings = head.out_features = tokens
     if head.bias is not None:
         head.bias = nn.Parameter(torch.cat((head.bias, head.bias.mean().expand(len(new)))))
@@ -48,9 +49,9 @@ def grow_vocabulary(model: CausalLM, tokens: int, seed: int = 0, spare: Sequence
     return new
 
 
-def _grown(weight: Tensor, count: int, generator: torch.Generator) -> nn.Parameter:
-    """Return a matrix (V, D) with `count` rows more."""
-    rows = _drawn(weight, count, generator)
+def _grown(weight: Tensor, used: int, count: int, generator: torch.Generator) -> nn.Parameter:
+    """Return a matrix (V, D) with `count` rows more, drawn around the first `used` rows."""
+    rows = _drawn(weight[:used], count, generator)
     return nn.Parameter(torch.cat((weight.detach(), rows.to(weight.dtype))), requires_grad=weight.requires_grad)
 
 
