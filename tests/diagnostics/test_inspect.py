@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import small
+from tests.support import foreign_tokenizers, small
 from tinyllm import cli
 from tinyllm.cli.printing import inspect as printing
 from tinyllm.cli.resolve import STAGES, resolve
@@ -475,6 +475,20 @@ def test_without_a_tokenizer_characters_are_counted_and_the_option_is_named(look
     assert report["tokenizer"] is report["fit"] is None
     assert report["lengths"]["unit"] == "characters"
     assert report["lengths"]["words"]["max"] == 7
+
+
+def test_a_record_that_the_vocabulary_cannot_spell_is_treated_as_in_training(look: Look, tmp_path: Path) -> None:
+    folder = foreign_tokenizers.write("smollm2", tmp_path / "tok")  # no token for U+0006
+    rows = talks(6)
+    rows[2]["messages"][1]["content"] = "wo\x06rd"
+    path = str(small.written(tmp_path / "a.jsonl", rows))
+    code, out, err = look(path, "--tokenizer", str(folder))
+    assert code == USAGE
+    assert "no token for" in out + err
+    assert "data.on_bad_line=skip" in out + err
+    code, out, err = look(path, "--tokenizer", str(folder), "--set", "data.on_bad_line=skip")
+    assert code == OK, out + err
+    assert "dropped 1 of" in out + err
 
 
 def test_tokenizer_and_context_come_from_the_newest_pretrained_run(look: Look, tmp_path: Path) -> None:

@@ -122,3 +122,19 @@ def test_many_conversations_pass_in_order(started: list[TemplateProcess]):
     talks = [[{"role": "user", "content": f"{i} " + "x" * 2000}, TALK[1]] for i in range(1500)]
     found = [layout["text"].partition(" x")[0] for layout in process.layouts(map(request, talks))]
     assert found == [f"user: {i}" for i in range(1500)]
+
+
+def test_the_process_waits_for_the_first_conversation_as_long_as_it_takes() -> None:
+    """A model may be loaded in between."""
+    process = TemplateProcess("{{ messages[0]['content'] }}", NAMES, CONTROL, seconds=0.5)
+    time.sleep(1.0)
+    assert process.usable
+    request = {"messages": [{"role": "user", "content": "a"}], "tools": None, "prompt": False, "answers": False}
+    assert next(process.layouts([request]))["text"] == "a"
+    process.close()
+
+
+def test_an_error_of_the_process_itself_is_not_told_as_a_limit() -> None:
+    process = TemplateProcess("{{ messages[0]['content'] }}", NAMES, CONTROL)
+    with pytest.raises(UserError, match="ended with exit status 1; please report it"):
+        next(process.layouts([{"messages": 7}]))

@@ -29,6 +29,12 @@ from tinyllm.model.features import (
 from tinyllm.model.rope_scaling import read_rope, rope_entries
 
 CONFIG = "config.json"
+_OTHER_KINDS = {  # keys of config.json that tell a kind of model
+    "num_experts": ": it is a mixture of experts",
+    "num_local_experts": ": it is a mixture of experts",
+    "vision_config": ": it reads images, too",
+    "is_encoder_decoder": ": it is an encoder and a decoder",
+}
 _REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 _ROPE_TABLE_BYTES = 256 << 20  # allowed for rotary tables, even where the weights are smaller
 COPY = "copy the checkpoint again from its source"
@@ -47,8 +53,9 @@ def read_config(folder: Path) -> tuple[ModelConfig, dict[str, Any]]:
     found = untrusted_files.read_json(path, fix=COPY)
     row = lookup(found.get("model_type"))
     if row is None:
+        kind = next((what for key, what in _OTHER_KINDS.items() if found.get(key)), "")
         raise UserError(
-            f"model_type {untrusted_files.short_repr(found.get('model_type'))} cannot be loaded",
+            f"model_type {untrusted_files.short_repr(found.get('model_type'))} cannot be loaded{kind}",
             where=str(path),
             fix=f"use one of {', '.join(ARCHITECTURES)}",
         )

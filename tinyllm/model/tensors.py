@@ -101,7 +101,9 @@ def _missing(path: Path) -> str:
     """Return the error for weights that are not there, with the number of parts that are."""
     parts = [other.name for other in path.parent.glob("*-of-*.safetensors")] if path.parent.is_dir() else []
     there = (
-        f", {len(parts)} other parts are there" if path.name != WEIGHTS else f", and {_INDEX} of its {len(parts)} parts"
+        f", {len(parts)} other part{'s are' if len(parts) > 1 else ' is'} there"
+        if path.name != WEIGHTS
+        else f", and {_INDEX} of its {len(parts)} parts"
     )
     return f"the weights are missing{there if parts else ''}"
 

@@ -38,7 +38,7 @@ def choose(config: ChatFormatConfig, tokenizer: Tokenizer, *, trains: bool) -> C
     chosen = choose_one(tokenizer, trains) if choose_one else _from_file(Path(config.template), tokenizer, trains)
     if config.system.strip() and not _has_system_turn(chosen.tokenizer):
         what = "the chat template has no system turn"
-        raise UserError(what, where="chat.system", fix=f"leave it out, or set {_KEY}=chatml")
+        raise UserError(what, where="chat.system", fix=f"leave it out, or add --set {_KEY}=chatml")
     return chosen
 
 

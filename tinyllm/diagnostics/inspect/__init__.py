@@ -16,6 +16,7 @@ from tinyllm.data.record_source import SPLITS, TEST, TRAIN, VAL, RecordSource, s
 from tinyllm.data.records.formats import TITLES
 from tinyllm.data.records.report import Report
 from tinyllm.data.records.types import Record
+from tinyllm.data.spelling import spelled
 from tinyllm.data.tokenization import LengthLimit, TokenizationReport
 from tinyllm.data.tokens.documents import documents_for_test
 from tinyllm.data.validation import Finding
@@ -91,7 +92,10 @@ def run(config: Any, kind: str, verb: str, vocabulary: Vocabulary, *, shown: int
     total = int(found.kept.sum())
     limit = length_limit(config, kind, vocabulary.context)
     findings += _context_findings(config, vocabulary.context)
-    tokenizer, picked = vocabulary.tokenizer, {name: found.records(name) for name in SPLITS}
+    tokenizer = vocabulary.tokenizer
+    picked: dict[str, Sequence[Any]] = {name: found.records(name) for name in SPLITS}
+    if tokenizer is not None and kind != "documents":  # the others are refused or dropped by the stage, too
+        picked = {name: spelled(r, tokenizer, name, config.data.on_bad_line) for name, r in picked.items()}
     tokenized = (
         {} if tokenizer is None else {n: _tokenize(kind, r, tokenizer, limit, n) for n, r in picked.items() if r}
     )

@@ -113,12 +113,22 @@ class TemplateProcess:
         except queue.Empty:
             line = ""
         if not line.endswith("\n"):
+            status = self._exit_status()
             self.close()
             what = f"the chat template did not render a conversation within {self.seconds:g} s and {MEMORY >> 20} MB"
+            if status > 0:  # killed processes have a negative one: an error of ours, which is not the template's fault
+                what = f"the process that renders the chat template ended with exit status {status}; please report it"
             raise UserError(what, where="chat template", fix=_USE_OURS)
         found = json.loads(line)
         assert isinstance(found, dict)
         return found
+
+    def _exit_status(self) -> int:
+        """Return the status of a process that closed its output; 0 for one that still runs."""
+        try:
+            return self._process.wait(timeout=1)
+        except subprocess.TimeoutExpired:
+            return 0
 
     def _listen(self) -> None:
         assert self._process.stdout is not None

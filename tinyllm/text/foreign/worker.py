@@ -32,6 +32,7 @@ def main() -> None:
         _answer({FAILED: str(error) or type(error).__name__})
         return
     _answer(found)
+    _start_clock(0)  # it may be long until the first conversation: the model is loaded
     while line := sys.stdin.readline():
         _start_clock(setting["seconds"])
         _answer(_layout(layouts, line))
