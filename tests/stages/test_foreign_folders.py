@@ -58,7 +58,7 @@ def cut(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "what", "fix"),
     [
-        (lambda f: (f / PARTS[1]).unlink(), "missing, 1 other parts are there", "copy this file"),
+        (lambda f: (f / PARTS[1]).unlink(), "missing, 1 other part is there", "copy this file"),
         (lambda f: cut(f / PARTS[1]), "ends too early", "copy this file"),
         (lambda f: (f / PARTS[1]).write_bytes(b""), "it is empty", "copy this file"),
         (
