@@ -13,7 +13,7 @@ The tasks are chosen so that 135M parameters can learn them on two cores in 40 m
   of the two answers; it is near 0.5 for a model that has no preference.
 - align-online (GRPO): sums of numbers up to 20, right or wrong, with answers of at most 8 tokens. A rule judges them, groups differ (after
   sft some answers are right and some are not, which is what GRPO learns from), a rollout takes a second or two, and the 80 questions
-  that examine are sums which no stage has trained on. Word problems (MAWPS, GSM8K) were tried: 0 to 5 % of the sampled answers are right,
+  that examine are sums which no stage has trained on. Word problems (MAWPS) were tried: 0 to 5 % of the sampled answers are right,
   so most groups have nothing to learn from.
 """
 

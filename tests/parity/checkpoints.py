@@ -263,7 +263,7 @@ MODELS: Mapping[str, Model] = {
 REFUSED: Mapping[str, tuple[Model, str]] = {  # what is not covered, and the words that must say so
     "qwen3_moe": (
         Model("qwen3_moe", {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 20, **rope()}),
-        "model_type 'qwen3_moe' cannot be loaded",
+        "model_type 'qwen3_moe' cannot be loaded: it is a mixture of experts",
     ),
     "llama, half of a head rotates": (Model("llama", rope(partial_rotary_factor=0.5)), "partial_rotary_factor"),
     "gpt2, scores by layer": (

@@ -16,17 +16,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from tinyllm.console import ProgressBar, say
+from tinyllm.console import say
 from tinyllm.data.hub import answers, api
 from tinyllm.data.hub.answers import Listing, RemoteFile
 from tinyllm.data.hub.api import Hub
 from tinyllm.data.hub.catalog import CATALOG, File, KnownDataset
-from tinyllm.data.hub.download import fetch, matches
+from tinyllm.data.hub.download import matches
 from tinyllm.data.sources.errors import preview
 from tinyllm.errors import INTEGRITY, RESOURCES, UserError
 from tinyllm.io import strict_json
 from tinyllm.io.files import free_bytes, write_text_atomically
 from tinyllm.io.shell import quote
+from tinyllm.stages.foreign.transfer import download_file, size_text
 from tinyllm.stages.parents import RUNS
 from tinyllm.train import lock
 
@@ -92,7 +93,7 @@ def run(
         wanted = [file.path for file in pins] or list(patterns)
         chosen = _select_files(listing, wanted)
         _check_pins(pins, chosen, repository)
-        _check_size(chosen, wanted, folder)
+        _checksize_text(chosen, wanted, folder)
         lock.acquire(folder)
         files = _download_files(connection, listing, chosen, pins, folder)
         source = {
@@ -167,18 +168,18 @@ def _refuse_difference(path: str, what: str, pinned: object, offered: object, wh
         )
 
 
-def _check_size(chosen: Sequence[RemoteFile], wanted: Sequence[str], folder: Path) -> None:
+def _checksize_text(chosen: Sequence[RemoteFile], wanted: Sequence[str], folder: Path) -> None:
     total = sum(remote.size for remote in chosen)
     if total > _MAX_UNNAMED and not wanted:
-        what = f"{len(chosen)} files of {_size(total)} in total"
+        what = f"{len(chosen)} files of {size_text(total)} in total"
         raise UserError(
             what, where="--file", fix=f"name the files you want, for example --file {quote(chosen[0].path)}"
         )
     missing = sum(remote.size for remote in chosen if not (folder / remote.path).is_file())
     if (free := free_bytes(folder)) < missing + _SPARE:
-        what = f"{_size(missing)} to download, {_size(free)} of disk space free"
+        what = f"{size_text(missing)} to download, {size_text(free)} of disk space free"
         raise UserError(what, where=str(folder), fix="free disk space, or choose another --out", code=RESOURCES)
-    say(f"{len(chosen)} {'file' if len(chosen) == 1 else 'files'}, {_size(total)}, to {folder}")
+    say(f"{len(chosen)} {'file' if len(chosen) == 1 else 'files'}, {size_text(total)}, to {folder}")
 
 
 def _download_files(
@@ -190,28 +191,11 @@ def _download_files(
         to = folder / remote.path
         sha256, state = matches(to, remote), "there"
         if sha256 is None:
-            sha256, before = _download_file(connection, listing, remote, to)
+            sha256, before = download_file(connection, listing, remote, to)
             state = "resumed" if before else "downloaded"
         _refuse_difference(remote.path, "sha256", pinned.get(remote.path), sha256, listing.repository)
         files.append({"path": remote.path, "bytes": remote.size, "sha256": sha256, "state": state})
     return files
-
-
-def _download_file(connection: Hub, listing: Listing, remote: RemoteFile, to: Path) -> tuple[str, int]:
-    """Download one file with a progress bar. Returns its SHA-256, and the bytes that an earlier attempt had downloaded."""
-    before: int | None = None
-    with ProgressBar(f"{remote.path}:", remote.size) as bar:
-
-        def show(done: int) -> None:
-            nonlocal before
-            before = done if before is None else before
-            progress = f"{_size(done)} of {_size(remote.size)}"
-            bar.update(done, f"{progress}, {_size((done - before) / bar.elapsed)}/s", progress)
-
-        sha256 = fetch(connection, listing, remote, to, show)
-    before = before or 0
-    say(f"{remote.path}: {_size(remote.size)}" + (f", {_size(before)} of it earlier" if before else ""))
-    return sha256, before
 
 
 def _earlier_download(folder: Path, repository: str, patterns: Sequence[str]) -> dict[str, Any] | None:
@@ -253,11 +237,3 @@ def _result(
         "use": use,
         "seconds": round(time.monotonic() - started, 2),
     }
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
-        count /= 1000
-    raise AssertionError("unreachable")

@@ -17,16 +17,17 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from tinyllm.console import ProgressBar, say
+from tinyllm.console import say
 from tinyllm.data.hub import api, models
 from tinyllm.data.hub.answers import Listing, RemoteFile
 from tinyllm.data.hub.api import Hub
-from tinyllm.data.hub.download import fetch, matches
+from tinyllm.data.hub.download import matches
 from tinyllm.errors import INTEGRITY, RESOURCES, UserError
 from tinyllm.io import hub_cache, strict_json, untrusted_files
 from tinyllm.io.files import free_bytes, sha256, write_text_atomically, writing
 from tinyllm.io.hub_cache import HubName
 from tinyllm.model.hf_config import read_config
+from tinyllm.stages.foreign.transfer import download_file
 from tinyllm.train import lock
 
 _SPARE = 100_000_000  # bytes of disk that stay free
@@ -190,7 +191,7 @@ def _place(connection: Hub, listing: Listing, remote: RemoteFile, folder: Path) 
     target, blob = folder / remote.path, folder.parents[1] / "blobs" / _hash(remote)
     digest = matches(target, remote) or matches(blob, remote)
     if digest is None:
-        digest = _fetch(connection, listing, remote, blob)
+        digest, _ = download_file(connection, listing, remote, blob, said_from=_SAID)
     if matches(target, remote) is None:
         with writing(target, fix=models.MODEL.elsewhere):
             target.unlink(missing_ok=True)
@@ -199,23 +200,6 @@ def _place(connection: Hub, listing: Listing, remote: RemoteFile, folder: Path) 
             except OSError:  # Windows, some network file systems
                 shutil.copyfile(blob, target)
     return {"path": remote.path, "bytes": remote.size, "sha256": digest}
-
-
-def _fetch(connection: Hub, listing: Listing, remote: RemoteFile, blob: Path) -> str:
-    before: int | None = None
-    with ProgressBar(f"{remote.path}:", remote.size) as bar:
-
-        def show(done: int) -> None:
-            nonlocal before
-            before = done if before is None else before
-            progress = f"{done / 1e6:,.1f} of {remote.size / 1e6:,.1f} MB"
-            bar.update(done, f"{progress}, {(done - before) / 1e6 / bar.elapsed:,.1f} MB/s", progress)
-
-        digest = fetch(connection, listing, remote, blob, show)
-    earlier = f", {before / 1e6:,.1f} MB of it earlier" if before else ""
-    if remote.size >= _SAID:
-        say(f"{remote.path}: {remote.size / 1e6:,.1f} MB{earlier}")
-    return digest
 
 
 # --- verifying -------------------------------------------------------------------------------------------------------------------
