@@ -1,9 +1,10 @@
 """LoRA fine-tuning of a real chat model against TRL and PEFT: the same rows, order, adapter at the start and settings, in turns.
 
-    python benchmarks/finetune.py MODEL DATA [--steps 60] [--precision fp32 bf16] [--checkpointing on off] [--threads 2] [--out FOLDER]
+    python benchmarks/finetune.py MODEL DATA [--steps 60] [--precision fp32 bf16] [--checkpointing on off] [--device cpu] [--threads 2]
+        [--out FOLDER]
 
 MODEL is a checkpoint folder with a chat template, DATA a file of Alpaca records, whose last records are held out. Each contestant is a
-process of its own, so that peaks of memory (of the whole process, as the system counts it) do not mix. tinyllm runs its command; TRL
+process of its own, so that peaks of memory (of the whole process, as the system counts it; on a GPU, of what torch allocated there) do not mix. tinyllm runs its command; TRL
 gets rows that transformers rendered and tokenized with the model's template, and that they equal ours is part of the table. Needs the
 `parity` extra. Prints a table, and writes `result.json` with all figures into the folder.
 
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+PATHS = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}".rstrip(os.pathsep)  # packages may lie there
 LORA = {"r": 16, "alpha": 32, "targets": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]}
 RATE, WARMUP, WEIGHT_DECAY, BETAS, CLIP = (
     2e-4,
@@ -145,7 +147,7 @@ def ours_command(folder: Path, options: argparse.Namespace, precision: str, chec
         settings["train.activation_checkpointing"] = checkpointing
     given = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     command = [sys.executable, "-m", "tinyllm", "sft", "--lora", "--checkpoint", str(options.model.resolve())]
-    return [*command, "--name", "finetune", "--no-resume", "--json", *given]
+    return [*command, "--name", "finetune", "--no-resume", "--json", "--device", options.device, *given]
 
 
 def our_figures(folder: Path) -> dict[str, Any]:
@@ -163,6 +165,7 @@ def our_figures(folder: Path) -> dict[str, Any]:
         "train_losses": [row["loss"] for row in train],
         "gradient_norms": [row["grad_norm"] for row in train],
         "seconds": seconds,
+        **({"memory": train[-1]["gpu_memory_mb"] * 1e6} if "gpu_memory_mb" in train[-1] else {}),
     }
 
 
@@ -222,7 +225,7 @@ def theirs(folder: Path, options: argparse.Namespace, precision: str, checkpoint
         logging_steps=1,
         save_strategy="no",
         report_to="none",
-        use_cpu=True,
+        use_cpu=options.device == "cpu",
         disable_tqdm=True,
     )
     trainer = SFTTrainer(
@@ -237,9 +240,10 @@ def theirs(folder: Path, options: argparse.Namespace, precision: str, checkpoint
     def held_out() -> float:
         total, count = 0.0, 0
         model.eval()
+        place = next(model.parameters()).device
         for ids, mask in rows["val"]:
-            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-                logits = model(input_ids=torch.tensor([ids])).logits[0, :-1].float()
+            with torch.autocast(place.type, torch.bfloat16, enabled=precision == "bf16"):
+                logits = model(input_ids=torch.tensor([ids], device=place)).logits[0, :-1].float().cpu()
             scored = torch.tensor(mask[1:])
             log_probs = logits[scored].log_softmax(-1)
             total -= float(log_probs.gather(1, torch.tensor(ids[1:])[scored][:, None]).sum())
@@ -254,6 +258,7 @@ def theirs(folder: Path, options: argparse.Namespace, precision: str, checkpoint
         "train_losses": losses,
         "gradient_norms": norms,
         "seconds": seconds,
+        **({"memory": torch.cuda.max_memory_allocated()} if options.device == "cuda" else {}),
     }
 
 
@@ -265,7 +270,7 @@ def child(command: Sequence[str], folder: Path, threads: int, log: Path) -> int:
 
     Raises: SystemExit with the end of its output where it fails.
     """
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": PATHS, "HF_HUB_OFFLINE": "1"}
     with log.open("w") as output:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT)
         _, status, usage = os.wait4(process.pid, 0)
@@ -289,13 +294,13 @@ def contest(folder: Path, options: argparse.Namespace, precision: str, checkpoin
     with said(f"tinyllm, {precision}, checkpointing {checkpointing}"):
         command = ours_command(folder, options, precision, checkpointing)
         memory = child(command, folder, options.threads, folder / "ours.log")
-    ours = our_figures(folder) | {"memory": memory}
+    ours = {"memory": memory} | our_figures(folder)
     with said("rows"):
         child([*arguments, "--child", "rows", str(folder), precision, checkpointing], folder, 1, folder / "rows.log")
     with said(f"TRL, {precision}, checkpointing {checkpointing}"):
         command = [*arguments, "--child", "theirs", str(folder), precision, checkpointing]
         memory = child(command, folder, options.threads, folder / "theirs.log")
-    other = json.loads((folder / "theirs.json").read_text()) | {"memory": memory}
+    other = {"memory": memory} | json.loads((folder / "theirs.json").read_text())
     equal = json.loads((folder / "rows.json").read_text())["equal"]
     return {"precision": precision, "checkpointing": checkpointing, "rows": equal, "tinyllm": ours, "trl": other}
 
@@ -327,6 +332,7 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=64)
     parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"])
     parser.add_argument("--checkpointing", nargs="+", default=["on", "off"], choices=["on", "off", "default"])
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
@@ -334,7 +340,7 @@ def main() -> None:
     options.model, options.data = options.model.resolve(), options.data.resolve()
     numbers = ("steps", "batch", "micro", "length", "held_out", "threads")
     named = [part for key in numbers for part in (f"--{key.replace('_', '-')}", str(getattr(options, key)))]
-    options.again = [str(options.model), str(options.data), *named]
+    options.again = [str(options.model), str(options.data), "--device", options.device, *named]
     if options.child:
         what, place, *setting = options.child
         folder = Path(place)
@@ -352,7 +358,7 @@ def main() -> None:
             results.append(contest(out / f"{precision}-{checkpointing}", options, precision, checkpointing))
             show(results[-1], options.steps)
             (out / "result.json").write_text(json.dumps(results, indent=2))
-    print(f"\n{options.threads} threads; all figures: {out / 'result.json'}")
+    print(f"\n{options.device}, {options.threads} threads; all figures: {out / 'result.json'}")
 
 
 if __name__ == "__main__":

@@ -236,7 +236,7 @@ def run_trl(kind: str, model: Path, steps: int, batch: int) -> None:
 
 def _run(command: list[str], work: Path) -> tuple[str, float]:
     """Run a command and return what it printed, and the peak of its resident memory in GB."""
-    path = str(Path(__file__).resolve().parents[1])
+    path = f"{Path(__file__).resolve().parents[1]}{os.pathsep}{os.environ.get('PYTHONPATH', '')}".rstrip(os.pathsep)
     env = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as error:
         child = subprocess.Popen(command, cwd=work, env=env, stdout=out, stderr=error)

@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+PATHS = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}".rstrip(os.pathsep)  # packages may lie there
 LARGEST, HELD_OUT_SUMS, SHOWN_SUMS = 20, 80, 160
 QUESTION = "What is 17 + 8?"
 
@@ -94,17 +95,17 @@ class Stage:
 
 
 STAGES = {
-    "sft": Stage("sft", "MODEL", 60, 16, 5e-4, "sft", ("data.max_length=192",)),
-    "rm": Stage("rm", "sft", 60, 16, 5e-4, "pairs", ("data.max_length=128",)),
+    "sft": Stage("sft", "MODEL", 50, 16, 5e-4, "sft", ("data.max_length=192",)),
+    "rm": Stage("rm", "sft", 40, 16, 5e-4, "pairs", ("data.max_length=128",)),
     "dpo": Stage(
-        "align-offline --algorithm dpo", "sft", 60, 16, 1e-4, "pairs", ("data.max_length=128", "dpo.beta=0.1")
+        "align-offline --algorithm dpo", "sft", 40, 16, 1e-4, "pairs", ("data.max_length=128", "dpo.beta=0.1")
     ),
     "grpo": Stage(
         "align-online --algorithm grpo",
         "dpo",
-        40,
+        32,
         64,
-        1e-4,
+        2e-4,
         "sums",
         (
             "data.max_length=64",
@@ -146,7 +147,7 @@ def run(command: Sequence[str], folder: Path, threads: int) -> tuple[dict[str, A
 
     Raises: SystemExit where it fails.
     """
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": PATHS}
     started = time.monotonic()
     line = [sys.executable, "-m", *command, "--json"]
     done = subprocess.run(line, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=False)

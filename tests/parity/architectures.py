@@ -2,7 +2,7 @@
 
 Differences are the largest absolute ones relative to the largest absolute value of transformers, in float32. A column says what was
 compared; the last one, how far the nearest of the planted breaks was: a reader that ignores a feature must be seen.
-`--keys` changes every key of config.json instead (`keys`). Names of rows may follow.
+`--keys` changes every key of config.json instead (`keys`). `--device cuda` computes both sides there. Names of rows may follow.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from tinyllm.model.transformer import CausalLM, KVCache
 TOLERANCE = 1e-5
 FAR = 1e-3
 LENGTHS = (4, 40, 100)  # below and beyond windows of 6 and original contexts of 32 and 64
+DEVICE = torch.device("cpu")  # of both sides
 NOT_COMPARED = {"transformers_version", "_name_or_path", "dtype", "architectures", "initializer_range", "use_cache"}
 
 
@@ -50,32 +51,36 @@ def tokens(length: int, seed: int = 0) -> list[int]:
     return torch.randint(3, VOCABULARY, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
+def opened_here(where: Path) -> CausalLM:
+    return hub.load_causal_lm(where).to(DEVICE)
+
+
 @torch.no_grad()
 def our_logits(model: CausalLM, rows: Sequence[Sequence[int]], attend: Tensor | None = None) -> Tensor:
-    return model.logits(model(torch.tensor(rows), attend))
+    return model.logits(model(torch.tensor(rows, device=DEVICE), attend)).cpu()
 
 
 @torch.no_grad()
 def their_logits(model: nn.Module, row: Sequence[int]) -> Tensor:
-    return model(input_ids=torch.tensor([row])).logits[0]
+    return model(input_ids=torch.tensor([row], device=DEVICE)).logits[0].cpu()
 
 
 def logits(where: Path, oracle: nn.Module, lengths: Sequence[int] = LENGTHS) -> float:
     """Compare logits of single rows."""
-    ours = hub.load_causal_lm(where).eval()
+    ours = opened_here(where).eval()
     rows = [tokens(length) for length in lengths]
     return max(apart(our_logits(ours, [row])[0], their_logits(oracle, row)) for row in rows)
 
 
 def padding(where: Path, oracle: nn.Module) -> float:
     """Compare rows padded on the left, and rows packed into one, with each of them alone."""
-    ours = hub.load_causal_lm(where).eval()
+    ours = opened_here(where).eval()
     rows = [tokens(length, length) for length in (3, 17, 40)]
     expected = [their_logits(oracle, row) for row in rows]
-    ids, attend = left_padded(rows, torch.device("cpu"))
+    ids, attend = left_padded(rows, DEVICE)
     padded = our_logits(ours, ids.tolist(), attend)
     joined = [token for row in rows for token in row]
-    documents = torch.tensor([[number for number, row in enumerate(rows, start=1) for _ in row]])
+    documents = torch.tensor([[number for number, row in enumerate(rows, start=1) for _ in row]], device=DEVICE)
     pieces = our_logits(ours, [joined], documents)[0].split([len(row) for row in rows])
     gaps = [apart(found[-len(row) :], want) for found, row, want in zip(padded, rows, expected, strict=True)]
     return max(*gaps, *(apart(found, want) for found, want in zip(pieces, expected, strict=True)))
@@ -84,17 +89,17 @@ def padding(where: Path, oracle: nn.Module) -> float:
 @torch.no_grad()
 def cached(where: Path) -> float:
     """Compare a prefill and then one token at a time with the forward pass over the whole row, alone and padded on the left."""
-    ours = hub.load_causal_lm(where).eval()
+    ours = opened_here(where).eval()
     worst = 0.0
     for lengths in ((40,), (25, 40, 31)):
-        ids, attend = left_padded([tokens(length, length) for length in lengths], torch.device("cpu"))
+        ids, attend = left_padded([tokens(length, length) for length in lengths], DEVICE)
         whole = our_logits(ours, ids.tolist(), attend)
-        real = attend[..., None]
+        real = attend[..., None].cpu()
         even = bool(attend.all())
         cache = KVCache(ours.config, len(ids), ids.shape[1], ids.device, torch.float32)
         steps = [slice(0, 20), *(slice(t, t + 1) for t in range(20, 40))]
         parts = [ours.logits(ours(ids[:, at], None if even else attend[:, : at.stop], cache)) for at in steps]
-        worst = max(worst, apart(torch.cat(parts, 1) * real, whole * real))
+        worst = max(worst, apart(torch.cat(parts, 1).cpu() * real, whole * real))
     return worst
 
 
@@ -103,12 +108,12 @@ def generation(where: Path, oracle: nn.Module) -> bool:
 
     Where the rotation depends on the length of the text, transformers computes a batch as its longest row, so there it gets single rows.
     """
-    ours = hub.load_causal_lm(where)
+    ours = opened_here(where)
     rows = [tokens(length, length) for length in (3, 9, 21)]
     settings = {"max_new_tokens": 24, "do_sample": False, "eos_token_id": None, "pad_token_id": PAD}
     want = []
     for batch in [[row] for row in rows] if by_length(where) else [rows]:
-        ids, attend = left_padded(batch, torch.device("cpu"))
+        ids, attend = left_padded(batch, DEVICE)
         want += oracle.generate(input_ids=ids, attention_mask=attend.long(), **settings)[:, ids.shape[1] :].tolist()
     return [done.ids for done in generate(ours, rows, Sampling(max_new_tokens=24, temperature=0.0))] == want
 
@@ -123,10 +128,10 @@ def gradient(where: Path, oracle: nn.Module) -> float:
 
     A file's layout is a permutation of ours, so the gradient is written as a model whose weights are the gradient.
     """
-    ours = hub.load_causal_lm(where).train()
+    ours = opened_here(where).train()
     rows = [tokens(length, length) for length in (40, 23)]
-    ids = right_padded(rows, PAD)
-    mask = right_padded([[False] + [True] * (len(row) - 1) for row in rows], False)
+    ids = right_padded(rows, PAD).to(DEVICE)
+    mask = right_padded([[False] + [True] * (len(row) - 1) for row in rows], False).to(DEVICE)
     loss, _ = next_token.loss(next_token.Settings(), ours, TokenBatch(ids, mask))
     (loss.total / loss.count).backward()
     with torch.no_grad():
@@ -138,10 +143,10 @@ def gradient(where: Path, oracle: nn.Module) -> float:
     found = load_file(place / "model.safetensors")
 
     oracle.zero_grad()
-    real = right_padded([[1] * len(row) for row in rows], 0)
+    real = right_padded([[1] * len(row) for row in rows], 0).to(DEVICE)
     want = oracle(input_ids=ids, attention_mask=real, labels=ids.where(mask, -100)).loss
     want.backward()
-    expected = {name: p.grad for name, p in oracle.named_parameters()}
+    expected = {name: None if p.grad is None else p.grad.cpu() for name, p in oracle.named_parameters()}
     written = load_file(where / "model.safetensors")
     if written.keys() != expected.keys():  # experts that transformers stacks in memory
         expected = in_file_layout(oracle, expected)
@@ -167,7 +172,7 @@ def in_file_layout(model: nn.Module, values: Mapping[str, Tensor | None]) -> dic
 
 def export(where: Path, oracle: nn.Module) -> float:
     """Write what we loaded: transformers must open it as the same class with every key in place, and compute the same."""
-    ours = hub.load_causal_lm(where).eval()
+    ours = opened_here(where).eval()
     place = new_folder()
     hub.save(ours, place, bos=BOS, stop=(EOS,), pad=PAD)
     again, report = AutoModelForCausalLM.from_pretrained(
@@ -183,17 +188,17 @@ def export(where: Path, oracle: nn.Module) -> float:
     classes = json.loads((place / "config.json").read_text())["architectures"]
     assert classes == [type(oracle).__name__], classes
     row = tokens(40)
-    assert torch.equal(our_logits(ours, [row]), our_logits(hub.load_causal_lm(place).eval(), [row]))
-    return apart(their_logits(again.eval(), row), their_logits(oracle, row))
+    assert torch.equal(our_logits(ours, [row]), our_logits(opened_here(place).eval(), [row]))
+    return apart(their_logits(again.to(DEVICE).eval(), row), their_logits(oracle, row))
 
 
 @torch.no_grad()
 def reward(where: Path) -> float | None:
     """Compare the scores of a reward model made from the checkpoint. None where transformers has no such class."""
-    ours = hub.load_causal_lm(where)
+    ours = opened_here(where)
     if ours.config.model_type not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
         return None
-    scorer = hub.scorer_from(ours, seed=3).eval()
+    scorer = hub.scorer_from(ours, seed=3).to(DEVICE).eval()
     place = new_folder()
     hub.save(scorer, place, bos=BOS, stop=(EOS,), pad=PAD)
     oracle, report = AutoModelForSequenceClassification.from_pretrained(
@@ -202,9 +207,9 @@ def reward(where: Path) -> float | None:
     problems = {key: sorted(map(str, value)) for key, value in report.items() if value}
     assert not problems, problems
     rows = [tokens(length, length) for length in (5, 40, 23)]
-    ids, real = right_padded(rows, PAD), right_padded([[True] * len(row) for row in rows], False)
-    want = oracle.eval()(input_ids=ids, attention_mask=real.long()).logits[:, 0]
-    again = hub.load_scorer(place).eval().rewards(ids, real)
+    ids, real = right_padded(rows, PAD).to(DEVICE), right_padded([[True] * len(row) for row in rows], False).to(DEVICE)
+    want = oracle.to(DEVICE).eval()(input_ids=ids, attention_mask=real.long()).logits[:, 0]
+    again = hub.load_scorer(place).to(DEVICE).eval().rewards(ids, real)
     return max(apart(scorer.rewards(ids, real), want), apart(again, want))
 
 
@@ -241,13 +246,15 @@ def measure(check: Callable[..., Any], *arguments: Any) -> tuple[str, bool]:
     return ("no case" if found is None else f"{found:.1e}"), found is None or found <= TOLERANCE
 
 
-def main(names: Sequence[str]) -> int:
+def main(names: Sequence[str], device: str) -> int:
+    global DEVICE
+    DEVICE = torch.device(device)
     torch.set_num_threads(1)
     line = "{:<32} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9}  {}".format
     print(line("architecture", *CHECKS, "nearest of the planted breaks"))
     failures = []
     for name in names or MODELS:
-        where, oracle, cells = folder(name), theirs(name), []
+        where, oracle, cells = folder(name), theirs(name).to(DEVICE), []
         try:
             hub.load_causal_lm(where)
         except UserError as refusal:
@@ -286,5 +293,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("names", nargs="*")
     parser.add_argument("--keys", action="store_true")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     options = parser.parse_args()
-    sys.exit(main_keys(options.names) if options.keys else main(options.names))
+    sys.exit(main_keys(options.names) if options.keys else main(options.names, options.device))

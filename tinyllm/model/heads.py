@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tinyllm.model.kernels import compute_dtype, soft_capped
+from tinyllm.model.kernels import compute_dtype, soft_capped, wide_product
 
 _ROW_MULTIPLE = 64  # few distinct row counts: a matrix product is prepared and cached once per shape
 _BLOCK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 27, "mps": 1 << 24}  # logits held at once; 4 MiB stay in a CPU's cache
@@ -39,6 +39,16 @@ class AdaptedHead(nn.Linear):
 def head_matrix(head: nn.Linear) -> Tensor:
     """Return the weight (V, D) that an output layer applies, which `token_log_probs` takes."""
     return head.matrix() if isinstance(head, AdaptedHead) else head.weight
+
+
+def logits(hidden: Tensor, head: nn.Linear) -> Tensor:
+    """Return the logits (..., V) of hidden states (..., D), in float32 at least and not capped."""
+    if isinstance(head, AdaptedHead):
+        return head(hidden)
+    dtype = compute_dtype(hidden)
+    return wide_product(hidden.reshape(-1, hidden.shape[-1]).to(dtype), head.weight.to(dtype)).view(
+        *hidden.shape[:-1], -1
+    )
 
 
 def token_log_probs(
@@ -102,7 +112,7 @@ class _RowLogProbs(torch.autograd.Function):
         entropies = torch.zeros_like(values)
         for start in range(0, len(rows), block):
             part = slice(start, start + block)
-            logits = soft_capped((rows[part] @ head.T).to(sum_dtype), cap)
+            logits = soft_capped(wide_product(rows[part], head), cap)
             highest = logits.amax(-1, keepdim=True)
             values[part] = (logits.gather(1, targets[part, None]) - highest).squeeze(1)
             if entropy:
@@ -143,7 +153,7 @@ def _gradients(
     scaled = (-gradient * rows).to(rows.dtype)
     for start in range(0, len(rows), block):
         part = slice(start, start + block)
-        p = (rows[part] @ head.T).softmax(-1)
+        p = wide_product(rows[part], head).softmax(-1).to(rows.dtype)
         to_rows[part] -= gradient[part] * (p @ head)
         if to_head is not None:
             _add_product(to_head, p, scaled[part])
@@ -158,7 +168,7 @@ def _capped_gradients(
     to_head = torch.zeros(head.shape, dtype=gradient.dtype, device=head.device) if wanted else None
     for start in range(0, len(rows), block):
         part = slice(start, start + block)
-        logits = soft_capped((rows[part] @ head.T).to(gradient.dtype), cap)
+        logits = soft_capped(wide_product(rows[part], head), cap)
         to_logits = -logits.softmax(-1)
         to_logits.scatter_add_(1, targets[part, None], torch.ones_like(gradient[part]))
         to_logits = (to_logits.mul_(1 - (logits / cap).square_()).mul_(gradient[part])).to(rows.dtype)

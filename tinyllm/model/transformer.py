@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from tinyllm.model import kernels
 from tinyllm.model.config import ModelConfig
 from tinyllm.model.features import Activation, Norm, NormPlacement
-from tinyllm.model.heads import TokenScores, head_matrix, last_token, token_log_probs, token_scores
+from tinyllm.model.heads import TokenScores, head_matrix, last_token, logits, token_log_probs, token_scores
 from tinyllm.model.positions import Place, attention_mask, positions_in_documents
 from tinyllm.model.rope import Rotary
 
@@ -342,8 +342,8 @@ class CausalLM(Loaded):
         return token_scores(self(ids, attend), head, ids, mask, temperature=temperature, softcap=softcap)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Return logits (..., V) of hidden states (..., D)."""
-        return kernels.soft_capped(self.lm_head(hidden), self.config.final_logit_softcapping)
+        """Return logits (..., V) of hidden states (..., D), in float32 at least."""
+        return kernels.soft_capped(logits(hidden, self.lm_head), self.config.final_logit_softcapping)
 
 
 class SequenceScorer(Loaded):

@@ -43,6 +43,13 @@ def peak_memory_mb() -> int:
     return round(peak * (1 if sys.platform == "darwin" else 1024) / 1e6)
 
 
+def on_gpu(device: torch.device) -> dict[str, float]:
+    """Return the figure `gpu_memory_mb`: the most that this process has allocated on its CUDA device, in MB (10^6 bytes). Empty elsewhere."""
+    import torch
+
+    return {"gpu_memory_mb": torch.cuda.max_memory_allocated(device) / 1e6} if device.type == "cuda" else {}
+
+
 def available_on(device: torch.device) -> int:
     """Return the bytes that this process may have on a device in all; ranks share the memory of a machine. 0: unknown."""
     import torch

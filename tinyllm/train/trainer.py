@@ -39,7 +39,14 @@ _MEASURED_STEPS = 10  # until the time per step is known
 _NORMS_KEPT, _SPIKE = 50, 10.0  # gradient norms in the median; a norm this many times the median is a spike
 _DUE = "evaluation_due"  # in the state of a checkpoint: the evaluation after its step was abandoned
 _STOPPING = "stopping after this step; a second signal stops at once"
-_NOT_SHOWN = ("lr", "grad_norm", "tokens", "tokens_per_second", "loss")  # among an algorithm's own figures
+_NOT_SHOWN = (
+    "lr",
+    "grad_norm",
+    "tokens",
+    "tokens_per_second",
+    "gpu_memory_mb",
+    "loss",
+)  # among an algorithm's own figures
 
 
 @dataclass
@@ -205,7 +212,8 @@ class Trainer:
         self._told.warn(figures, "train", self.engine.updates)
         tokens = sum(batch.ids.numel() for batch in batches) * dist.world_size()
         self.tokens += tokens
-        return figures | {"tokens": self.tokens, "tokens_per_second": tokens / (time.monotonic() - started)}
+        speed = {"tokens": self.tokens, "tokens_per_second": tokens / (time.monotonic() - started)}
+        return figures | speed | memory.on_gpu(self.engine.device)
 
     def _evaluate(self) -> None:
         """Compute held-out figures; an improvement is saved as `ckpt_best`.
