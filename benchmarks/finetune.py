@@ -4,9 +4,9 @@
         [--out FOLDER]
 
 MODEL is a checkpoint folder with a chat template, DATA a file of Alpaca records, whose last records are held out. Each contestant is a
-process of its own, so that peaks of memory (of the whole process, as the system counts it; on a GPU, of what torch allocated there) do not mix. tinyllm runs its command; TRL
-gets rows that transformers rendered and tokenized with the model's template, and that they equal ours is part of the table. Needs the
-`parity` extra. Prints a table, and writes `result.json` with all figures into the folder.
+process of its own, so that peaks of memory do not mix: of the whole process, as the system counts it, or on a GPU what torch allocated
+there. tinyllm runs its command; TRL gets rows that transformers rendered and tokenized with the model's template, and that they equal
+ours is part of the table. Needs the `parity` extra. Prints a table, and writes `result.json` with all figures into the folder.
 
 Loss 0 and loss N are means over the scored tokens of the held-out records, before the first and after the last step. TRL's model is
 loaded in the precision that is compared; its adapter is float32, as PEFT has it.

@@ -19,10 +19,12 @@ from tinyllm import distributed as dist
 from tinyllm.cli import run as command
 from tinyllm.cli.printing import verify as printing
 from tinyllm.diagnostics import checks, verify
-from tinyllm.diagnostics.checks import export, result
+from tinyllm.diagnostics.checks import export, forward, result, target
 from tinyllm.diagnostics.checks.result import CheckResult, CheckSkipped, Comparison, Effect
 from tinyllm.errors import FAILED, OK, RESOURCES, USAGE, UserError
 from tinyllm.model import hub
+from tinyllm.model.architectures import ARCHITECTURES
+from tinyllm.model.transformer import CausalLM
 
 ROOT = Path(__file__).resolve().parents[2]
 SITE_CUSTOMIZE = """
@@ -270,3 +272,13 @@ def test_a_terminal_gets_progress_lines_and_a_table(
     for words in (["lora", "merged", "0.43", "0.0001 nats", "1.0", "failed"], ["transformers", "skipped"]):
         assert any(all(word in line for word in words) for line in printed.out.splitlines()), words
     assert SUMMARY in printed.out
+
+
+@pytest.mark.parametrize("kind", [kind for kind, row in ARCHITECTURES.items() if row.absent.get("sliding_window")])
+def test_the_tiny_models_have_windows_that_their_texts_exceed(kind: str, tmp_path: Path) -> None:
+    small = target.small_model(kind)
+    without = CausalLM(small.config.model_copy(update={"sliding_window": None})).eval()
+    without.load_state_dict(small.state_dict())
+    texts = target.small_target(torch.device("cpu"), tmp_path)
+    gap = (forward.token_log_probs(small, texts) - forward.token_log_probs(without, texts)).abs().max()
+    assert gap > 0.1, "a reader that ignores the window would pass"

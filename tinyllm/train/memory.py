@@ -44,7 +44,7 @@ def peak_memory_mb() -> int:
 
 
 def on_gpu(device: torch.device) -> dict[str, float]:
-    """Return the figure `gpu_memory_mb`: the most that this process has allocated on its CUDA device, in MB (10^6 bytes). Empty elsewhere."""
+    """Return the figure `gpu_memory_mb`, the most that this process has allocated on its CUDA device so far (MB). Empty elsewhere."""
     import torch
 
     return {"gpu_memory_mb": torch.cuda.max_memory_allocated(device) / 1e6} if device.type == "cuda" else {}

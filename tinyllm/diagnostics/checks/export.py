@@ -100,6 +100,8 @@ def _transformers_outputs(library: Any, folder: Path, target: Target) -> Tensor:
     """Return the same as `_outputs`, computed row by row, so that padding does not matter."""
     is_scorer = isinstance(target.model, SequenceScorer)
     kind = library.AutoModelForSequenceClassification if is_scorer else library.AutoModelForCausalLM
-    model = kind.from_pretrained(folder, local_files_only=True).float().eval().to(target.device)
+    # "eager" is the definition: up to 5.17, the attention that transformers takes by itself ignores the soft caps of Gemma 2
+    model = kind.from_pretrained(folder, local_files_only=True, attn_implementation="eager")
+    model = model.float().eval().to(target.device)
     rows = [model(torch.tensor([ids], device=target.device)).logits[0] for ids in target.rows]
     return torch.stack([row[0] for row in rows]) if is_scorer else torch.cat(rows).log_softmax(-1)
