@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from tests.support import foreign_tokenizers, small
 from tinyllm.data.loading import preference_dataset, sft_dataset, token_prompts
 from tinyllm.data.records.types import Conversation, Pair, Prompt
-from tinyllm.data.spelling import spelled
+from tinyllm.data.spelling import SpelledDocuments, spelled
 from tinyllm.data.tokenization import LengthLimit
 from tinyllm.errors import USAGE, UserError
 from tinyllm.text.template import CHAT_TEMPLATE
@@ -52,3 +58,60 @@ def test_nothing_is_checked_where_every_byte_has_a_token() -> None:
     records = [Conversation((QUESTION, {**ANSWER, "content": BAD}))]
     assert small.tokenizer().spells_all
     assert spelled(records, small.tokenizer(), "train", "error") is records
+
+
+def test_documents_are_refused_or_dropped_as_they_are_read(tokenizer: Tokenizer, capsys: pytest.CaptureFixture) -> None:
+    by_source = {"a.txt": ["word", BAD, "a"], "b.txt": [BAD]}
+    documents = SpelledDocuments(tokenizer, "skip")
+    assert {name: list(texts) for name, texts in documents.of(by_source).items()} == {
+        "a.txt": ["word", "a"],
+        "b.txt": [],
+    }
+    documents.tell()
+    said = capsys.readouterr().err
+    assert "dropped 2 of 4 documents" in said
+    assert "first a.txt, document 2: the vocabulary has no token for '\\x06'" in said
+    with pytest.raises(UserError, match=r"no token for '\\x06'") as caught:
+        list(SpelledDocuments(tokenizer, "error").of(by_source)["a.txt"])
+    assert (caught.value.code, caught.value.where) == (USAGE, "a.txt, document 2")
+    assert "data.on_bad_line=skip" in caught.value.fix
+
+
+def test_documents_of_which_none_can_be_spelled_are_an_error(tokenizer: Tokenizer) -> None:
+    documents = SpelledDocuments(tokenizer, "skip")
+    texts = documents.of({"": [BAD, BAD]})[""]
+    assert list(texts) == []
+    with pytest.raises(UserError, match="2 of 2 documents"):
+        documents.tell()
+
+
+def test_documents_that_every_vocabulary_spells_are_not_looked_at() -> None:
+    by_source = {"": iter(["word", BAD])}
+    assert SpelledDocuments(small.tokenizer(), "error").of(by_source) is by_source
+
+
+def test_pretraining_data_can_leave_them_out(tmp_path: Path) -> None:
+    folder = foreign_tokenizers.write("smollm2", tmp_path / "smollm2")
+    rows = [f"a word and number {n}" for n in range(20)] + [BAD]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    command = [
+        sys.executable,
+        "-m",
+        "tinyllm",
+        "data",
+        "prepare",
+        "--set",
+        f"tokenizer={folder}",
+        "--set",
+        "data.train=[x.jsonl]",
+    ]
+    env = {**os.environ, "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
+    refused = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+    assert refused.returncode == USAGE, refused.stderr
+    assert "x.jsonl" in refused.stderr
+    assert "document 21" in refused.stderr
+    command += ["--set", "data.on_bad_line=skip", "--json"]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert sum(json.loads(done.stdout)["documents"].values()) == 20
+    assert "dropped 1 of 21 documents" in done.stderr

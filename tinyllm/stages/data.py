@@ -14,6 +14,7 @@ from typing import Any
 from tinyllm import distributed as dist
 from tinyllm.console import ProgressBar, say, show_reading
 from tinyllm.data.records.report import first_files
+from tinyllm.data.spelling import SpelledDocuments
 from tinyllm.data.tokens import shards
 from tinyllm.data.tokens.manifest import Manifest, Split
 from tinyllm.data.tokens.shards import Shards
@@ -142,17 +143,21 @@ def _make(config: PretrainConfig, folder: Path) -> None:
             train.sample(TOKENIZER_CHARACTERS, train.trained_on(train)), config.model.vocab_size
         )
     tokenizer.save(folder / "tokenizer", model_max_length=config.model.max_position_embeddings)
-    with ProgressBar("prepare", train.size + val.size) as bar:
-        manifest = shards.prepare(
-            train.by_source(),
-            tokenizer,
-            folder / "shards",
-            val_fraction=config.data.val_fraction,
-            val_documents=val.by_source() if val.sources else None,
-            sources=lambda: train.facts + val.facts,
-            dedup=config.data.dedup,
-            progress=lambda size: show_reading(bar, train.bytes_read + val.bytes_read, size),
-        )
+    documents = SpelledDocuments(tokenizer, config.data.on_bad_line)
+    try:
+        with ProgressBar("prepare", train.size + val.size) as bar:
+            manifest = shards.prepare(
+                documents.of(train.by_source()),
+                tokenizer,
+                folder / "shards",
+                val_fraction=config.data.val_fraction,
+                val_documents=documents.of(val.by_source()) if val.sources else None,
+                sources=lambda: train.facts + val.facts,
+                dedup=config.data.dedup,
+                progress=lambda size: show_reading(bar, train.bytes_read + val.bytes_read, size),
+            )
+    finally:
+        documents.tell()
     prepared.record(folder, config, train.files + val.files, train.facts + val.facts)
     for line in _summary(manifest):
         say(line)

@@ -198,6 +198,11 @@ class Tokenizer:
         """True where every byte has a token, so that `encode` refuses no valid text."""
         return self._text.model.unk_token is None
 
+    @cached_property
+    def missing_bytes(self) -> list[int]:
+        """The bytes without a token. A text with one of them may still have a token for the whole character."""
+        return [] if self.spells_all else vocabulary.missing_bytes(json.loads(self._text.to_str()))
+
     @property
     def special(self) -> SpecialIds | None:
         """The special ids that the files of a model from elsewhere have, to be written as they came; None for our own models."""
