@@ -150,6 +150,43 @@ def test_a_system_prompt_needs_a_system_turn() -> None:
     assert (caught.value.where, "chat.template=chatml" in caught.value.fix) == ("chat.system", True)
 
 
+def test_variables_become_defaults_of_the_template() -> None:
+    tokenizer = Tokenizer.load(foreign.saved("qwen3", Path("q")))
+    question = [{"role": "user", "content": "Hi"}]
+
+    def prompt(words: Tokenizer) -> str:
+        return words.decode(render(words, question, generation_prompt=True).ids, skip_special=False)
+
+    off = ChatFormatConfig(variables={"enable_thinking": False})
+    chosen = choose(off, tokenizer, trains=True)
+    assert prompt(chosen.tokenizer) == prompt(tokenizer) + "<think>\n\n</think>\n\n"
+    assert chosen.line.endswith("; enable_thinking = false")
+    assert choose(off, chosen.tokenizer, trains=True).tokenizer.chat_template == chosen.tokenizer.chat_template
+    back = choose(ChatFormatConfig(variables={"enable_thinking": True}), chosen.tokenizer, trains=True)
+    assert prompt(back.tokenizer) == prompt(tokenizer)
+
+
+def test_a_text_with_quotes_is_a_value_and_the_first_characters_of_a_template_stay() -> None:
+    path, said = Path("mine.jinja"), 'say "%}" \\ é\n'
+    path.write_text("\n {{ style }}" + foreign.SMOLLM2)
+    chosen = choose(ChatFormatConfig(template=str(path), variables={"style": said}), small.tokenizer(), trains=False)
+    text = chosen.tokenizer.decode(
+        render(chosen.tokenizer, [{"role": "user", "content": "Hi"}]).ids, skip_special=False
+    )
+    assert text.startswith(f"\n {said}")
+
+
+def test_a_variable_that_the_template_does_not_read_is_refused() -> None:
+    tokenizer = Tokenizer.load(foreign.saved("qwen3", Path("q")))
+    for words, template in ((tokenizer, "auto"), (tokenizer, "chatml"), (small.tokenizer(), "auto")):
+        given = ChatFormatConfig(template=template, variables={"enable_thinkin": False})
+        with pytest.raises(UserError, match="does not read 'enable_thinkin'") as caught:
+            choose(given, words, trains=True)
+        assert caught.value.where == "chat.variables"
+    with pytest.raises(ValueError, match="'messages' is no variable"):
+        ChatFormatConfig(variables={"messages": "x"})
+
+
 # --- the stages ----------------------------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,14 +35,36 @@ def choose(config: ChatFormatConfig, tokenizer: Tokenizer, *, trains: bool) -> C
             the embedding are `new_ids`.
 
     Raises:
-        UserError: a file that cannot be read, a template that cannot be used, a system prompt that it has no turn for (USAGE).
+        UserError: a file that cannot be read, a template that cannot be used, a system prompt that it has no turn for, a variable that
+            it does not read (USAGE).
     """
     choose_one = _CHOICES.get(config.template)
     chosen = choose_one(tokenizer, trains) if choose_one else _from_file(Path(config.template), tokenizer, trains)
+    if config.variables:
+        chosen = _with_variables(chosen, config.variables, trains)
     if config.system.strip() and not _has_system_turn(chosen.tokenizer):
         what = "the chat template has no system turn"
         raise UserError(what, where="chat.system", fix=f"leave it out, or add --set {_KEY}=chatml")
     return chosen
+
+
+def _with_variables(chosen: Chosen, variables: Mapping[str, bool | int | float | str], trains: bool) -> Chosen:
+    """Return the template with other defaults of its variables. A caller of the saved template can still set them."""
+    template = (chosen.tokenizer.chat_template or "") if chat.is_foreign(chosen.tokenizer) else ""
+    for name in variables:
+        if not re.search(rf"\b{name}\b", template):
+            fix = "leave it out, or look its name up in the template"
+            raise UserError(f"the chat template does not read {name!r}", where="chat.variables", fix=fix)
+    head = "".join(
+        f"{{%- if {name} is not defined %}}{{% set {name} = {json.dumps(value, ensure_ascii=False)} %}}{{% endif -%}}"
+        for name, value in variables.items()
+    )
+    gap = "{{- '' }}" if template[:1].isspace() else ""  # the template's first characters are its own
+    if template.startswith(head + gap):
+        return chosen
+    found = _foreign(chosen.tokenizer, head + gap + template, "", trains)
+    values = ", ".join(f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in variables.items())
+    return Chosen(found.tokenizer, f"{chosen.line}; {values}")
 
 
 def _has_system_turn(tokenizer: Tokenizer) -> bool:
