@@ -100,6 +100,14 @@ def test_a_model_is_downloaded_once_and_its_origin_recorded(
     assert (parent["hub"]["repository"], parent["hub"]["revision"]) == (NAME, COMMIT)
     assert set(parent["hub"]["sha256"]) == set(files)
     assert parent["hub"]["sha256"][WEIGHTS] == hashlib.sha256(files[WEIGHTS]).hexdigest()
+    ran = command("sft", "--lora", "--checkpoint", NAME, "--name", "mine", *options, fake=fake)
+    assert ran.code == 0, ran.err
+    adapter = tmp_path / "runs/sft/peft/lora/mine/checkpoints/ckpt_best"
+    found = json.loads((adapter / "adapter_config.json").read_text())
+    assert (found["base_model_name_or_path"], found["revision"]) == (NAME, COMMIT)  # not a path in this machine's cache
+    shutil.copytree(adapter, tmp_path / "sent")
+    (tmp_path / CACHE / "refs" / "main").write_text("0" * 40)  # main has moved on; the adapter's base is the commit
+    assert chat(str(tmp_path / "sent"), HF_HUB_OFFLINE="1").code == 0
     assert len(fake.asked) == asked
 
 

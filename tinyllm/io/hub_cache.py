@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,15 @@ def parse(text: str) -> HubName | None:
     if found is None or "--" in found[1] or ".." in text:
         return None
     return HubName(found[1], found[2] or "")
+
+
+def base_of(adapter: Mapping[str, Any]) -> str | None:
+    """Return the base that adapter_config.json names, at the commit beside it where there is one; None if it names none."""
+    base, revision = adapter.get("base_model_name_or_path") or None, adapter.get("revision")
+    if not isinstance(base, str):
+        return None
+    at_commit = isinstance(revision, str) and is_commit(revision) and (name := parse(base)) and not name.revision
+    return f"{base}@{revision}" if at_commit else base
 
 
 def is_commit(revision: str) -> bool:

@@ -68,11 +68,10 @@ def read_adapter(folder: Path) -> tuple[LoRAConfig, str]:
     """
     path = folder / ADAPTER
     found = read_entries(folder)
-    base = found.get("base_model_name_or_path") or ""
-    if not isinstance(base, str):
-        what = f"base_model_name_or_path {untrusted_files.short_repr(base)} is not a path"
+    if not isinstance(found.get("base_model_name_or_path") or "", str):
+        what = f"base_model_name_or_path {untrusted_files.short_repr(found['base_model_name_or_path'])} is not a path"
         raise UserError(what, where=str(path), fix=COPY, code=INTEGRITY)
-    return settings_of(found, path), base
+    return settings_of(found, path), hub_cache.base_of(found) or ""
 
 
 def read_entries(folder: Path) -> dict[str, Any]:
@@ -143,7 +142,7 @@ def described(
 
     Args:
         layers: names of the adapted layers.
-        base: path of the base model.
+        base: path of the base model, or its name on a hub at a commit.
         task: PEFT's task type.
         tied: whether head and embedding of the model share their weight.
     """
@@ -162,10 +161,12 @@ def described(
         "tied": config.tied,
         "init": "" if config.init == "default" else config.init,
     }
+    name = hub_cache.parse(base) or hub_cache.HubName(base)
     return {
         "peft_type": "LORA",
         "task_type": task,
-        "base_model_name_or_path": base,
+        "base_model_name_or_path": name.repository,
+        **({"revision": name.revision} if name.revision else {}),
         "r": config.r,
         "lora_alpha": config.alpha,
         "lora_dropout": config.dropout,

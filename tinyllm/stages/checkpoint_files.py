@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from tinyllm import distributed as dist
 from tinyllm.errors import INTEGRITY, UserError
+from tinyllm.io import hub_cache
 from tinyllm.io.special_ids import GENERATION
 from tinyllm.model import hub, lora, tensors
 from tinyllm.model.adapter_config import ADAPTER
@@ -29,7 +30,8 @@ class CheckpointFiles:
     Args:
         stage: the stage that writes, for tinyllm.json; empty: no such file is written.
         adapter: write the adapter with these settings instead of the whole model.
-        base: the path of the adapter's base model. It is written as an absolute one; `base_folder` finds runs that moved together.
+        base: the path of the adapter's base model. It is written as an absolute one; `base_folder` finds runs that moved together. A
+            model in the hub's cache is written by its name and commit.
         dtype: of model.safetensors. Beside one in less than float32, `trainer/` holds the float32 weights, from which a run is resumed.
             Adapters and critics are float32.
     """
@@ -49,7 +51,7 @@ class CheckpointFiles:
         self.tokenizer, self.stage, self.adapter, self.base, self.dtype = tokenizer, stage, adapter, base, dtype
         self.base_sha256 = tensors.sha256(Path(base)) if adapter and Path(base).is_dir() else ""
         if self.base_sha256:  # PEFT takes a relative path from the working directory, wherever the adapter lies
-            self.base = Path(base).absolute().as_posix()
+            self.base = str(hub_cache.name_of(Path(base).absolute()) or Path(base).absolute().as_posix())
 
     @property
     def bytes_per_weight(self) -> int:

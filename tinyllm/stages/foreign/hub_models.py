@@ -56,8 +56,8 @@ def _base_of(folder: Path) -> HubName | None:
     """Return the base of an adapter, where it is another model of the hub."""
     if not (folder / hub_cache.ADAPTER).is_file():
         return None
-    base = untrusted_files.read_json(folder / hub_cache.ADAPTER).get("base_model_name_or_path")
-    return hub_cache.parse(base) if isinstance(base, str) and not Path(base).is_dir() else None
+    base = hub_cache.base_of(untrusted_files.read_json(folder / hub_cache.ADAPTER))
+    return hub_cache.parse(base) if base and not Path(base).is_dir() else None
 
 
 def _find(name: HubName, weights: bool) -> Path:
