@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tinyllm.cli.resolve import Stage
     from tinyllm.data.config import DataConfig
 
-INSPECTING = ("config", "set", "seed", "checkpoint", "json", "quiet", "debug")
+INSPECTING = ("config", "set", "seed", "checkpoint", "base", "json", "quiet", "debug")
 _STAGE_OF = {"documents": "pretrain", "conversations": "sft", "pairs": "dpo", "unpaired": "kto", "prompts": "grpo"}
 
 Files = Annotated[
@@ -74,7 +74,9 @@ def inspect(
     kind = KIND_ALIASES.get(kind, kind) if kind else None
     sets = [*(common.set or []), *map(_field_set, field or [])]
     stage = _stage(common.config, kind, files or [], reading_options(sets, os.environ, format))
-    options = {"seed": common.seed, "data.max_length": max_length, "data.format": format}
+    options = {"seed": common.seed, "data.max_length": max_length, "data.format": format, "base": common.base}
+    if stage.place != "pretrain":  # its settings are those that fit the model, as in training
+        options["parent"] = common.checkpoint
     if files:
         options["data.train"] = strict_json.dumps(files)
     config = resolve(stage, common.config, sets, options, os.environ, fast=False).config

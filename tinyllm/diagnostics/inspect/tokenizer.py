@@ -10,7 +10,7 @@ from typing import Any
 from tinyllm.console import say
 from tinyllm.errors import USAGE, UserError, escape_unprintable
 from tinyllm.model import hf_config
-from tinyllm.stages.parents import PARENT_PLACES, RUNS, find_checkpoint, tokenizer_folder
+from tinyllm.stages.parents import PARENT_PLACES, RUNS, Parent, find_checkpoint, tokenizer_folder
 from tinyllm.text.chat_format import choose
 from tinyllm.text.tokenizer import Tokenizer
 
@@ -44,10 +44,10 @@ def vocabulary(config: Any, place: str, tokenizer: Path | None, checkpoint: Path
     if place == "pretrain" and checkpoint is None:
         return _of_text(config)
     given = checkpoint or (None if place == "pretrain" else config.parent)
-    folder = _parent(place, given) or _parent("sft", None)
-    if folder is None:
+    parent = _parent(place, given, config.base) or _parent("sft", None)
+    if parent is None:
         return Vocabulary()
-    found = _beside(folder)
+    found = _beside(parent)
     if place == "pretrain" or found.tokenizer is None:
         return found
     chosen = choose(config.chat, found.tokenizer, trains=True)
@@ -56,22 +56,23 @@ def vocabulary(config: Any, place: str, tokenizer: Path | None, checkpoint: Path
     return replace(found, tokenizer=chosen.tokenizer)
 
 
-def _parent(place: str, given: Path | None) -> Path | None:
+def _parent(place: str, given: Path | None, base: Path | None = None) -> Parent | None:
     """Return the checkpoint that a stage would start from; None if none exists and none was given."""
     try:
         stage = place if place in PARENT_PLACES else "eval"
-        return find_checkpoint(stage, given, fast=False, weights=False).folder
+        return find_checkpoint(stage, given, fast=False, base=base, weights=False)
     except UserError as error:
         if given is not None or error.code != USAGE:
             raise
         return None
 
 
-def _beside(folder: Path) -> Vocabulary:
-    context, path = None, folder / hf_config.CONFIG
+def _beside(parent: Parent) -> Vocabulary:
+    folder = parent.folder
+    context, path = None, (parent.base or folder) / hf_config.CONFIG
     if path.is_file():
         context = json.loads(path.read_text(encoding="utf-8")).get("max_position_embeddings")
-    tokenizer = Tokenizer.load(tokenizer_folder(folder))
+    tokenizer = Tokenizer.load(tokenizer_folder(folder, parent.base))
     return Vocabulary(tokenizer, folder.as_posix(), context if isinstance(context, int) else None)
 
 
@@ -82,5 +83,5 @@ def _of_text(config: Any) -> Vocabulary:
     made = RUNS / "data" / config.name / "tokenizer"
     if (made / "tokenizer.json").is_file():
         return Vocabulary(Tokenizer.load(made), made.as_posix())
-    folder = _parent("sft", None)
-    return Vocabulary() if folder is None else Vocabulary(Tokenizer.load(folder), folder.as_posix())
+    parent = _parent("sft", None)
+    return Vocabulary() if parent is None else Vocabulary(Tokenizer.load(parent.folder), parent.folder.as_posix())
