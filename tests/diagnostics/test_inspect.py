@@ -33,6 +33,8 @@ from tinyllm.diagnostics.inspect import Survey, figures, rendered
 from tinyllm.diagnostics.inspect import page as inspect_page
 from tinyllm.diagnostics.inspect.tokenizer import Vocabulary
 from tinyllm.errors import OK, UNREAD, USAGE
+from tinyllm.model import hub, lora
+from tinyllm.model.config import LoRAConfig
 from tinyllm.stages.config import data_kind
 from tinyllm.text.tokenizer import Tokenizer
 
@@ -648,3 +650,22 @@ def test_a_closed_pipe_ends_the_command_without_an_error(look: Look, tmp_path: P
         process.stdout.close()
         assert process.stderr.read() == ""
         assert process.wait(60) == UNREAD
+
+
+def test_data_are_shown_with_the_length_that_fits_the_checkpoint(look: Look, tmp_path: Path) -> None:
+    model, folder = small.rough(), tmp_path / "elsewhere"  # 96 positions, which is less than the shipped length
+    folder.mkdir()
+    words = small.tokenizer()
+    hub.save(model, folder, bos=None, stop=words.stop_ids, pad=words.pad)
+    words.save(folder, model_max_length=96)
+    small.written(tmp_path / "rows.jsonl", talks())
+    assert STAGES["sft"].config().data.max_length > 96
+    assert found(look, "rows.jsonl", "--checkpoint", str(folder))["fit"]["max_length"] == 96
+    lora.attach(model, LoRAConfig(r=2), seed=0)
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    lora.save(model, LoRAConfig(r=2), adapter, "some/where")  # without a tokenizer, as PEFT writes it
+    code, _, err = look("rows.jsonl", "--checkpoint", str(adapter))
+    assert (code == OK, "--base" in err) == (False, True)
+    there = found(look, "rows.jsonl", "--checkpoint", str(adapter), "--base", str(folder))
+    assert (there["fit"]["max_length"], there["tokenizer"]["context"]) == (96, 96)

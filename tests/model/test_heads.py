@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from tinyllm.model import heads
 from tinyllm.model.heads import last_token, token_log_probs, token_scores
@@ -92,3 +93,25 @@ def test_bf16_keeps_the_softmax_in_float32() -> None:
         rounded = token_log_probs(hidden, head, ids, mask)
     assert rounded.dtype == torch.float32
     assert (rounded - exact).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("softcap", [None, 40.0])
+def test_logits_of_bf16_are_not_rounded_to_bf16(softcap: float | None) -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden = (torch.randn(2, 9, 64, generator=generator) * 3).bfloat16()
+    head = nn.Linear(64, 20_000, bias=False)  # more rows than are widened at once
+    head.weight = nn.Parameter(torch.randn(20_000, 64, generator=generator).bfloat16())
+    ids, mask = torch.randint(0, 20_000, (2, 9), generator=generator), torch.ones(2, 9, dtype=torch.bool)
+    mask[:, 0] = False
+    exact = hidden.double() @ head.weight.detach().double().T
+    assert exact.abs().max() > 64, "where the steps of bf16 are 0.5"
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        found = heads.logits(hidden, head)
+        scored = token_log_probs(hidden, head.weight, ids, mask, softcap=softcap)
+    assert (found.double() - exact).abs().max() < 1e-4
+    capped = exact if softcap is None else softcap * torch.tanh(exact / softcap)
+    log_p = capped[:, :-1].log_softmax(-1).gather(2, ids[:, 1:, None]).squeeze(2)
+    assert (scored[:, 1:].double() - log_p).abs().max() < 1e-4
+    rounded = exact.bfloat16().double()[:, :-1].log_softmax(-1).gather(2, ids[:, 1:, None]).squeeze(2)
+    if softcap is None:
+        assert (rounded - log_p).abs().max() > 0.1, "rounded logits would not be noticed"
