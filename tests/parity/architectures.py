@@ -1,4 +1,5 @@
-"""`python -m tests.parity.architectures`: every architecture against transformers, as a table. Exit code 1 if anything differs.
+"""`python -m tests.parity.architectures`: every architecture and chat template against transformers and PEFT, as two tables. Exit code 1 if
+anything differs.
 
 Differences are the largest absolute ones relative to the largest absolute value of transformers, in float32. A column says what was
 compared; the last one, how far the nearest of the planted breaks was: a reader that ignores a feature must be seen.
@@ -8,6 +9,7 @@ compared; the last one, how far the nearest of the planted breaks was: a reader 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import sys
 import warnings
@@ -19,17 +21,19 @@ if __name__ == "__main__":  # as a script, Python finds what lies beside this fi
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
     warnings.simplefilter("ignore")
 
+import peft
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
+from tests.parity import templates
 from tests.parity.checkpoints import BOS, EOS, MODELS, PAD, VOCABULARY, edited, folder, new_folder, theirs
 from tinyllm.algorithms import next_token
 from tinyllm.data.datasets.batches import TokenBatch, right_padded
 from tinyllm.errors import UserError
-from tinyllm.model import hub
+from tinyllm.model import hub, lora
 from tinyllm.model.generate import Sampling, generate, left_padded
 from tinyllm.model.transformer import CausalLM, KVCache
 
@@ -213,6 +217,40 @@ def reward(where: Path) -> float | None:
     return max(apart(scorer.rewards(ids, real), want), apart(again, want))
 
 
+def adapter(where: Path, oracle: nn.Module) -> float:
+    """Compare the logits of an adapter of all linear layers that PEFT wrote, and of one that we wrote, which PEFT opens. In float64."""
+    place, row, ours = new_folder(), tokens(40), opened_here(where).double().eval()
+    plain = their_logits(oracle.double().eval(), row)
+    try:
+        settings = peft.LoraConfig(r=3, lora_alpha=7, target_modules="all-linear", task_type="CAUSAL_LM")
+        made = peft.get_peft_model(copy.deepcopy(oracle), settings)
+        _move(made, lambda name: "lora_" in name)
+        made.save_pretrained(place / "theirs")
+        want = their_logits(
+            peft.PeftModel.from_pretrained(copy.deepcopy(oracle), place / "theirs").double().eval(), row
+        )
+        assert apart(want, plain) > FAR, "the adapter changes nothing"
+        config = lora.load(ours, place / "theirs")
+        gaps = [apart(our_logits(ours.to(DEVICE).double(), [row])[0], want)]
+        (place / "ours").mkdir()
+        _move(ours, lora.branches(ours).keys().__contains__)
+        lora.save(ours, config, place / "ours", str(where))
+        again = peft.PeftModel.from_pretrained(copy.deepcopy(oracle), place / "ours").double().eval()
+        gaps.append(apart(our_logits(ours, [row])[0], their_logits(again, row)))
+    finally:
+        oracle.float()
+    return max(gaps)
+
+
+@torch.no_grad()
+def _move(model: nn.Module, is_trained: Callable[[str], bool]) -> None:
+    """Move the tensors of an adapter away from their start."""
+    for number, (name, parameter) in enumerate(sorted(model.named_parameters())):
+        if is_trained(name):
+            generator = torch.Generator().manual_seed(number)
+            parameter.add_((torch.randn(parameter.shape, generator=generator) * 0.1).to(parameter))
+
+
 def breaks(name: str, oracle: nn.Module) -> dict[str, float]:
     """Return how far each broken copy is from transformers on the whole one; a copy that is refused is infinitely far."""
     found = {}
@@ -231,6 +269,7 @@ CHECKS: Mapping[str, Callable[..., Any]] = {
     "greedy": generation,
     "gradient": gradient,
     "export": export,
+    "adapter": adapter,
     "reward": lambda where, oracle: reward(where),
 }
 
@@ -250,7 +289,7 @@ def main(names: Sequence[str], device: str) -> int:
     global DEVICE
     DEVICE = torch.device(device)
     torch.set_num_threads(1)
-    line = "{:<32} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9}  {}".format
+    line = f"{{:<32}} {'{:>9} ' * len(CHECKS)} {{}}".format
     print(line("architecture", *CHECKS, "nearest of the planted breaks"))
     failures = []
     for name in names or MODELS:
@@ -269,6 +308,9 @@ def main(names: Sequence[str], device: str) -> int:
         failures += [f"{name}: {what} is not noticed ({gap:.1e})" for what, gap in far.items() if not gap > FAR]
         nearest = min(far, key=lambda what: far[what]) if far else ""
         print(line(name, *cells, f"{far[nearest]:.1e} {nearest}, of {len(far)}" if far else ""), flush=True)
+    if not names:
+        differing = templates.table()
+        failures += [f"{differing} conversations are rendered differently"] if differing else []
     print(f"\nallowed {TOLERANCE:.0e}, a break must be {FAR:.0e} away; {len(failures)} failures")
     print("\n".join(failures))
     return int(bool(failures))
