@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.support import small
+from tests.support import foreign_templates, small
 from tinyllm.diagnostics.inspect.tokenizer import vocabulary
 from tinyllm.errors import INTEGRITY, USAGE, UserError
 from tinyllm.evals.config import EvalConfig
@@ -17,6 +18,7 @@ from tinyllm.evals.run import run as evaluate
 from tinyllm.model import hub, lora, tensors
 from tinyllm.model.config import LoRAConfig
 from tinyllm.model.resize import grow_vocabulary
+from tinyllm.model.transformer import CausalLM, initialise
 from tinyllm.stages import align_online, rm, sft
 from tinyllm.stages.checkpoint_files import CheckpointFiles, adapter_base
 from tinyllm.stages.common import load_language_model
@@ -275,3 +277,22 @@ def test_a_relative_path_to_the_base_is_taken_from_the_adapter_or_a_folder_above
     monkeypatch.chdir(tmp_path)
     for folder in (beside, above):
         assert torch.equal(logits(hub.load_causal_lm(folder)), want)
+
+
+def test_an_adapter_with_a_tokenizer_only_ends_answers_where_its_base_does() -> None:
+    base = foreign_templates.saved("llama3", Path("base"))
+    words = Tokenizer.load(base)
+    model = CausalLM(small.SHAPE.model_copy(update={"vocab_size": words.vocab_size}))
+    initialise(model, 0)
+    hub.save(model, base, bos=None, stop=(words.eos, 40, 41), pad=None)
+    assert {40, 41} <= set(Tokenizer.load(base).stop_ids)
+    adapter = adapter_of(base, Path("adapter"), str(base.absolute()))
+    foreign_templates.saved("llama3", Path("tokenizer"))
+    for file in Path("tokenizer").iterdir():  # what TRL and PEFT save: no generation_config.json
+        shutil.copy(file, adapter)
+    assert not (adapter / "generation_config.json").exists()
+    _, found = load_language_model(find_checkpoint("chat", adapter, fast=False), CPU)
+    assert {40, 41} <= set(found.stop_ids)
+    (adapter / "generation_config.json").write_text(json.dumps({"eos_token_id": [words.eos, 42]}))
+    _, found = load_language_model(find_checkpoint("chat", adapter, fast=False), CPU)
+    assert ({40, 42} & set(found.stop_ids)) == {42}

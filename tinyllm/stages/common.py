@@ -22,7 +22,7 @@ from tinyllm.model.resize import grow_vocabulary
 from tinyllm.model.transformer import CausalLM, SequenceScorer
 from tinyllm.stages.config import PretrainConfig, StageConfig, TunedConfig
 from tinyllm.stages.origin import read_origin
-from tinyllm.stages.parents import Parent, can_start_from, expected_parent, find_checkpoint, tokenizer_folder
+from tinyllm.stages.parents import Parent, can_start_from, expected_parent, find_checkpoint, tokenizer_of
 from tinyllm.stages.planning import memory as memory_plan
 from tinyllm.text.chat_format import choose
 from tinyllm.text.tokenizer import Tokenizer
@@ -130,11 +130,11 @@ def adapter_settings(config: TunedConfig, tokenizer: Tokenizer) -> LoRAConfig | 
 
 
 def load_tokenizer(model: CausalLM | SequenceScorer, folder: Path, base: Path | None = None) -> Tokenizer:
-    """Load the tokenizer of a checkpoint; see `tokenizer_folder`.
+    """Load the tokenizer of a checkpoint; see `parents.tokenizer_of`.
 
     Raises: UserError (USAGE) if it has ids without an embedding in the model.
     """
-    tokenizer = Tokenizer.load(folder := tokenizer_folder(folder, base))
+    tokenizer = tokenizer_of(folder, base)
     if tokenizer.vocab_size > model.config.vocab_size:
         what = f"the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}"
         raise UserError(what, where=str(folder), fix="use the model's own tokenizer")
@@ -149,7 +149,7 @@ def load_reward_model(
     Raises: UserError (USAGE) where there is none, it is no reward model, or its tokenizer is not the policy's.
     """
     parent = find_checkpoint("reward model", given, fast=fast)
-    own = Tokenizer.load(tokenizer_folder(parent.folder, parent.base))
+    own = tokenizer_of(parent.folder, parent.base)
     if own.sha256 != tokenizer.sha256:
         raise UserError(
             "the reward model was trained with another tokenizer than the policy",

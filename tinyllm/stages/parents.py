@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tinyllm.console import say
 from tinyllm.errors import INTEGRITY, UserError
@@ -20,6 +20,9 @@ from tinyllm.train import checkpoint, names
 from tinyllm.train.fast_dev_runs import is_fast_dev_run
 from tinyllm.train.names import RUNS, best_checkpoint, has_checkpoint
 from tinyllm.train.run import COMPLETED, read_facts
+
+if TYPE_CHECKING:
+    from tinyllm.text.tokenizer import Tokenizer
 
 PRETRAIN, SFT_FULL, SFT_LORA = "pretrain", "sft/full", "sft/peft/lora"
 REWARD, OFFLINE, ONLINE = "rlhf/rm", "rlhf/offline", "rlhf/online"
@@ -100,16 +103,17 @@ def find_checkpoint(
     raise UserError(what, where=str(RUNS / needed), fix=f"run `{_command(stage, fast)}` first")
 
 
-def tokenizer_folder(folder: Path, base: Path | None = None) -> Path:
-    """Return where the tokenizer of a checkpoint lies. PEFT saves an adapter without one: then it is that of the base.
+def tokenizer_of(folder: Path, base: Path | None = None) -> Tokenizer:
+    """Load the tokenizer of a checkpoint. PEFT saves an adapter without one, or without generation settings: then the base has them.
 
     Args:
         base: the base model of an adapter, where the user named it.
     """
     from tinyllm.text import importing  # `explain` can do without
+    from tinyllm.text.tokenizer import Tokenizer
 
     *_, last = _parts(folder, base)
-    return folder if last == folder or importing.is_in(folder) else last
+    return Tokenizer.load(folder if last == folder or importing.is_in(folder) else last, last)
 
 
 def expected_parent(stage: str, given: Path | None, *, fast: bool) -> Path | None:

@@ -87,17 +87,20 @@ class Tokenizer:
         return _build(whole, Named({}), None, "the trained vocabulary")
 
     @classmethod
-    def load(cls, path: str | Path) -> Tokenizer:
+    def load(cls, path: str | Path, base: Path | None = None) -> Tokenizer:
         """Load a vocabulary: tokenizer.json, its folder, or any other kind that `importing` reads.
 
         A tokenizer_config.json beside it names the end, start and padding tokens.
+
+        Args:
+            base: see `tokenizer_files.read`.
 
         Raises:
             UserError: no vocabulary, or not a BPE vocabulary over all bytes (USAGE); a damaged one (INTEGRITY); an unreadable file
                 (RESOURCES).
         """
         found = importing.read(Path(path))
-        files = tokenizer_files.read(found.file.parent, found.spec)
+        files = tokenizer_files.read(found.file.parent, found.spec, base)
         where = str(found.file.with_name(tokenizer_files.CONFIG))
         # Both would change ids silently: texts would be cut short or padded.
         spec = found.spec | {"truncation": None, "padding": None}

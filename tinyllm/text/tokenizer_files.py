@@ -82,8 +82,11 @@ class TokenizerFiles:
                 write(folder / OTHER_TEMPLATES / f"{name}.jinja", text)
 
 
-def read(folder: Path, spec: Mapping[str, Any]) -> TokenizerFiles:
+def read(folder: Path, spec: Mapping[str, Any], base: Path | None = None) -> TokenizerFiles:
     """Read the files in the folder of a tokenizer.json with the content `spec`.
+
+    Args:
+        base: the base model of an adapter in this folder: it has the special ids, where the folder has neither file with them.
 
     Raises:
         UserError: a damaged file, or a template of more than `MOST_TEMPLATE_BYTES` (INTEGRITY); an unreadable file (RESOURCES).
@@ -91,17 +94,19 @@ def read(folder: Path, spec: Mapping[str, Any]) -> TokenizerFiles:
     config = _json(folder / CONFIG)
     for text in named_templates(config.get("chat_template"), str(folder / CONFIG)).values():
         _check_length(len(text), folder / CONFIG)
-    generation = _json(folder / GENERATION)
+    has_ids = any((folder / name).is_file() for name in (GENERATION, "config.json"))
+    model = folder if has_ids or base is None else base
+    generation = _json(model / GENERATION)
     ends = generation.get("eos_token_id")
     listed = ends if isinstance(ends, list) else [] if ends is None else [ends]
     if len(ids_in(ends)) < len(set(map(str, listed))) or len(listed) > _MOST_ENDS:
         what = f"eos_token_id {untrusted_files.short_repr(ends)} is not an id or a list of ids"
-        raise vocabulary.broken(what, str(folder / GENERATION))
+        raise vocabulary.broken(what, str(model / GENERATION))
     return TokenizerFiles(
         config=config,
         special_map=_json(folder / SPECIAL_MAP),
         templates=_template_files(folder),
-        ids=SpecialIds(_config_ids(folder / "config.json"), generation),
+        ids=SpecialIds(_config_ids(model / "config.json"), generation),
         lengths=_lengths(spec, folder / "tokenizer.json"),
     )
 

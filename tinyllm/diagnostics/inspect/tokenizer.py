@@ -10,7 +10,7 @@ from typing import Any
 from tinyllm.console import say
 from tinyllm.errors import USAGE, UserError, escape_unprintable
 from tinyllm.model import hf_config
-from tinyllm.stages.parents import PARENT_PLACES, RUNS, Parent, find_checkpoint, tokenizer_folder
+from tinyllm.stages.parents import PARENT_PLACES, RUNS, Parent, find_checkpoint, tokenizer_of
 from tinyllm.text.chat_format import choose
 from tinyllm.text.tokenizer import Tokenizer
 
@@ -72,7 +72,7 @@ def _beside(parent: Parent) -> Vocabulary:
     context, path = None, (parent.base or folder) / hf_config.CONFIG
     if path.is_file():
         context = json.loads(path.read_text(encoding="utf-8")).get("max_position_embeddings")
-    tokenizer = Tokenizer.load(tokenizer_folder(folder, parent.base))
+    tokenizer = tokenizer_of(folder, parent.base)
     return Vocabulary(tokenizer, folder.as_posix(), context if isinstance(context, int) else None)
 
 
