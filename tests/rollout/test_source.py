@@ -247,9 +247,9 @@ def test_old_log_probs_are_those_of_the_training_forward_pass_to_the_bit(
 
 
 def test_the_gap_between_sampler_and_training_is_a_mean_of_sizes(
-    policy: CausalLM, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+    policy: CausalLM, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    """Nats per token of the answers, whatever their sign; one that is not a number stops the run like one that is too large."""
+    """Nats per token of the answers, whatever their sign. One that is too large stops the run at its start, and one that is no number always."""
     honest = generation.generate
 
     def shifted(*given: object) -> list:
@@ -264,6 +264,14 @@ def test_the_gap_between_sampler_and_training_is_a_mean_of_sizes(
     for shift in (0.11, float("nan")):  # noqa: B007
         with pytest.raises(UserError, match="sampler and training disagree"):
             made(policy, tokenizer).rollout(0)
+    capsys.readouterr()
+    shift, later = 0.11, made(policy, tokenizer)
+    assert [later.rollout(number)[1]["sampler_gap"].value for number in (1, 2)] == pytest.approx([0.11, 0.11], abs=1e-4)
+    said = capsys.readouterr().err
+    assert said.count("warning: sampler and training disagree by 0.11 nats a token") == 1  # not for every rollout
+    shift = float("nan")
+    with pytest.raises(UserError, match="sampler and training disagree"):
+        later.rollout(3)
 
 
 def test_every_epoch_has_another_order_and_every_rollout_and_rank_other_answers(

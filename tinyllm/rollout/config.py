@@ -31,7 +31,7 @@ class RolloutConfig(Config):
     keep: bool = False
     """write every rollout to logs/rollouts: ids, log-probabilities, rewards and advantages, as safetensors"""
     tolerance: float = Field(0.1, gt=0)
-    """the run stops if sampler and training differ by more than this in a token's log-probability, on average (nats)"""
+    """the largest mean difference (nats) of sampler and training in a token: more stops the run in its first rollout, and warns later"""
 
     @model_validator(mode="after")
     def _groups_can_differ(self) -> RolloutConfig:
