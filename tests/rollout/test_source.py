@@ -249,7 +249,7 @@ def test_old_log_probs_are_those_of_the_training_forward_pass_to_the_bit(
 def test_the_gap_between_sampler_and_training_is_a_mean_of_sizes(
     policy: CausalLM, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    """Nats per token of the answers, whatever their sign. One that is too large stops the run at its start, and one that is no number always."""
+    """Nats per token of the answers, whatever their sign. Too large a one stops the run at its start, NaN always."""
     honest = generation.generate
 
     def shifted(*given: object) -> list:
