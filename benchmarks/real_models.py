@@ -95,21 +95,22 @@ class Stage:
 
 
 STAGES = {
-    "sft": Stage("sft", "MODEL", 50, 16, 5e-4, "sft", ("data.max_length=192",)),
-    "rm": Stage("rm", "sft", 40, 16, 5e-4, "pairs", ("data.max_length=128",)),
+    "sft": Stage("sft", "MODEL", 36, 16, 5e-4, "sft", ("data.max_length=192",)),
+    "rm": Stage("rm", "sft", 28, 16, 5e-4, "pairs", ("data.max_length=128",)),
     "dpo": Stage(
-        "align-offline --algorithm dpo", "sft", 40, 16, 1e-4, "pairs", ("data.max_length=128", "dpo.beta=0.1")
+        "align-offline --algorithm dpo", "sft", 28, 16, 2e-4, "pairs", ("data.max_length=128", "dpo.beta=0.1")
     ),
     "grpo": Stage(
         "align-online --algorithm grpo",
         "dpo",
         32,
-        64,
+        32,
         2e-4,
         "sums",
         (
             "data.max_length=64",
             "rewards={exact_answer: 1.0}",
+            "track_kl=false",
             "rollout={group_size: 8, minibatches: 1, max_new_tokens: 8, temperature: 1.0}",
         ),
     ),
