@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
-from tinyllm.model import heads
+from tests.support import small
+from tinyllm.model import heads, lora
+from tinyllm.model.config import LoRAConfig
 from tinyllm.model.heads import last_token, token_log_probs, token_scores
+from tinyllm.model.transformer import CausalLM
 
 
 def plain(
@@ -115,3 +120,45 @@ def test_logits_of_bf16_are_not_rounded_to_bf16(softcap: float | None) -> None:
     rounded = exact.bfloat16().double()[:, :-1].log_softmax(-1).gather(2, ids[:, 1:, None]).squeeze(2)
     if softcap is None:
         assert (rounded - log_p).abs().max() > 0.1, "rounded logits would not be noticed"
+
+
+def test_logits_of_bf16_have_a_gradient_and_may_be_none() -> None:
+    generator = torch.Generator().manual_seed(0)
+    head = nn.Linear(8, 9000, bias=False)
+    hidden = torch.randn(3, 8, generator=generator, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        heads.logits(hidden, head).logsumexp(-1).sum().backward()
+    assert hidden.grad is not None and head.weight.grad is not None
+    want = hidden.bfloat16().float().detach() @ head.weight.bfloat16().float().detach().T
+    torch.testing.assert_close(head.weight.grad, want.softmax(-1).T @ hidden.detach(), atol=1e-2, rtol=0)
+    for shape in ((0, 8), (2, 0, 8)):
+        assert heads.logits(torch.zeros(shape), head).shape == (*shape[:-1], 9000)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"targets": ("lm_head",)},
+        {"targets": ("lm_head",), "dora": True},
+        {"targets": ("embed_tokens",), "tied": True},
+        {"token_rows": {"embed_tokens": (3, 5)}},
+    ],
+)
+def test_logits_of_an_adapted_head_are_those_that_training_scores(changed: dict[str, Any]) -> None:
+    tied = "lm_head" not in changed.get("targets", ())
+    model = CausalLM(small.SHAPE.model_copy(update={"tie_word_embeddings": tied})).eval()
+    lora.attach(model, LoRAConfig(**({"r": 2, "targets": ("q_proj",)} | changed)), seed=0)
+    assert isinstance(model.lm_head, heads.AdaptedHead)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+        hidden = torch.randn(1, 9, model.config.hidden_size, generator=generator) * 30
+        ids, mask = torch.randint(0, len(model.lm_head.weight), (1, 9), generator=generator), torch.ones(1, 9) > 0
+        mask[:, 0] = False
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = heads.logits(hidden, model.lm_head)
+            scored = token_log_probs(hidden, heads.head_matrix(model.lm_head), ids, mask)
+    assert (logits.dtype, bool(logits.abs().max() > 64)) == (torch.float32, True)
+    log_p = logits[:, :-1].log_softmax(-1).gather(2, ids[:, 1:, None]).squeeze(2)
+    torch.testing.assert_close(scored[:, 1:], log_p, atol=1e-4, rtol=0)

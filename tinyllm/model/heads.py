@@ -43,12 +43,11 @@ def head_matrix(head: nn.Linear) -> Tensor:
 
 def logits(hidden: Tensor, head: nn.Linear) -> Tensor:
     """Return the logits (..., V) of hidden states (..., D), in float32 at least and not capped."""
-    if isinstance(head, AdaptedHead):
-        return head(hidden)
     dtype = compute_dtype(hidden)
-    return wide_product(hidden.reshape(-1, hidden.shape[-1]).to(dtype), head.weight.to(dtype)).view(
-        *hidden.shape[:-1], -1
-    )
+    if isinstance(head, AdaptedHead) and dtype not in (torch.bfloat16, torch.float16):
+        return head(hidden)  # cheaper than its matrix, which `token_log_probs` takes
+    matrix = head_matrix(head).to(dtype)
+    return wide_product(hidden.reshape(-1, hidden.shape[-1]).to(dtype), matrix).view(*hidden.shape[:-1], len(matrix))
 
 
 def token_log_probs(

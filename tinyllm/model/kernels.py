@@ -47,11 +47,9 @@ def wide_product(rows: Tensor, matrix: Tensor) -> Tensor:
     if kind != "cpu":
         into_wide = _multiplies_into_float32(kind, rows.dtype)
         return torch.mm(rows, matrix.T, out_dtype=wide) if into_wide else (rows @ matrix.T).to(wide)
-    found, rows = rows.new_empty(len(rows), len(matrix), dtype=wide), rows.to(wide)
+    rows = rows.to(wide)
     with torch.autocast(kind, enabled=False):
-        for columns, part in zip(found.split(_COLUMNS, dim=1), matrix.split(_COLUMNS), strict=True):
-            columns.copy_(rows @ part.to(wide).T)
-    return found
+        return torch.cat([rows @ part.to(wide).T for part in matrix.split(_COLUMNS)], dim=1)
 
 
 @cache
