@@ -168,12 +168,30 @@ def test_variables_become_defaults_of_the_template() -> None:
 
 def test_a_text_with_quotes_is_a_value_and_the_first_characters_of_a_template_stay() -> None:
     path, said = Path("mine.jinja"), 'say "%}" \\ é\n'
-    path.write_text("\n {{ style }}" + foreign.SMOLLM2)
-    chosen = choose(ChatFormatConfig(template=str(path), variables={"style": said}), small.tokenizer(), trains=False)
-    text = chosen.tokenizer.decode(
-        render(chosen.tokenizer, [{"role": "user", "content": "Hi"}]).ids, skip_special=False
-    )
-    assert text.startswith(f"\n {said}")
+    for opening, shown in (("\n {{ style }}", f"\n {said}"), ("  {% if true %}{{ style }}{% endif %}", said)):
+        path.write_text(opening + foreign.SMOLLM2)
+        given = ChatFormatConfig(template=str(path), variables={"style": said})
+        chosen = choose(given, small.tokenizer(), trains=False)
+        text = chosen.tokenizer.decode(
+            render(chosen.tokenizer, [{"role": "user", "content": "Hi"}]).ids, skip_special=False
+        )
+        assert text.startswith(f"{shown}<|im_start|>")
+
+
+@pytest.mark.parametrize(
+    ("name", "use"),
+    [
+        ("style", "{% set style = 'x' %}{{ style }}"),
+        ("style", "{# style #}style{{ messages[0].style }}"),
+        ("namespace", "{% set ns = namespace(x=1) %}{{ ns.x }}"),
+        ("true", "{% if true %}x{% endif %}"),
+    ],
+)
+def test_a_word_of_the_template_that_its_caller_cannot_set_is_no_variable(name: str, use: str) -> None:
+    Path("mine.jinja").write_text(use + foreign.SMOLLM2)
+    given = ChatFormatConfig(template="mine.jinja", variables={name: "mine"})
+    with pytest.raises(UserError, match=f"does not read '{name}'"):
+        choose(given, small.tokenizer(), trains=False)
 
 
 def test_a_variable_that_the_template_does_not_read_is_refused() -> None:

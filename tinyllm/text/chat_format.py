@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,19 +49,19 @@ def choose(config: ChatFormatConfig, tokenizer: Tokenizer, *, trains: bool) -> C
 
 def _with_variables(chosen: Chosen, variables: Mapping[str, bool | int | float | str], trains: bool) -> Chosen:
     """Return the template with other defaults of its variables. A caller of the saved template can still set them."""
-    template = (chosen.tokenizer.chat_template or "") if chat.is_foreign(chosen.tokenizer) else ""
+    reads = chat_format(chosen.tokenizer).description["variables"] if chat.is_foreign(chosen.tokenizer) else ()
     for name in variables:
-        if not re.search(rf"\b{name}\b", template):
+        if name not in reads:
             fix = "leave it out, or look its name up in the template"
             raise UserError(f"the chat template does not read {name!r}", where="chat.variables", fix=fix)
+    template = chosen.tokenizer.chat_template or ""
     head = "".join(
-        f"{{%- if {name} is not defined %}}{{% set {name} = {json.dumps(value, ensure_ascii=False)} %}}{{% endif -%}}"
-        for name, value in variables.items()
+        f"{{%- if {name} is not defined %}}{{% set {name} = {json.dumps(value, ensure_ascii=False)} %}}{{% endif %}}\n"
+        for name, value in variables.items()  # the template begins at the start of a line, as it did: spaces there are stripped
     )
-    gap = "{{- '' }}" if template[:1].isspace() else ""  # the template's first characters are its own
-    if template.startswith(head + gap):
+    if template.startswith(head):
         return chosen
-    found = _foreign(chosen.tokenizer, head + gap + template, "", trains)
+    found = _foreign(chosen.tokenizer, head + template, "", trains)
     values = ", ".join(f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in variables.items())
     return Chosen(found.tokenizer, f"{chosen.line}; {values}")
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -50,11 +50,15 @@ class Template:
 
     def __init__(self, source: str, names: Mapping[str, str]):
         self._environment = _environment()
-        self._names = dict(names)
+        self._source, self._names = source, dict(names)
         try:
             self._compiled = self._environment.from_string(source)
         except (jinja2.TemplateError, RecursionError, SyntaxError, ValueError, OverflowError) as error:
             raise TemplateFailedError(f"it cannot be compiled: {_first_line(error)}") from error
+
+    def variables(self) -> list[str]:
+        """Return the names that the template reads and its caller may set."""
+        return sorted(meta.find_undeclared_variables(self._environment.parse(self._source)))
 
     def render(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None, *, generation_prompt: bool, limit: int

@@ -36,6 +36,8 @@ class Description:
     """of a call that has its arguments as JSON in a text, which others would quote once more"""
     reasoning: bool
     parts: bool
+    variables: list[str]
+    """that it reads and its caller may set"""
     sample: dict[str, Any]
     end: int
 
@@ -70,6 +72,7 @@ def describe(layouts: Layouts) -> Description:
         arguments_as_text=_ARGUMENTS in text([_ASKED, call, _RESULT, _ANSWERED], [_TOOL]),
         reasoning="Thought7." in text([_ASKED, thought]),
         parts=text([parts, _ANSWERED]) == first,
+        variables=layouts.plain.variables(),
         sample=asdict(layouts.layout(one, None, json.dumps(one), prompt=False, answers=False)),
         end=first.rfind(_SAID) + len(_SAID) if _SAID in first else len(first),
     )
