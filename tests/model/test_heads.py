@@ -128,7 +128,8 @@ def test_logits_of_bf16_have_a_gradient_and_may_be_none() -> None:
     hidden = torch.randn(3, 8, generator=generator, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
         heads.logits(hidden, head).logsumexp(-1).sum().backward()
-    assert hidden.grad is not None and head.weight.grad is not None
+    assert hidden.grad is not None
+    assert head.weight.grad is not None
     want = hidden.bfloat16().float().detach() @ head.weight.bfloat16().float().detach().T
     torch.testing.assert_close(head.weight.grad, want.softmax(-1).T @ hidden.detach(), atol=1e-2, rtol=0)
     for shape in ((0, 8), (2, 0, 8)):
