@@ -479,10 +479,16 @@ def test_without_a_tokenizer_characters_are_counted_and_the_option_is_named(look
     assert report["lengths"]["words"]["max"] == 7
 
 
-def test_a_record_that_the_vocabulary_cannot_spell_is_treated_as_in_training(look: Look, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["conversations", "documents"])
+def test_a_record_that_the_vocabulary_cannot_spell_is_treated_as_in_training(
+    kind: str, look: Look, tmp_path: Path
+) -> None:
     folder = foreign_tokenizers.write("smollm2", tmp_path / "tok")  # no token for U+0006
-    rows = talks(6)
-    rows[2]["messages"][1]["content"] = "wo\x06rd"
+    rows = talks(6) if kind == "conversations" else [{"text": f"a word {i}"} for i in range(60)]
+    if kind == "conversations":
+        rows[2]["messages"][1]["content"] = "wo\x06rd"
+    else:
+        rows[2]["text"] = "wo\x06rd"
     path = str(small.written(tmp_path / "a.jsonl", rows))
     code, out, err = look(path, "--tokenizer", str(folder))
     assert code == USAGE

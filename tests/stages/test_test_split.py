@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from tests.support import small
+from tests.support import foreign_tokenizers, small
 from tinyllm import algorithms
 from tinyllm.data import splits
 from tinyllm.data.config import DataConfig
 from tinyllm.data.tokens.documents import document_hash
+from tinyllm.errors import UserError
 from tinyllm.model.config import ModelConfig
 from tinyllm.rollout.config import RolloutConfig
 from tinyllm.stages import align_offline, align_online, data, pretrain, rm, sft
@@ -162,6 +163,31 @@ def test_documents_of_val_and_test_are_disjoint(case: str, place: Path) -> None:
         len(d) for d in found["val"][:5]
     ]
     assert all(one[-1] == tokenizer.endoftext for some in found.values() for one in some)
+
+
+def test_documents_that_cannot_be_spelled_are_left_out_of_every_split(
+    place: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = foreign_tokenizers.write("smollm2", place / "smollm2")  # no token for U+0006
+    written("train", "pretrain", range(40))
+    small.written(Path("held.jsonl"), [{"text": "wo\x06rd"}, {"text": "a word"}])
+    small.written(Path("none.jsonl"), [{"text": "wo\x06rd"}])
+
+    def made(on_bad_line: str, val: str, test: str) -> settings.PretrainConfig:
+        found = config(train="train.jsonl", val=val, test=test, on_bad_line=on_bad_line)
+        return found.model_copy(update={"tokenizer": folder})
+
+    both = made("skip", "held.jsonl", "held.jsonl")
+    tokenizer, shards = data.ensure_prepared(both)
+    assert [len(held_out_documents(both, shards, tokenizer, split, 9)) for split in ("val", "test")] == [1, 1]
+    assert capsys.readouterr().err.count("dropped 1 of 2 documents") == 2
+    with pytest.raises(UserError, match="no token for") as caught:
+        held_out_documents(made("error", "held.jsonl", "held.jsonl"), shards, tokenizer, "test", 9)
+    assert caught.value.where == "held.jsonl, document 1"
+    with pytest.raises(UserError, match=r"1 of 1 documents .* first none\.jsonl"):
+        held_out_documents(made("skip", "held.jsonl", "none.jsonl"), shards, tokenizer, "test", 9)
+    with pytest.raises(UserError, match=r"1 of 1 documents .* first none\.jsonl"):
+        data.ensure_prepared(made("skip", "none.jsonl", "held.jsonl"))
 
 
 def test_a_division_that_is_not_one_is_noticed_in_the_run(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tinyllm.console import say
-from tinyllm.data.records.types import Prompt, Record, messages_of
+from tinyllm.data.records.types import Document, Prompt, Record, messages_of
 from tinyllm.errors import UserError, escape_unprintable
 from tinyllm.text.tokenizer import Tokenizer
 
@@ -99,5 +99,6 @@ def spelled(records: Sequence[Any], tokenizer: Tokenizer, name: str, on_bad_line
 
 
 def _reason(record: Record, tokenizer: Tokenizer) -> str | None:
-    found = tokenizer.unspellable([message["content"] for message in messages_of(record)])
+    texts = [record.text] if isinstance(record, Document) else [message["content"] for message in messages_of(record)]
+    found = tokenizer.unspellable(texts)
     return next((reason for reason in found if reason is not None), None)

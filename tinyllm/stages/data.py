@@ -143,21 +143,22 @@ def _make(config: PretrainConfig, folder: Path) -> None:
             train.sample(TOKENIZER_CHARACTERS, train.trained_on(train)), config.model.vocab_size
         )
     tokenizer.save(folder / "tokenizer", model_max_length=config.model.max_position_embeddings)
-    documents = SpelledDocuments(tokenizer, config.data.on_bad_line)
+    of_train, of_val = (SpelledDocuments(tokenizer, config.data.on_bad_line) for _ in (train, val))
     try:
         with ProgressBar("prepare", train.size + val.size) as bar:
             manifest = shards.prepare(
-                documents.of(train.by_source()),
+                of_train.of(train.by_source()),
                 tokenizer,
                 folder / "shards",
                 val_fraction=config.data.val_fraction,
-                val_documents=documents.of(val.by_source()) if val.sources else None,
+                val_documents=of_val.of(val.by_source()) if val.sources else None,
                 sources=lambda: train.facts + val.facts,
                 dedup=config.data.dedup,
                 progress=lambda size: show_reading(bar, train.bytes_read + val.bytes_read, size),
             )
     finally:
-        documents.tell()
+        of_train.tell()
+        of_val.tell()
     prepared.record(folder, config, train.files + val.files, train.facts + val.facts)
     for line in _summary(manifest):
         say(line)

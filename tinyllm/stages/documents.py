@@ -16,6 +16,7 @@ from tinyllm.data.records.reader import Reader, configured_reader
 from tinyllm.data.records.report import MAX_FILES, Report
 from tinyllm.data.records.types import Document
 from tinyllm.data.sources.paths import expand
+from tinyllm.data.spelling import SpelledDocuments
 from tinyllm.data.tokens.documents import split_threshold
 from tinyllm.data.tokens.preparation import SPLIT_HASHES, split_hash, split_long_text
 from tinyllm.data.tokens.shards import Shards
@@ -38,7 +39,10 @@ def held_out_documents(
         return shards.documents(split, limit, for_test=share_for_test(config.data))
     if split == "val":
         return shards.documents("val", limit)
-    texts = list(itertools.islice(filter(None, own), limit))
+    documents = SpelledDocuments(tokenizer, config.data.on_bad_line)
+    by_source = documents.of(own.by_source())
+    texts = list(itertools.islice(filter(None, itertools.chain.from_iterable(by_source.values())), limit))
+    documents.tell()
     return [np.array([*ids, tokenizer.endoftext]) for ids in tokenizer.encode_batch(texts)]
 
 

@@ -94,7 +94,7 @@ def run(config: Any, kind: str, verb: str, vocabulary: Vocabulary, *, shown: int
     findings += _context_findings(config, vocabulary.context)
     tokenizer = vocabulary.tokenizer
     picked: dict[str, Sequence[Any]] = {name: found.records(name) for name in SPLITS}
-    if tokenizer is not None and kind != "documents":  # the others are refused or dropped by the stage, too
+    if tokenizer is not None:  # the others are refused or dropped by the stage, too
         picked = {name: spelled(r, tokenizer, name, config.data.on_bad_line) for name, r in picked.items()}
     tokenized = (
         {} if tokenizer is None else {n: _tokenize(kind, r, tokenizer, limit, n) for n, r in picked.items() if r}
