@@ -108,7 +108,14 @@ def test_a_model_is_downloaded_once_and_its_origin_recorded(
     shutil.copytree(adapter, tmp_path / "sent")
     (tmp_path / CACHE / "refs" / "main").write_text("0" * 40)  # main has moved on; the adapter's base is the commit
     assert chat(str(tmp_path / "sent"), HF_HUB_OFFLINE="1").code == 0
+    ran = command("runs", "verify", "runs/sft/peft/lora/mine")
+    assert ran.code == 0, ran.out
     assert len(fake.asked) == asked
+    shutil.move(tmp_path / "hf", tmp_path / "moved")  # a cache that this machine does not look into
+    there = "moved" / SNAPSHOT.relative_to("hf")
+    ran = command("sft", "--lora", "--checkpoint", str(there), "--name", "there", *options, HF_HUB_OFFLINE="1")
+    assert ran.code == 0, ran.err
+    assert chat("runs/sft/peft/lora/there", HF_HUB_OFFLINE="1").code == 0
 
 
 def test_the_cache_of_other_tools_is_used_and_completed(

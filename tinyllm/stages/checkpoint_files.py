@@ -51,7 +51,7 @@ class CheckpointFiles:
         self.tokenizer, self.stage, self.adapter, self.base, self.dtype = tokenizer, stage, adapter, base, dtype
         self.base_sha256 = tensors.sha256(Path(base)) if adapter and Path(base).is_dir() else ""
         if self.base_sha256:  # PEFT takes a relative path from the working directory, wherever the adapter lies
-            self.base = str(hub_cache.name_of(Path(base).absolute()) or Path(base).absolute().as_posix())
+            self.base = _named(Path(base).absolute())
 
     @property
     def bytes_per_weight(self) -> int:
@@ -113,6 +113,13 @@ class CheckpointFiles:
         self.base_sha256 = self.base_sha256 or recorded
         if recorded and recorded != self.base_sha256:
             raise lora.other_base(folder, self.base, recorded, self.base_sha256, hub.START_OVER)
+
+
+def _named(base: Path) -> str:
+    """Return the name and commit of a model where this machine finds it by them, its path elsewhere."""
+    name = hub_cache.name_of(base)
+    found = hub_cache.snapshot(name) if name else None
+    return str(name) if found is not None and found.samefile(base) else base.as_posix()
 
 
 def adapter_base(model: CausalLM, tokenizer: Tokenizer, parent: Parent, run_folder: Path) -> str:

@@ -28,6 +28,7 @@ from tinyllm.diagnostics.runs.find import find_run, recorded_paths, relative_to_
 from tinyllm.diagnostics.runs.lineage import CHANGED, GONE, MOVED, UNRECORDED, CheckpointIndex, manifest_sha256
 from tinyllm.diagnostics.runs.record import RunRecord, checkpoints_in, disk_usage, read_json, read_record
 from tinyllm.errors import UserError
+from tinyllm.io import hub_cache
 from tinyllm.io.files import sha256
 from tinyllm.model.adapter_config import ADAPTER, base_folder
 from tinyllm.train import checkpoint
@@ -194,7 +195,7 @@ class RunVerifier:
         description, broken = read_json(folder / ADAPTER)
         parent = record.fact("parent", dict, {}) if record else {}
         try:
-            base = relative_to_cwd(base_folder(folder, str(description.get("base_model_name_or_path") or "")))
+            base = relative_to_cwd(base_folder(folder, hub_cache.base_of(description) or ""))
         except UserError as error:
             elsewhere = self._index(record).find(parent.get("manifest_sha256")) if record else None
             hint = f"; the same files are at {relative_to_cwd(elsewhere)}" if elsewhere else ""
