@@ -374,3 +374,23 @@ def test_an_adapter_brings_its_base(
 def test_names_of_a_hub(text: str, found: tuple[str, str] | None) -> None:
     name = hub_cache.parse(text)
     assert (name and (name.repository, name.revision)) == found
+
+
+@pytest.mark.parametrize(
+    ("base", "revision", "found"),
+    [
+        ("a/b", COMMIT, f"a/b@{COMMIT}"),
+        ("a/b", "v1.0", "a/b@v1.0"),  # as PEFT reads it
+        ("a/b", "main", "a/b"),
+        ("a/b", None, "a/b"),
+        ("a/b@dev", COMMIT, "a/b@dev"),
+        ("/a/b", COMMIT, "/a/b"),
+        ("runs/pretrain/x", COMMIT, "runs/pretrain/x"),
+        ("a/b", "../x", "a/b"),
+        ("a/b", 5, "a/b"),
+        ("", COMMIT, None),
+        (None, COMMIT, None),
+    ],
+)
+def test_the_base_of_an_adapter_is_that_of_its_revision(base: object, revision: object, found: str | None) -> None:
+    assert hub_cache.base_of({"base_model_name_or_path": base, "revision": revision}) == found

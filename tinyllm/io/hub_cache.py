@@ -47,12 +47,12 @@ def parse(text: str) -> HubName | None:
 
 
 def base_of(adapter: Mapping[str, Any]) -> str | None:
-    """Return the base that adapter_config.json names, at the commit beside it where there is one; None if it names none."""
+    """Return the base that adapter_config.json names, at the revision beside it where there is one; None if it names none."""
     base, revision = adapter.get("base_model_name_or_path") or None, adapter.get("revision")
     if not isinstance(base, str):
         return None
-    at_commit = isinstance(revision, str) and is_commit(revision) and (name := parse(base)) and not name.revision
-    return f"{base}@{revision}" if at_commit else base
+    name = parse(f"{base}@{revision}") if isinstance(revision, str) and revision != MAIN else None
+    return str(name) if name and name.repository == base else base
 
 
 def is_commit(revision: str) -> bool:
