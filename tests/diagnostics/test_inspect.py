@@ -667,6 +667,12 @@ def test_data_are_shown_with_the_length_that_fits_the_checkpoint(look: Look, tmp
     small.written(tmp_path / "rows.jsonl", talks())
     assert STAGES["sft"].config().data.max_length > 96
     assert found(look, "rows.jsonl", "--checkpoint", str(folder))["fit"]["max_length"] == 96
+    small.written(tmp_path / "texts.jsonl", [{"text": f"What is {i}? It is a number. " * 5} for i in range(20)])
+    assert STAGES["pretrain"].config().data.max_length > 96
+    report = found(
+        look, "texts.jsonl", "--checkpoint", str(folder)
+    )  # pretraining that continues it fits the length, too
+    assert (report["fit"]["max_length"], report["refused"]) == (96, False)
     lora.attach(model, LoRAConfig(r=2), seed=0)
     adapter = tmp_path / "adapter"
     adapter.mkdir()

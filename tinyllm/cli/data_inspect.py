@@ -75,8 +75,7 @@ def inspect(
     sets = [*(common.set or []), *map(_field_set, field or [])]
     stage = _stage(common.config, kind, files or [], reading_options(sets, os.environ, format))
     options = {"seed": common.seed, "data.max_length": max_length, "data.format": format, "base": common.base}
-    if stage.place != "pretrain":  # its settings are those that fit the model, as in training
-        options["parent"] = common.checkpoint
+    options["parent"] = common.checkpoint  # its settings are those that fit the model, as in training
     if files:
         options["data.train"] = strict_json.dumps(files)
     config = resolve(stage, common.config, sets, options, os.environ, fast=False).config
