@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,20 @@ def test_documents_of_which_none_can_be_spelled_are_an_error(tokenizer: Tokenize
     assert list(texts) == []
     with pytest.raises(UserError, match="2 of 2 documents"):
         documents.tell()
+
+
+def test_an_error_in_the_middle_of_a_source_is_not_taken_for_one_of_all_documents(
+    tokenizer: Tokenizer, capsys: pytest.CaptureFixture
+) -> None:
+    def broken() -> Iterator[str]:
+        yield BAD
+        raise OSError
+
+    documents = SpelledDocuments(tokenizer, "skip")
+    with pytest.raises(OSError):  # noqa: PT011
+        list(documents.of({"a.txt": broken()})["a.txt"])
+    documents.tell()
+    assert "dropped 1 of 1 documents" in capsys.readouterr().err
 
 
 def test_documents_that_every_vocabulary_spells_are_not_looked_at() -> None:

@@ -136,6 +136,24 @@ def test_logits_of_bf16_have_a_gradient_and_may_be_none() -> None:
         assert heads.logits(torch.zeros(shape), head).shape == (*shape[:-1], 9000)
 
 
+@pytest.mark.parametrize("softcap", [None, 40.0])
+def test_gradients_of_bf16_come_from_logits_that_are_not_rounded(softcap: float | None) -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden = (torch.randn(1, 33, 64, generator=generator) * 3).bfloat16().requires_grad_()
+    head = torch.randn(500, 64, generator=generator).bfloat16().requires_grad_()
+    ids, mask = torch.randint(0, 500, (1, 33), generator=generator), torch.arange(33)[None] > 0
+    with torch.autocast("cpu", torch.bfloat16):
+        token_log_probs(hidden, head, ids, mask, softcap=softcap).sum().backward()
+    exact = [x.detach().double().requires_grad_() for x in (hidden, head)]
+    logits = exact[0] @ exact[1].T
+    logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+    logits[:, :-1].log_softmax(-1).gather(2, ids[:, 1:, None]).sum().backward()
+    for found, want in zip((hidden.grad, head.grad), (x.grad for x in exact), strict=True):
+        assert found is not None
+        assert want is not None
+        assert (found.double() - want).norm() < 0.01 * want.norm()
+
+
 @pytest.mark.parametrize(
     "changed",
     [

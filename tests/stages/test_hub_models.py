@@ -355,6 +355,21 @@ def test_an_adapter_brings_its_base(
     assert len(fake.asked) == asked
 
 
+def test_an_adapter_brings_its_base_at_the_commit_beside_it(
+    files: dict[str, bytes], serve: Callable, chat: Callable, tmp_path: Path
+) -> None:
+    model = small.rough()
+    lora.attach(model, LoRAConfig(r=2), seed=0)
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    lora.save(model, LoRAConfig(r=2), folder, f"{NAME}@{COMMIT}")
+    adapter = {path.name: path.read_bytes() for path in folder.iterdir()}
+    fake = serve(repositories={NAME: files, "else/where": adapter})
+    ran = chat("else/where", fake=fake)
+    assert ran.code == 0, ran.err
+    assert [path for path, _, _ in fake.of("/api/")][1] == f"/api/models/{NAME}/revision/{COMMIT}"
+
+
 @pytest.mark.parametrize(
     ("text", "found"),
     [
