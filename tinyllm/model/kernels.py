@@ -47,9 +47,12 @@ def wide_product(rows: Tensor, matrix: Tensor) -> Tensor:
     if kind != "cpu":
         into_wide = _multiplies_into_float32(kind, rows.dtype)
         return torch.mm(rows, matrix.T, out_dtype=wide) if into_wide else (rows @ matrix.T).to(wide)
-    rows = rows.to(wide)
+    found, rows = rows.new_empty(len(rows), len(matrix), dtype=wide), rows.to(wide)
     with torch.autocast(kind, enabled=False):
-        return torch.cat([rows @ part.to(wide).T for part in matrix.split(_COLUMNS)], dim=1)
+        for start in range(0, len(matrix), _COLUMNS):  # a whole matrix in float32 would be twice as large as it is
+            part = slice(start, start + _COLUMNS)
+            found[:, part] = rows @ matrix[part].to(wide).T
+    return found
 
 
 @cache
