@@ -681,3 +681,12 @@ def test_data_are_shown_with_the_length_that_fits_the_checkpoint(look: Look, tmp
     assert (code == OK, "--base" in err) == (False, True)
     there = found(look, "rows.jsonl", "--checkpoint", str(adapter), "--base", str(folder))
     assert (there["fit"]["max_length"], there["tokenizer"]["context"]) == (96, 96)
+
+
+def test_a_system_prompt_is_shown_and_counted(look: Look, tmp_path: Path) -> None:
+    small.written(tmp_path / "rows.jsonl", talks())
+    given = ("rows.jsonl", "--tokenizer", "tok", "--max-length", "90")
+    plain, told = found(look, *given), found(look, *given, "--set", "chat.system=Be brief.")
+    assert told["lengths"]["tokens"]["mean"] > plain["lengths"]["tokens"]["mean"] + 5
+    assert "Be brief." in "".join(piece["text"] for piece in told["examples"][0]["rows"][0]["pieces"])
+    assert told["split"] == plain["split"]  # which split a record is in does not change

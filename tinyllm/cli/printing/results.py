@@ -243,6 +243,7 @@ def _cost(place: str, config: Any, fast: bool) -> dict[str, Any]:
     """Return parameters, tokens and memory, computed without torch, and the parent checkpoint."""
     from tinyllm.model.adapter_config import ADAPTER
     from tinyllm.model.hf_config import CONFIG
+    from tinyllm.stages.config import data_kind
     from tinyllm.stages.parents import PARENT_PLACES, find_checkpoint
     from tinyllm.stages.planning.memory import shape_of
 
@@ -268,7 +269,8 @@ def _cost(place: str, config: Any, fast: bool) -> dict[str, Any]:
     if place in ("data", "eval", "chat"):
         return found
     train = config.train
-    found["tokens at most"] = train.steps * train.batch_size * config.data.max_length
+    rows = 2 if data_kind(config) == "pairs" else 1  # two answers for each record
+    found["tokens at most"] = train.steps * train.batch_size * rows * config.data.max_length
     return found | _memory(config, folder, config.base if folder else None)
 
 

@@ -15,7 +15,7 @@ from tinyllm.data import tokenization, validation
 from tinyllm.data.record_source import SPLITS, TEST, TRAIN, VAL, RecordSource, share_for_test
 from tinyllm.data.records.formats import TITLES
 from tinyllm.data.records.report import Report
-from tinyllm.data.records.types import Record
+from tinyllm.data.records.types import Record, with_system
 from tinyllm.data.spelling import spelled
 from tinyllm.data.tokenization import LengthLimit, TokenizationReport
 from tinyllm.data.tokens.documents import documents_for_test
@@ -94,6 +94,8 @@ def run(config: Any, kind: str, verb: str, vocabulary: Vocabulary, *, shown: int
     findings += _context_findings(config, vocabulary.context)
     tokenizer = vocabulary.tokenizer
     picked: dict[str, Sequence[Any]] = {name: found.records(name) for name in SPLITS}
+    if kind != "documents" and config.chat.system.strip():
+        picked = {name: [with_system(r, config.chat.system) for r in records] for name, records in picked.items()}
     if tokenizer is not None:  # the others are refused or dropped by the stage, too
         picked = {name: spelled(r, tokenizer, name, config.data.on_bad_line) for name, r in picked.items()}
     tokenized = (
