@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from tinyllm.errors import RESOURCES, UserError
+from tinyllm.io import strict_json
 from tinyllm.text import chat
 from tinyllm.text.config import ChatFormatConfig
 from tinyllm.text.foreign.process import MOST_CHARACTERS
@@ -56,13 +56,13 @@ def _with_variables(chosen: Chosen, variables: Mapping[str, bool | int | float |
             raise UserError(f"the chat template does not read {name!r}", where="chat.variables", fix=fix)
     template = chosen.tokenizer.chat_template or ""
     head = "".join(
-        f"{{%- if {name} is not defined %}}{{% set {name} = {json.dumps(value, ensure_ascii=False)} %}}{{% endif %}}\n"
+        f"{{%- if {name} is not defined %}}{{% set {name} = {strict_json.dumps(value, ensure_ascii=False)} %}}{{% endif %}}\n"
         for name, value in variables.items()  # the template begins at the start of a line, as it did: spaces there are stripped
     )
     if template.startswith(head):
         return chosen
     found = _foreign(chosen.tokenizer, head + template, "", trains)
-    values = ", ".join(f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in variables.items())
+    values = ", ".join(f"{name} = {strict_json.dumps(value, ensure_ascii=False)}" for name, value in variables.items())
     return Chosen(found.tokenizer, f"{chosen.line}; {values}")
 
 
