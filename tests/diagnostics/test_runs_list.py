@@ -351,7 +351,7 @@ def test_no_command_imports_torch(tree: Path) -> None:
     assert results == ["result 0 False"] * len(VERBS), done.stdout + done.stderr
 
 
-def test_a_hundred_runs_are_listed_in_a_second_and_a_half(tmp_path: Path) -> None:
+def test_a_hundred_runs_are_listed_in_seconds(tmp_path: Path) -> None:
     first = write_run(Path("runs/sft/full/run0"), "sft")
     with (first / "metrics.jsonl").open("a") as file:
         file.writelines(json.dumps({"step": 101 + i, "split": "train", "loss": 1.0}) + "\n" for i in range(20_000))
@@ -363,7 +363,7 @@ def test_a_hundred_runs_are_listed_in_a_second_and_a_half(tmp_path: Path) -> Non
     assert len(found) == 100
     assert found[7]["step"] == 20_100
     # measured: 0.35 s; reading all lines of the metrics would take 10 s. The limit leaves room for slower machines
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.5
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 4.5
 
 
 def test_without_a_subcommand_the_options_are_those_of_list(tree: Path, capsys: pytest.CaptureFixture) -> None:
