@@ -30,6 +30,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 
 from tests.parity import templates
 from tests.parity.checkpoints import BOS, EOS, MODELS, PAD, VOCABULARY, edited, folder, new_folder, theirs
+from tests.parity.tiny import moved
 from tinyllm.algorithms import next_token
 from tinyllm.data.datasets.batches import TokenBatch, right_padded
 from tinyllm.errors import UserError
@@ -224,7 +225,7 @@ def adapter(where: Path, oracle: nn.Module) -> float:
     try:
         settings = peft.LoraConfig(r=3, lora_alpha=7, target_modules="all-linear", task_type="CAUSAL_LM")
         made = peft.get_peft_model(copy.deepcopy(oracle), settings)
-        _move(made, lambda name: "lora_" in name)
+        moved(made, lambda name: "lora_" in name)
         made.save_pretrained(place / "theirs")
         want = their_logits(
             peft.PeftModel.from_pretrained(copy.deepcopy(oracle), place / "theirs").double().eval(), row
@@ -233,22 +234,13 @@ def adapter(where: Path, oracle: nn.Module) -> float:
         config = lora.load(ours, place / "theirs")
         gaps = [apart(our_logits(ours.to(DEVICE).double(), [row])[0], want)]
         (place / "ours").mkdir()
-        _move(ours, lora.branches(ours).keys().__contains__)
+        moved(ours, lora.branches(ours).keys().__contains__)
         lora.save(ours, config, place / "ours", str(where))
         again = peft.PeftModel.from_pretrained(copy.deepcopy(oracle), place / "ours").double().eval()
         gaps.append(apart(our_logits(ours, [row])[0], their_logits(again, row)))
     finally:
         oracle.float()
     return max(gaps)
-
-
-@torch.no_grad()
-def _move(model: nn.Module, is_trained: Callable[[str], bool]) -> None:
-    """Move the tensors of an adapter away from their start."""
-    for number, (name, parameter) in enumerate(sorted(model.named_parameters())):
-        if is_trained(name):
-            generator = torch.Generator().manual_seed(number)
-            parameter.add_((torch.randn(parameter.shape, generator=generator) * 0.1).to(parameter))
 
 
 def breaks(name: str, oracle: nn.Module) -> dict[str, float]:

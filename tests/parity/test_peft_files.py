@@ -17,6 +17,7 @@ import peft  # noqa: E402
 import transformers  # noqa: E402
 
 from tests.parity import tiny  # noqa: E402 - sets the libraries' environment
+from tests.parity.tiny import moved  # noqa: E402
 from tinyllm.model import hub, lora  # noqa: E402
 from tinyllm.model.transformer import CausalLM  # noqa: E402
 
@@ -114,15 +115,6 @@ def opened(folder: Path) -> Any:
 def fresh(folder: Path) -> Any:
     """A copy of the base in float32: PiSSA and OLoRA take no other."""
     return copy.deepcopy(opened(folder))
-
-
-@torch.no_grad()
-def moved(model: Any, is_trained: Any) -> None:
-    """Move all trained tensors away from their start."""
-    for number, (name, parameter) in enumerate(sorted(model.named_parameters())):
-        if is_trained(name):
-            generator = torch.Generator().manual_seed(number)
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
 
 
 def written_by_peft(kind: Mapping[str, Any], base: Path, folder: Path) -> torch.Tensor:

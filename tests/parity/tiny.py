@@ -223,3 +223,12 @@ def outcome(model: nn.Module, loss: Loss, batches: Sequence[Any], bug: Bug = NON
     metrics = {name: value.value for name, value in pooled.items()}
     tokens = sum(int(batch.mask.sum()) for batch in batches)
     return Outcome(metrics["loss"], gradient, tokens, metrics.get("clip_fraction")), metrics
+
+
+@torch.no_grad()
+def moved(model: nn.Module, is_trained: Callable[[str], bool]) -> None:
+    """Move all trained tensors of an adapter away from their start."""
+    for number, (name, parameter) in enumerate(sorted(model.named_parameters())):
+        if is_trained(name):
+            generator = torch.Generator().manual_seed(number)
+            parameter.add_((torch.randn(parameter.shape, generator=generator) * 0.1).to(parameter))
