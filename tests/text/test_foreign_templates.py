@@ -61,17 +61,11 @@ def said(tokenizer: Tokenizer, ids: list[int], mask: list[bool]) -> str:
 
 
 @pytest.mark.parity
-def test_ids_are_those_of_transformers(style: str, folders: dict[str, Path], tokenizer: Tokenizer, tmp_path: Path):
-    theirs = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(folders[style])
-    rows = dialogues(style)
-    found = records(rows, tmp_path)
-    for prompt in (False, True):
-        ours = render_many(tokenizer, [record.messages for record in found], generation_prompt=prompt)
-        for row, rendered in zip(rows, ours, strict=True):
-            options = {"tools": row.get("tools"), "add_generation_prompt": prompt}
-            text = theirs.apply_chat_template(row["messages"], tokenize=False, **options)
-            assert tokenizer.decode(rendered.ids, skip_special=False) == text
-            assert rendered.ids == theirs.apply_chat_template(row["messages"], return_dict=False, **options)
+def test_ids_are_those_of_transformers(style: str):
+    pytest.importorskip("transformers")
+    from tests.parity.templates import differing
+
+    assert differing(style) == []
 
 
 @pytest.mark.parity
