@@ -119,7 +119,8 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         code = cli.run([*arguments, "--dry-run", "--json"])
         output = capsys.readouterr()
         assert code == 0, output.err
-        return json.loads(output.out)["values"] | {"said": output.err}
+        found = json.loads(output.out)
+        return found["values"] | {"said": output.err, "cost": found["cost"]}
 
     return run
 
@@ -147,6 +148,18 @@ def test_what_the_user_gave_wins(plan: Callable[..., dict], tmp_path: Path, monk
     assert (found["train.micro_batch_size"]["value"], found["optim.warmup_steps"]["value"]) == (8, 1)
     assert found["optim.learning_rate"]["origin"] == "mine.yaml:1"
     assert plan(*sft, "--set", "train.batch_size=40")["train.micro_batch_size"]["value"] == 8  # not of the shipped 32
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rows"), [(("sft",), 1), (("rm",), 2), (("align-offline", "--algorithm", "dpo"), 2)]
+)
+def test_a_plan_counts_all_tokens_of_a_record(
+    arguments: tuple[str, ...], rows: int, plan: Callable[..., dict], tmp_path: Path
+) -> None:
+    """A pair is two rows."""
+    small.saved(small.rough(), tmp_path / "theirs")
+    cost = plan(*arguments, "--checkpoint", "theirs", "--set", "train.steps=10", "--set", "train.batch_size=8")["cost"]
+    assert cost["tokens at most"] == 10 * 8 * rows * 96
 
 
 def test_a_shipped_file_that_is_named_is_the_users(plan: Callable[..., dict], tmp_path: Path) -> None:
