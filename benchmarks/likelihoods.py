@@ -35,7 +35,7 @@ def ours(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, f
     config = resolve(STAGES["eval"], None, [*given, f"start={json.dumps(options.start)}"], {}, {}, fast=False).config
     results = run.run(config, Invocation(""))["results"]
     tokenizer = Tokenizer.load(options.model)
-    around = conventions(options.model, tokenizer, config)
+    around = conventions(tokenizer, config)
     evaluator = Evaluator(hub.load_causal_lm(options.model).eval(), tokenizer, around, False, config)
     found, accuracies = [], {}
     for benchmark in read_all(["choices"], config):
