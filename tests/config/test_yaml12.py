@@ -94,7 +94,7 @@ def test_aliases_are_expanded_up_to_a_limit() -> None:
 def test_hostile_documents_are_refused_quickly(text: str) -> None:
     begun = time.monotonic()
     yaml12.parse(text, "a.yaml")
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 20
 
 
 @given(st.text(alphabet=st.sampled_from("ab:- \n\t#&*!|>'\"%@`{}[],?~01e.\\ux\ud800\x00é"), max_size=40))

@@ -71,7 +71,7 @@ def test_an_encoding_is_guessed_once_a_file(tmp_path: Path, monkeypatch: pytest.
     assert [d.text for d in reader] == ["a"]
     assert reader.report.dropped["not UTF-8"].count == 4000
     assert len(calls) <= len(encodings._CANDIDATES)
-    assert time.process_time() - started < 5
+    assert time.process_time() - started < 20
 
 
 def test_other_names_and_doubts(tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def test_many_small_files_are_summarized_in_the_report(place: Path) -> None:
     started = time.process_time()
     records, _, report = attempt(place, "documents")
     assert [r.text for r in records] == [f"file {number}" for number in range(1000)]
-    assert time.process_time() - started < 3
+    assert time.process_time() - started < 15
     assert report.skipped_files == [str(place / name) for name in ("README.md", "linked", "table.csv")]
     lines = report.lines()
     assert len(lines) == 5

@@ -172,7 +172,7 @@ def test_names_of_many_columns_are_compared_in_linear_time(tmp_path: Path) -> No
     started = time.process_time()
     ((_, bad),) = cells(path)
     assert isinstance(bad, BadRow)
-    assert time.process_time() - started < 5
+    assert time.process_time() - started < 20
 
 
 def test_spaces_after_the_delimiter(tmp_path: Path) -> None:

@@ -164,6 +164,34 @@ def test_variables_become_defaults_of_the_template() -> None:
     assert choose(off, chosen.tokenizer, trains=True).tokenizer.chat_template == chosen.tokenizer.chat_template
     back = choose(ChatFormatConfig(variables={"enable_thinking": True}), chosen.tokenizer, trains=True)
     assert prompt(back.tokenizer) == prompt(tokenizer)
+    assert back.tokenizer.chat_template is not None
+    assert back.tokenizer.chat_template.count("set enable_thinking") == 1
+    inherited = choose(ChatFormatConfig(), chosen.tokenizer, trains=True)
+    assert inherited.line.endswith("; enable_thinking = false")
+    assert inherited.tokenizer is chosen.tokenizer
+
+
+def test_a_template_that_needs_a_variable_gets_it_before_it_is_tried() -> None:
+    needs = "{%- if style is not defined %}{{ raise_exception('style is needed') }}{% endif %}{{ style[:4] }}"
+    Path("mine.jinja").write_text(needs + foreign.SMOLLM2)
+    with pytest.raises(UserError, match="style is needed") as caught:
+        choose(ChatFormatConfig(template="mine.jinja"), small.tokenizer(), trains=True)
+    assert caught.value.where == "chat template"
+    given = ChatFormatConfig(template="mine.jinja", variables={"style": "terse"})
+    chosen = choose(given, small.tokenizer(), trains=True)
+    assert chosen.line.endswith('; style = "terse"')
+    text = chosen.tokenizer.decode(
+        render(chosen.tokenizer, [{"role": "user", "content": "Hi"}]).ids, skip_special=False
+    )
+    assert text.startswith("ters<|im_start|>")
+
+
+def test_a_value_of_the_wrong_type_is_told_from_a_template_that_fails() -> None:
+    Path("mine.jinja").write_text("{%- if depth is defined and depth > 3 %}deep{% endif %}" + foreign.SMOLLM2)
+    given = ChatFormatConfig(template="mine.jinja", variables={"depth": "four"})
+    with pytest.raises(UserError, match='without depth = "four" it can be used') as caught:
+        choose(given, small.tokenizer(), trains=True)
+    assert (caught.value.where, caught.value.fix) == ("chat.variables", "correct the value, or leave it out")
 
 
 def test_a_text_with_quotes_is_a_value_and_the_first_characters_of_a_template_stay() -> None:

@@ -268,7 +268,7 @@ def test_missing_sources_are_reported_without_torch(place: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-X", "importtime", *command()[1:]], capture_output=True, text=True, timeout=60
     )
-    assert time.monotonic() - began < 5  # 0.6 s on an idle machine
+    assert time.monotonic() - began < 20  # 0.6 s on an idle machine
     lines = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
     assert done.returncode == 2
     assert lines[-2:] == ["error: 0 documents in a.jsonl", "fix: add data to the file, or remove it from the command"]

@@ -21,11 +21,8 @@ from tinyllm.stages.common import load_tokenizer
 from tinyllm.stages.parents import find_checkpoint
 from tinyllm.train.memory import peak_memory_mb, reset_peak_memory
 
-CPU_SECONDS, SECONDS, MEGABYTES = (
-    5.0,
-    60.0,
-    150.0,
-)  # limits of a refusal; the second is for one that waits, on a busy machine
+# Limits of a refusal, on a slow machine that is busy; a hostile file that is not refused early takes minutes.
+CPU_SECONDS, SECONDS, MEGABYTES = 20.0, 90.0, 150.0
 Build = Callable[[Path], None]  # turns a valid folder into a malicious one
 EVENTS: list[str] = []  # suspicious audit events
 WATCHED = ("pickle.find_class", "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "socket.connect")

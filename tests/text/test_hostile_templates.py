@@ -62,7 +62,7 @@ def test_a_hostile_template_is_one_error_before_it_is_used(name: str):
     began = time.monotonic()
     with pytest.raises(UserError, match=what) as caught:
         TemplateProcess(template, NAMES, CONTROL, seconds=1)
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 20
     assert caught.value.fix.endswith("--set chat.template=chatml")
 
 

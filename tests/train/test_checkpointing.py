@@ -373,7 +373,7 @@ def test_a_signal_finishes_the_step_saves_and_prints_the_command(number: int, co
         began = time.monotonic()
         output = process.communicate(timeout=60)[1]
         assert process.returncode == code, output[-800:]
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 20
         assert "a checkpoint was saved" in output
         assert f"next: continue with `tinyllm {shlex.join(process.args[3:])}`" in output
         newest = checkpoint.steps(Path("runs/sft/full/x/checkpoints"))[-1]

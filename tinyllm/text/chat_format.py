@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tinyllm.errors import RESOURCES, UserError
-from tinyllm.io import strict_json
-from tinyllm.text import chat
+from tinyllm.text import chat, template_defaults
 from tinyllm.text.config import ChatFormatConfig
 from tinyllm.text.foreign.process import MOST_CHARACTERS
 from tinyllm.text.foreign.rendering import chat_format
 from tinyllm.text.template import CHAT_TEMPLATE, PLAIN_TEMPLATE
 from tinyllm.text.tokenizer import Tokenizer
 
-_KEY = "chat.template"
+Variables = Mapping[str, template_defaults.Value]
+
+_KEY, _VARIABLES = "chat.template", "chat.variables"
 
 
 @dataclass(frozen=True)
@@ -38,49 +40,40 @@ def choose(config: ChatFormatConfig, tokenizer: Tokenizer, *, trains: bool) -> C
             it does not read (USAGE).
     """
     choose_one = _CHOICES.get(config.template)
-    chosen = choose_one(tokenizer, trains) if choose_one else _from_file(Path(config.template), tokenizer, trains)
-    if config.variables:
-        chosen = _with_variables(chosen, config.variables, trains)
+    if choose_one:
+        chosen = choose_one(tokenizer, config.variables, trains)
+    else:
+        chosen = _from_file(Path(config.template), tokenizer, config.variables, trains)
+    _check_read(chosen.tokenizer, config.variables)
     if config.system.strip() and not _has_system_turn(chosen.tokenizer):
         what = "the chat template has no system turn"
         raise UserError(what, where="chat.system", fix=f"leave it out, or add --set {_KEY}=chatml")
     return chosen
 
 
-def _with_variables(chosen: Chosen, variables: Mapping[str, bool | int | float | str], trains: bool) -> Chosen:
-    """Return the template with other defaults of its variables. A caller of the saved template can still set them."""
-    reads = chat_format(chosen.tokenizer).description["variables"] if chat.is_foreign(chosen.tokenizer) else ()
+def _check_read(tokenizer: Tokenizer, variables: Variables) -> None:
+    reads = chat_format(tokenizer).description["variables"] if chat.is_foreign(tokenizer) else ()
     for name in variables:
         if name not in reads:
             fix = "leave it out, or look its name up in the template"
-            raise UserError(f"the chat template does not read {name!r}", where="chat.variables", fix=fix)
-    template = chosen.tokenizer.chat_template or ""
-    head = "".join(
-        f"{{%- if {name} is not defined %}}{{% set {name} = {strict_json.dumps(value, ensure_ascii=False)} %}}{{% endif %}}\n"
-        for name, value in variables.items()  # the template begins at the start of a line, as it did: spaces there are stripped
-    )
-    if template.startswith(head):
-        return chosen
-    found = _foreign(chosen.tokenizer, head + template, "", trains)
-    values = ", ".join(f"{name} = {strict_json.dumps(value, ensure_ascii=False)}" for name, value in variables.items())
-    return Chosen(found.tokenizer, f"{chosen.line}; {values}")
+            raise UserError(f"the chat template does not read {name!r}", where=_VARIABLES, fix=fix)
 
 
 def _has_system_turn(tokenizer: Tokenizer) -> bool:
     return not chat.is_foreign(tokenizer) or bool(chat_format(tokenizer).description["system"])
 
 
-def _auto(tokenizer: Tokenizer, trains: bool) -> Chosen:
+def _auto(tokenizer: Tokenizer, variables: Variables, trains: bool) -> Chosen:
     if chat.is_foreign(tokenizer):
         assert tokenizer.chat_template is not None
-        return _foreign(tokenizer, tokenizer.chat_template, "the checkpoint's own", trains)
+        return _foreign(tokenizer, tokenizer.chat_template, "the checkpoint's own", variables, trains)
     if tokenizer.chat_template is not None or not trains:
         return Chosen(tokenizer)
-    found = _chatml(tokenizer, trains)
+    found = _chatml(tokenizer)
     return Chosen(found.tokenizer, f"{found.line}; the checkpoint has none (without new tokens: --set {_KEY}=plain)")
 
 
-def _chatml(tokenizer: Tokenizer, trains: bool) -> Chosen:
+def _chatml(tokenizer: Tokenizer, *_: Any) -> Chosen:
     try:
         extended = tokenizer.with_chat_tokens()
     except UserError as error:
@@ -94,11 +87,11 @@ def _chatml(tokenizer: Tokenizer, trains: bool) -> Chosen:
     return Chosen(found, f"chat template: ChatML{instead}" + (f", with new tokens {', '.join(added)}" if added else ""))
 
 
-def _plain(tokenizer: Tokenizer, trains: bool) -> Chosen:
-    return _foreign(tokenizer, PLAIN_TEMPLATE, "plain text", trains)
+def _plain(tokenizer: Tokenizer, variables: Variables, trains: bool) -> Chosen:
+    return _foreign(tokenizer, PLAIN_TEMPLATE, "plain text", variables, trains)
 
 
-def _from_file(path: Path, tokenizer: Tokenizer, trains: bool) -> Chosen:
+def _from_file(path: Path, tokenizer: Tokenizer, variables: Variables, trains: bool) -> Chosen:
     try:
         if path.stat().st_size > 4 * MOST_CHARACTERS:
             what = f"{path.stat().st_size:,} bytes are too many for a chat template"
@@ -114,18 +107,39 @@ def _from_file(path: Path, tokenizer: Tokenizer, trains: bool) -> Chosen:
         what, fix = f"cannot be read: {error.strerror}", "give yourself read permission"
         raise UserError(what, where=str(path), fix=fix, code=RESOURCES) from error
     if template == CHAT_TEMPLATE:
-        return _chatml(tokenizer, trains)
-    return _foreign(tokenizer, template, str(path), trains)
+        return _chatml(tokenizer)
+    return _foreign(tokenizer, template, str(path), variables, trains)
 
 
-def _foreign(tokenizer: Tokenizer, template: str, name: str, trains: bool) -> Chosen:
+def _foreign(tokenizer: Tokenizer, template: str, name: str, variables: Variables, trains: bool) -> Chosen:
     """Return a tokenizer with a template other than ours, which stops where the template ends a turn."""
-    own = tokenizer.chat_template == template
+    own, (inherited, body) = tokenizer.chat_template == template, template_defaults.split(template)
+    values = inherited | dict(variables)
+    if values != inherited:
+        own, template = False, template_defaults.join(values, body)
     found = tokenizer if own else tokenizer.with_chat_template(template)
-    form = chat_format(found)
+    try:
+        form = chat_format(found)
+    except UserError as error:
+        if values != inherited:
+            _blame_variables(tokenizer, template_defaults.join(inherited, body), variables, error)
+        raise
     if form.end_of_turn is not None and form.end_of_turn not in found.stop_ids:
         found = found.with_chat_template(template, end_of_turn=form.end_of_turn)
-    return Chosen(found, "; ".join(filter(None, (f"chat template: {name}", form.line(trains=trains)))))
+    line = (f"chat template: {name}", form.line(trains=trains), template_defaults.described(values))
+    return Chosen(found, "; ".join(filter(None, line)))
+
+
+def _blame_variables(tokenizer: Tokenizer, template: str, variables: Variables, error: UserError) -> None:
+    """Raise UserError if a template fails only with the variables that were given."""
+    without = tokenizer.with_chat_template(template)
+    try:
+        chat_format(without)
+    except UserError:
+        return
+    _check_read(without, variables)
+    what = f"{error.what}; without {template_defaults.described(variables)} it can be used"
+    raise UserError(what, where=_VARIABLES, fix="correct the value, or leave it out") from error
 
 
 _CHOICES = {"auto": _auto, "chatml": _chatml, "plain": _plain}

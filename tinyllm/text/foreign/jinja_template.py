@@ -19,6 +19,8 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
+from tinyllm.text import template_defaults
+
 REASONING = (
     "reasoning_content",
     "thinking",
@@ -57,8 +59,9 @@ class Template:
             raise TemplateFailedError(f"it cannot be compiled: {_first_line(error)}") from error
 
     def variables(self) -> list[str]:
-        """Return the names that the template reads and its caller may set."""
-        return sorted(meta.find_undeclared_variables(self._environment.parse(self._source)))
+        """Return the names that the template reads and its caller may set; not those that are only set in front of it."""
+        _, body = template_defaults.split(self._source)
+        return sorted(meta.find_undeclared_variables(self._environment.parse(body)))
 
     def render(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None, *, generation_prompt: bool, limit: int
