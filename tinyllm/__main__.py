@@ -4,17 +4,23 @@ Streams and signal handlers come before every other import, so that Ctrl-C durin
 """
 
 import os
+import sys
 
 try:
-    from tinyllm import signals, streams
+    from tinyllm import allocator, signals, streams
 except KeyboardInterrupt:
     os.write(2, b"stopped by SIGINT\n")
     os._exit(130)
 
 
+_WITHOUT_TENSORS = {"data", "runs", "explain", "--dry-run", "--help", "--version", "-V"}
+
+
 def main() -> None:
     """Run the command line."""
     try:
+        if sys.argv[1:] and not _WITHOUT_TENSORS.intersection(sys.argv):
+            allocator.restart()
         streams.open_streams()
         signals.install()
         from tinyllm import cli

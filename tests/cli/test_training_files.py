@@ -12,7 +12,7 @@ from tinyllm.cli.resolve import STAGES, configs_folder, resolve
 from tinyllm.data import world
 from tinyllm.data.tokens.shards import open_shards, prepare
 from tinyllm.errors import OK, USAGE, UserError
-from tinyllm.evals.run import _load_texts
+from tinyllm.evals.run import load_texts
 from tinyllm.stages import config as settings
 from tinyllm.stages.documents import Documents
 
@@ -101,7 +101,7 @@ def test_documents_are_those_that_pretraining_keeps_for_test(train: str) -> None
     prepare(Documents(config, "train").by_source(), tokenizer, "shards", val_fraction=0.2)
     kept = {part: open_shards("shards").documents(part, 10**6, for_test=0.5) for part in ("val", "test")}
     prepared = {part: sorted(tokenizer.decode(list(ids)) for ids in some) for part, some in kept.items()}
-    split, texts = _load_texts(resolve(STAGES["eval"], Path("a.yaml"), [], {}, {}, fast=False).config, tokenizer)
+    split, texts = load_texts(resolve(STAGES["eval"], Path("a.yaml"), [], {}, {}, fast=False).config, tokenizer)
     assert split == "test"
     assert len(texts) > 5
     assert sorted(texts) == prepared["test"]

@@ -17,6 +17,8 @@ from tinyllm.data.records.types import Conversation, Pair, Prompt
 from tinyllm.data.spelling import SpelledDocuments, spelled
 from tinyllm.data.tokenization import LengthLimit
 from tinyllm.errors import USAGE, UserError
+from tinyllm.evals import run as evaluation
+from tinyllm.evals.config import EvalConfig
 from tinyllm.text.template import CHAT_TEMPLATE
 from tinyllm.text.tokenizer import Tokenizer
 
@@ -103,6 +105,23 @@ def test_an_error_in_the_middle_of_a_source_is_not_taken_for_one_of_all_document
 def test_documents_that_every_vocabulary_spells_are_not_looked_at() -> None:
     by_source = {"": iter(["word", BAD])}
     assert SpelledDocuments(small.tokenizer(), "error").of(by_source) is by_source
+
+
+@pytest.mark.parametrize("key", ["val", "train"])
+def test_evaluation_of_documents_can_leave_them_out(
+    key: str, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [f"a word and number {n}" for n in range(20)] + [BAD]
+    Path("x.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    data = {"val": [], "train": [], "test_fraction": 0.0, "val_fraction": 0.9, key: ["x.jsonl"]}
+    _, texts = evaluation.load_texts(EvalConfig(data={**data, "on_bad_line": "skip"}), tokenizer)
+    assert set(texts) <= set(rows[:-1])
+    assert len(texts) >= 15
+    assert "dropped 1 of 21 documents" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"no token for '\\x06'") as caught:
+        evaluation.load_texts(EvalConfig(data=data), tokenizer)
+    assert "data.on_bad_line=skip" in caught.value.fix
 
 
 def test_pretraining_data_can_leave_them_out(tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def test_documents_that_pretraining_holds_out_are_evaluated(checkpoint: Path, tm
     sets = [f"parent={checkpoint}", f"data.train=[{path}]", "data.val=[]", "data.val_fraction=0.4"]
     config = resolve(STAGES["eval"], None, sets, {}, {}, fast=False).config
     found = run.run(config, Invocation(""))
-    split, chosen = run._load_texts(config, Tokenizer.load(checkpoint))
+    split, chosen = run.load_texts(config, Tokenizer.load(checkpoint))
     assert (found["split"], found["documents"]) == (split, len(chosen))
     assert 5 < len(chosen) < 30
     assert set(chosen) < set(texts)

@@ -14,6 +14,7 @@ from tinyllm.data.config import DataConfig, is_world
 from tinyllm.data.record_source import BY_HASH, TEST, TRAIN, VAL, RecordSource, share_for_test
 from tinyllm.data.records.reader import configured_reader
 from tinyllm.data.records.types import Document
+from tinyllm.data.spelling import SpelledDocuments
 from tinyllm.data.tokens.documents import documents_for_test, held_out_documents
 from tinyllm.errors import UserError
 from tinyllm.evals import tasks
@@ -63,7 +64,7 @@ def run(config: EvalSettings, invocation: Invocation) -> dict[str, Any]:
 
 
 def _score_text(evaluator: Evaluator) -> dict[str, Any]:
-    split, texts = _load_texts(evaluator.config, evaluator.tokenizer)
+    split, texts = load_texts(evaluator.config, evaluator.tokenizer)
     metrics = evaluator.text_metrics(texts)
     return {
         "documents": len(texts),
@@ -77,21 +78,24 @@ def _score_text(evaluator: Evaluator) -> dict[str, Any]:
     }
 
 
-def _load_texts(config: EvalSettings, tokenizer: Tokenizer) -> tuple[str, list[str]]:
+def load_texts(config: EvalSettings, tokenizer: Tokenizer) -> tuple[str, list[str]]:
     """Return the name of a split, and its documents: test where there is one, as pretraining divides them, otherwise val."""
     data = config.data
     if not data.val and not data.test and data.train:
         return _split_off(config, tokenizer)
     found: list[str] = []
+    documents = SpelledDocuments(tokenizer, data.on_bad_line)
     for source in data.test or data.val:
         if is_world(source):
             count = world_count(source, config.rows)
             found += [row["text"] for row in world.documents(count, seed=config.seed, split=TEST)]
         else:
             reader = configured_reader([source], "documents", data)
-            found += [record.text for record in reader if isinstance(record, Document)]
+            texts = (record.text for record in reader if isinstance(record, Document))
+            found += documents.of({source: texts})[source]
             for line in reader.report.lines():
                 say(line)
+    documents.tell()
     if not found:
         raise UserError("no documents to evaluate on", where="data.val", fix="name a file: --set 'data.val=[file.txt]'")
     if data.test or all(map(is_world, data.val)):
@@ -107,6 +111,9 @@ def _split_off(config: EvalSettings, tokenizer: Tokenizer) -> tuple[str, list[st
         texts[split].append(record.text)
     for line in records.lines():
         say(line)
+    documents = SpelledDocuments(tokenizer, config.data.on_bad_line)
+    texts = {split: list(some) for split, some in documents.of(texts).items()}
+    documents.tell()
     held_out = held_out_documents(texts[BY_HASH], config.data.val_fraction)
     found = held_out + texts[VAL] + texts[TEST]
     say(f"{len(found):,} of {sum(map(len, texts.values())):,} documents are held out")

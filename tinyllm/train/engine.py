@@ -89,17 +89,21 @@ class Engine:
             torch.manual_seed(_mixed_seed(self.seed, self.updates, dist.rank(), number))
             if self._replicated is not None:  # gradients are exchanged once, in the last backward pass
                 self._replicated.set_requires_gradient_sync(number == len(batches) - 1)
-            with self.autocast():
-                loss, metrics = self.loss(self.model, batch)
-            assert isinstance(loss.total, Tensor)
-            loss.total.backward()
-            for name, mean in {"loss": loss, **metrics}.items():
-                pooled[name] = pooled[name] + detached(mean) if name in pooled else detached(mean)
+            for name, mean in self._backward(batch).items():
+                pooled[name] = pooled[name] + mean if name in pooled else mean
         pooled = pool_over_ranks(pooled, self.device)
         rate = schedules.rate(self.updates, self.segments, self.config)
         norm = self._scale_gradients(pooled["loss"], rate)
         self._update(rate)
         return values(pooled) | {"grad_norm": norm, "lr": rate}
+
+    def _backward(self, batch: Any) -> dict[str, Mean]:
+        """Add the gradients of a micro-batch; return its loss and metrics. Nothing of their graph is left for the next one to lie beside."""
+        with self.autocast():
+            loss, metrics = self.loss(self.model, batch)
+        assert isinstance(loss.total, Tensor)
+        loss.total.backward()
+        return {name: detached(mean) for name, mean in {"loss": loss, **metrics}.items()}
 
     def _scale_gradients(self, loss: Mean, rate: float) -> float:
         """Divide the summed gradients by the count and clip them; refuse what is not finite. Returns the norm before clipping."""
@@ -146,10 +150,7 @@ class Engine:
         self.model.train()
         if self._replicated is not None:  # the first exchange of gradients decides in which order later ones are summed
             self._replicated.set_requires_gradient_sync(True)
-        with self.autocast():
-            loss, _ = self.loss(self.model, batch)
-        assert isinstance(loss.total, Tensor)
-        loss.total.backward()
+        self._backward(batch)
         self.zero_grad()
         del reserved
 

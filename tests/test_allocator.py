@@ -1,0 +1,77 @@
+"""The allocator's settings: chosen once, before a process does anything, and a training step takes less memory with them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tinyllm import allocator
+
+pytestmark = pytest.mark.skipif(not allocator._is_glibc(), reason="settings of glibc")
+RESTARTED = (
+    "import os; from tinyllm import allocator; allocator.restart(); print(os.getpid(), os.environ['GLIBC_TUNABLES'])"
+)
+STEP = """
+import torch
+from tinyllm.model import lora
+from tinyllm.model.config import LoRAConfig, ModelConfig
+from tinyllm.model.transformer import CausalLM, set_activation_checkpointing
+from tinyllm.train.memory import peak_memory_mb
+torch.manual_seed(0)
+shape = ModelConfig(vocab_size=300, hidden_size=384, intermediate_size=1024, num_hidden_layers=24, num_attention_heads=6,
+                    num_key_value_heads=6, head_dim=64, max_position_embeddings=1024)
+model = lora.attach(CausalLM(shape), LoRAConfig())
+set_activation_checkpointing(model, True)
+before = peak_memory_mb()
+ids = torch.randint(0, 300, (1, 1024))
+mask = torch.ones(1, 1024, dtype=torch.bool)
+mask[:, 0] = False
+(-model.log_probs(ids, mask).sum()).backward()
+print(peak_memory_mb() - before)
+"""
+
+
+def ran(code: str, **env: str) -> tuple[int, list[str]]:
+    clean = {key: value for key, value in os.environ.items() if key != "GLIBC_TUNABLES"}
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env={**clean, **env}
+    ) as process:
+        assert process.stdout is not None
+        words = process.stdout.read().split()
+    assert process.returncode == 0
+    return process.pid, words
+
+
+def test_a_process_replaces_itself_once_with_all_settings() -> None:
+    pid, (found, settings) = ran(RESTARTED)
+    assert int(found) == pid
+    assert settings.split(":")[:2] == ["glibc.malloc.tcache_count=0", "glibc.malloc.mxfast=0"]
+
+
+def test_settings_of_the_user_stay() -> None:
+    _, (_, settings) = ran(RESTARTED, GLIBC_TUNABLES="glibc.malloc.check=0")
+    assert settings == "glibc.malloc.check=0"
+
+
+def test_a_command_ends_as_it_does_without(tmp_path: Path) -> None:
+    """Arguments, the directory, the exit code and the streams are those of the first process."""
+    command = [sys.executable, "-m", "tinyllm", "sft", "--checkpoint", "no where", "--set", "data.train=[a b.jsonl]"]
+    clean = {key: value for key, value in os.environ.items() if key != "GLIBC_TUNABLES"}
+    found = [
+        subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+        for env in (clean, {**clean, "GLIBC_TUNABLES": ""})
+    ]
+    assert found[0].returncode == found[1].returncode == 2
+    assert found[0].stderr == found[1].stderr
+    assert "(a b.jsonl)" in found[0].stderr
+
+
+@pytest.mark.slow
+def test_a_step_takes_less_memory() -> None:
+    settings = ran(RESTARTED)[1][1]
+    without, with_settings = (int(ran(STEP, GLIBC_TUNABLES=value)[1][0]) for value in ("", settings))
+    assert with_settings < 0.8 * without
