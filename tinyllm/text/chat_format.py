@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from tinyllm.errors import RESOURCES, UserError
-from tinyllm.text import chat, template_defaults
+from tinyllm.text import chat
 from tinyllm.text.config import ChatFormatConfig
+from tinyllm.text.foreign import template_defaults
 from tinyllm.text.foreign.process import MOST_CHARACTERS
 from tinyllm.text.foreign.rendering import chat_format
 from tinyllm.text.template import CHAT_TEMPLATE, PLAIN_TEMPLATE

@@ -98,7 +98,7 @@ class Engine:
         return values(pooled) | {"grad_norm": norm, "lr": rate}
 
     def _backward(self, batch: Any) -> dict[str, Mean]:
-        """Add the gradients of a micro-batch; return its loss and metrics. Nothing of their graph is left for the next one to lie beside."""
+        """Add the gradients of a micro-batch and return its loss and metrics. Nothing of their graph is left beside the next one."""
         with self.autocast():
             loss, metrics = self.loss(self.model, batch)
         assert isinstance(loss.total, Tensor)

@@ -19,7 +19,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-from tinyllm.text import template_defaults
+from tinyllm.text.foreign import template_defaults
 
 REASONING = (
     "reasoning_content",
