@@ -23,7 +23,7 @@ MUTANTS = [
     stage("sft_lora", "rsLoRA scales as LoRA does", "model/config.py",
           "self.alpha / math.sqrt(self.r) if self.rslora", "self.alpha / self.r if self.rslora"),
     stage("pretrain", "the tokens of the last micro-batch alone divide", "train/engine.py",
-          "pooled[name] + detached(mean) if name in pooled else detached(mean)", "detached(mean)"),
+          "pooled[name] + mean if name in pooled else mean", "mean"),
     stage("rm", "rewards are centred by their absolute value", "algorithms/bradley_terry.py",
           "settings.centering * (chosen + rejected).square()", "settings.centering * (chosen + rejected).abs()"),
     stage("dpo", "the reference does not count", "algorithms/dpo.py",

@@ -32,6 +32,15 @@ def test_ckpt_best_and_ckpt_latest_point_to_best_and_last(tmp_path: Path, direct
     checkpoint.verify(tmp_path / "run" / "checkpoints" / checkpoint.BEST)
 
 
+def test_a_run_whose_best_figure_is_the_one_before_training_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    train_small(tmp_path / "worse", evaluate=lambda engine: {"planned": 1.0 + engine.updates})
+    assert "warning: planned was best before the first step" in capsys.readouterr().err
+    train_small(tmp_path / "better")
+    assert "best before" not in capsys.readouterr().err
+
+
 # --- figures that are not finite ------------------------------------------------------------------------------------------------
 
 
