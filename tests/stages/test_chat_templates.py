@@ -166,6 +166,8 @@ def test_variables_become_defaults_of_the_template() -> None:
     assert prompt(back.tokenizer) == prompt(tokenizer)
     assert back.tokenizer.chat_template is not None
     assert back.tokenizer.chat_template.count("set enable_thinking") == 1
+    number = choose(ChatFormatConfig(variables={"enable_thinking": 0}), chosen.tokenizer, trains=True)
+    assert number.line.endswith("; enable_thinking = 0")
     inherited = choose(ChatFormatConfig(), chosen.tokenizer, trains=True)
     assert inherited.line.endswith("; enable_thinking = false")
     assert inherited.tokenizer is chosen.tokenizer

@@ -36,9 +36,9 @@ def test_a_run_whose_best_figure_is_the_one_before_training_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     train_small(tmp_path / "worse", evaluate=lambda engine: {"planned": 1.0 + engine.updates})
-    assert "warning: planned was best before the first step" in capsys.readouterr().err
+    assert "note: planned was best before the first step" in capsys.readouterr().err
     train_small(tmp_path / "better")
-    assert "best before" not in capsys.readouterr().err
+    assert "was best before" not in capsys.readouterr().err
 
 
 # --- figures that are not finite ------------------------------------------------------------------------------------------------

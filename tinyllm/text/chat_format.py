@@ -116,13 +116,14 @@ def _foreign(tokenizer: Tokenizer, template: str, name: str, variables: Variable
     """Return a tokenizer with a template other than ours, which stops where the template ends a turn."""
     own, (inherited, body) = tokenizer.chat_template == template, template_defaults.split(template)
     values = inherited | dict(variables)
-    if values != inherited:
+    changed = template_defaults.described(values) != template_defaults.described(inherited)  # 1 is not true
+    if changed:
         own, template = False, template_defaults.join(values, body)
     found = tokenizer if own else tokenizer.with_chat_template(template)
     try:
         form = chat_format(found)
     except UserError as error:
-        if values != inherited:
+        if changed:
             _blame_variables(tokenizer, template_defaults.join(inherited, body), variables, error)
         raise
     if form.end_of_turn is not None and form.end_of_turn not in found.stop_ids:

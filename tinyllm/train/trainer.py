@@ -261,9 +261,7 @@ class Trainer:
     def _finish(self, seconds: float) -> TrainResult:
         newest = checkpoint.steps(self.run.checkpoints)[-1]
         if self.best_step == 0 < self.engine.updates and not self.run.call.fast:
-            say(
-                f"warning: {self.job.best[0]} was best before the first step, so ckpt_best is what the run started from"
-            )
+            say(f"note: {self.job.best[0]} was best before the first step, so ckpt_best is what the run started from")
         with self._evaluating():
             test = self._examination.end()
         result = TrainResult(
