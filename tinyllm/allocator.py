@@ -2,7 +2,7 @@
 
 torch asks for aligned blocks. glibc cuts what alignment left over from both ends of a block and gives the pieces to small objects, which
 outlive the tensor; the block that is freed between them is then too short for the next tensor of the same size. LoRA of a 135M model with
-activation checkpointing took 2.8 GB of memory that way, and takes 1.4 GB with these settings (glibc 2.36; `benchmarks/memory.py`).
+activation checkpointing took 2.7 GB of memory that way, and takes 1.5 GB with these settings (glibc 2.36; `benchmarks/memory.py`).
 They can only be set before a process starts, so the process replaces itself once, before it has read or written anything. Left out: musl
 and other systems, whose allocators are others.
 """
