@@ -13,13 +13,13 @@ except KeyboardInterrupt:
     os._exit(130)
 
 
-_WITHOUT_TENSORS = {"data", "runs", "explain", "--dry-run", "--help", "--version", "-V"}
+_WITHOUT_TENSORS = {"data", "runs", "explain", "--help", "--version", "-V"}  # these need no allocator for tensors
 
 
 def main() -> None:
     """Run the command line."""
     try:
-        if sys.argv[1:] and not _WITHOUT_TENSORS.intersection(sys.argv):
+        if sys.argv[1:] and sys.argv[1] not in _WITHOUT_TENSORS:
             allocator.restart()
         streams.open_streams()
         signals.install()

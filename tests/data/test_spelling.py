@@ -118,10 +118,21 @@ def test_evaluation_of_documents_can_leave_them_out(
     _, texts = evaluation.load_texts(EvalConfig(data={**data, "on_bad_line": "skip"}), tokenizer)
     assert set(texts) <= set(rows[:-1])
     assert len(texts) >= 15
-    assert "dropped 1 of 21 documents" in capsys.readouterr().err
+    assert f"dropped 1 of {21 if key == 'val' else 17} documents" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"no token for '\\x06'") as caught:
         evaluation.load_texts(EvalConfig(data=data), tokenizer)
     assert "data.on_bad_line=skip" in caught.value.fix
+
+
+def test_evaluation_does_not_look_at_documents_of_train(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [f"{BAD if n else 'a'} word and number {n}" for n in range(20)]
+    Path("x.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    Path("y.jsonl").write_text(json.dumps({"text": rows[0]}) + "\n")
+    data = {"train": ["x.jsonl"], "val": [], "test": ["y.jsonl"], "val_fraction": 0.0001}
+    assert evaluation.load_texts(EvalConfig(data=data), tokenizer)[1] == rows[:1]
 
 
 def test_pretraining_data_can_leave_them_out(tmp_path: Path) -> None:

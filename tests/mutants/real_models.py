@@ -66,7 +66,7 @@ MUTANTS = [
       "if self.best_step == 0 < self.engine.updates", "if self.best_step == -1",
       "train/test_trainer.py::test_a_run_whose_best_figure_is_the_one_before_training_says_so"),
     M("variables-not-saved", "extra", "chat.variables are not in the template that is saved", "text/chat_format.py",
-      "own, template = False, template_defaults.join(values, body)", "own, template = False, body",
+      "own, template = False, wanted", "own, template = False, body",
       "stages/test_chat_templates.py::test_variables_become_defaults_of_the_template",
       keeps="real models: variables become defaults of the template"),
     M("base-at-main", "extra", "the base of an adapter is taken at main", "io/hub_cache.py",

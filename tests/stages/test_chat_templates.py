@@ -22,6 +22,7 @@ from tinyllm.stages.config import AlignOnlineConfig, ChatConfig, SftConfig
 from tinyllm.text.chat import is_foreign, render
 from tinyllm.text.chat_format import choose
 from tinyllm.text.config import ChatFormatConfig
+from tinyllm.text.foreign import template_defaults
 from tinyllm.text.template import CHAT_TEMPLATE, PLAIN_TEMPLATE
 from tinyllm.text.tokenizer import Tokenizer
 from tinyllm.train.run import Invocation
@@ -186,6 +187,15 @@ def test_a_template_that_needs_a_variable_gets_it_before_it_is_tried() -> None:
         render(chosen.tokenizer, [{"role": "user", "content": "Hi"}]).ids, skip_special=False
     )
     assert text.startswith("ters<|im_start|>")
+
+
+def test_values_in_front_of_a_foreign_template_are_shown_shortly_or_left_alone() -> None:
+    line = "{{%- if style is not defined %}}{{% set style = {} %}}{{% endif %}}\n"
+    for value in ("NaN", "-Infinity", "[1]", "none", "9" * 5000):
+        assert template_defaults.split(line.format(value) + "x") == ({}, line.format(value) + "x")
+    values, body = template_defaults.split(line.format(json.dumps("y" * 10_000)) + "x")
+    assert (len(values["style"]), body) == (10_000, "x")
+    assert len(template_defaults.described(values)) < 250
 
 
 def test_a_value_of_the_wrong_type_is_told_from_a_template_that_fails() -> None:

@@ -111,12 +111,12 @@ def _split_off(config: EvalSettings, tokenizer: Tokenizer) -> tuple[str, list[st
         texts[split].append(record.text)
     for line in records.lines():
         say(line)
-    documents = SpelledDocuments(tokenizer, config.data.on_bad_line)
-    texts = {split: list(some) for split, some in documents.of(texts).items()}
-    documents.tell()
     held_out = held_out_documents(texts[BY_HASH], config.data.val_fraction)
-    found = held_out + texts[VAL] + texts[TEST]
-    say(f"{len(found):,} of {sum(map(len, texts.values())):,} documents are held out")
+    say(f"{len(held_out + texts[VAL] + texts[TEST]):,} of {sum(map(len, texts.values())):,} documents are held out")
+    documents = SpelledDocuments(tokenizer, config.data.on_bad_line)  # those of train are not encoded
+    kept = documents.of({"": held_out, VAL: texts[VAL], TEST: texts[TEST]})
+    held_out, texts[VAL], texts[TEST] = (list(some) for some in kept.values())
+    documents.tell()
     if texts[TEST]:
         return TEST, texts[TEST][: config.rows]
     return _divide(held_out or texts[VAL], config.data, tokenizer, config.rows)

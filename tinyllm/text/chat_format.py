@@ -116,9 +116,10 @@ def _foreign(tokenizer: Tokenizer, template: str, name: str, variables: Variable
     """Return a tokenizer with a template other than ours, which stops where the template ends a turn."""
     own, (inherited, body) = tokenizer.chat_template == template, template_defaults.split(template)
     values = inherited | dict(variables)
-    changed = template_defaults.described(values) != template_defaults.described(inherited)  # 1 is not true
+    wanted = template_defaults.join(values, body)
+    changed = wanted != template_defaults.join(inherited, body)
     if changed:
-        own, template = False, template_defaults.join(values, body)
+        own, template = False, wanted
     found = tokenizer if own else tokenizer.with_chat_template(template)
     try:
         form = chat_format(found)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from tinyllm.io import strict_json
 
 Value = bool | int | float | str
+_MOST_SHOWN = 200  # characters; a template may come from anywhere
 _LINE = re.compile(r"\{%- if ([A-Za-z_]\w*) is not defined %\}\{% set \1 = (.*) %\}\{% endif %\}\n")
 
 
@@ -24,7 +25,7 @@ def split(template: str) -> tuple[dict[str, Value], str]:
             value = json.loads(found[2])
         except ValueError:
             break
-        if not isinstance(value, Value):
+        if not isinstance(value, Value) or value != value or value in (float("inf"), -float("inf")):
             break
         values[found[1]] = value
         at = found.end()
@@ -42,7 +43,8 @@ def join(values: Mapping[str, Value], body: str) -> str:
 
 def described(values: Mapping[str, Value]) -> str:
     """Return the values for a person."""
-    return ", ".join(f"{name} = {_literal(value)}" for name, value in values.items())
+    found = ", ".join(f"{name} = {_literal(value)}" for name, value in values.items())
+    return found if len(found) <= _MOST_SHOWN else f"{found[:_MOST_SHOWN]}…"
 
 
 def _literal(value: Value) -> str:
