@@ -16,6 +16,7 @@ from tinyllm.data.loading import preference_dataset, sft_dataset, token_prompts
 from tinyllm.data.records.types import Conversation, Pair, Prompt
 from tinyllm.data.spelling import SpelledDocuments, spelled
 from tinyllm.data.tokenization import LengthLimit
+from tinyllm.data.tokens.documents import held_out_documents
 from tinyllm.errors import USAGE, UserError
 from tinyllm.evals import run as evaluation
 from tinyllm.evals.config import EvalConfig
@@ -128,11 +129,13 @@ def test_evaluation_does_not_look_at_documents_of_train(
     tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    rows = [f"{BAD if n else 'a'} word and number {n}" for n in range(20)]
-    Path("x.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
-    Path("y.jsonl").write_text(json.dumps({"text": rows[0]}) + "\n")
-    data = {"train": ["x.jsonl"], "val": [], "test": ["y.jsonl"], "val_fraction": 0.0001}
-    assert evaluation.load_texts(EvalConfig(data=data), tokenizer)[1] == rows[:1]
+    bad = [f"{BAD} word and number {n}" for n in range(20)]
+    of_train = [text for text in bad if text not in held_out_documents(bad, 0.3)]
+    rows = [f"a word and number {n}" for n in range(20)]
+    Path("x.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows + of_train))
+    data = {"train": ["x.jsonl"], "val": [], "test_fraction": 0.0, "val_fraction": 0.3}
+    assert of_train
+    assert set(evaluation.load_texts(EvalConfig(data=data), tokenizer)[1]) <= set(rows)
 
 
 def test_pretraining_data_can_leave_them_out(tmp_path: Path) -> None:
