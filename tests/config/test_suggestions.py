@@ -14,7 +14,7 @@ from tinyllm.stages import config as stages
 
 def misspellings(leaf: str) -> set[str]:
     """Return the words with one letter missing, changed, inserted, or swapped with the next."""
-    letters = "aest_1"
+    letters = "es_"
     found = {leaf[:i] + leaf[i + 1 :] for i in range(len(leaf))}
     found |= {leaf[:i] + c + leaf[i + 1 :] for i in range(len(leaf)) for c in letters}
     found |= {leaf[:i] + c + leaf[i:] for i in range(len(leaf) + 1) for c in letters}

@@ -8,15 +8,20 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support import foreign_tokenizers, small
+from tinyllm.cli.resolve import STAGES, resolve
 from tinyllm.data.loading import preference_dataset, sft_dataset, token_prompts
+from tinyllm.data.records.reader import read_records
 from tinyllm.data.records.types import Conversation, Pair, Prompt
-from tinyllm.data.spelling import SpelledDocuments, spelled
+from tinyllm.data.spelling import CANNOT, SpelledDocuments, spelled
 from tinyllm.data.tokenization import LengthLimit
 from tinyllm.data.tokens.documents import held_out_documents
+from tinyllm.diagnostics import inspect
+from tinyllm.diagnostics.inspect.tokenizer import Vocabulary
 from tinyllm.errors import USAGE, UserError
 from tinyllm.evals import run as evaluation
 from tinyllm.evals.config import EvalConfig
@@ -56,6 +61,49 @@ def test_such_records_are_dropped_and_counted(tokenizer: Tokenizer, capsys: pyte
     with pytest.raises(UserError, match="all 1 train records") as caught:
         sft_dataset(records[:1], tokenizer, SKIP, "train")
     assert caught.value.code == USAGE
+
+
+@pytest.mark.parametrize(
+    ("kind", "row"),
+    [
+        ("conversations", {"prompt": "a word", "completion": BAD}),
+        ("pairs", {"prompt": "a word", "chosen": "word", "rejected": BAD}),
+        ("unpaired", {"prompt": "a word", "completion": BAD, "label": True}),
+        ("prompts", {"prompt": BAD, "answer": "word"}),
+    ],
+)
+def test_the_place_is_that_in_the_file(kind: str, row: dict[str, object], tokenizer: Tokenizer, tmp_path: Path) -> None:
+    good = {key: "word" if value == BAD else value for key, value in row.items()}
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(r) + "\n" for r in (good, good, row)))
+    with pytest.raises(UserError) as caught:
+        spelled(list(read_records([tmp_path / "x.jsonl"], kind)), tokenizer, "train", "error")
+    assert caught.value.where == f"{tmp_path / 'x.jsonl'}:3"
+
+
+def inspected(folder: Path, *more: str) -> dict[str, Any]:
+    config = resolve(STAGES["sft"], None, ["data.train=[x.jsonl]", "data.max_length=64", *more], {}, {}, fast=False)
+    vocabulary = Vocabulary(Tokenizer.load(folder), str(folder), 512)
+    report = inspect.run(config.config, "conversations", "sft", vocabulary)
+    assert sum(n or 0 for n in report["records"].values()) == report["sample"]["of"] == report["sample"]["records"]
+    return report
+
+
+@pytest.mark.parametrize("choice", ["error", "skip"])
+def test_an_inspection_counts_them_and_goes_on(
+    choice: str, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tokenizer.save("tok", model_max_length=512)
+    rows = [{"prompt": f"a word {n}", "completion": BAD if n in (3, 5) else "word"} for n in range(40)]
+    Path("x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = inspected(Path("tok"), f"data.on_bad_line={choice}")
+    assert report["dropped"] == {CANNOT: {"count": 2, "places": ["x.jsonl:4", "x.jsonl:6"]}}
+    assert report["sample"]["of"] == 38
+    refused = [finding for finding in report["findings"] if finding["level"] == "refused"]
+    assert report["refused"] == bool(refused) == (choice == "error")
+    if refused:
+        assert (refused[0]["where"], "\\x06" in refused[0]["what"]) == ("x.jsonl:4", True)
+        assert "data.on_bad_line=skip" in refused[0]["fix"]
 
 
 def test_nothing_is_checked_where_every_byte_has_a_token() -> None:

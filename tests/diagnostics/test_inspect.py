@@ -496,7 +496,7 @@ def test_a_record_that_the_vocabulary_cannot_spell_is_treated_as_in_training(
     assert "data.on_bad_line=skip" in out + err
     code, out, err = look(path, "--tokenizer", str(folder), "--set", "data.on_bad_line=skip")
     assert code == OK, out + err
-    assert "dropped 1 of" in out + err
+    assert "dropped 1: characters that the vocabulary cannot spell (" in out
 
 
 def test_tokenizer_and_context_come_from_the_newest_pretrained_run(look: Look, tmp_path: Path) -> None:
@@ -608,6 +608,16 @@ def test_wrong_options_are_refused(look: Look, arguments: tuple[str, ...], word:
     assert err.startswith("error: ")
     assert word in err
     assert "fix: " in err
+
+
+def test_questions_with_short_answers_can_be_seen_as_conversations(look: Look) -> None:
+    Path("q.csv").write_text("question,answer\nWhat is 1?,one\nWhat is 2?,two\nWhat is 3?,three\n")
+    code, out, err = look("q.csv", "--tokenizer", "tok")
+    assert code == OK, err
+    assert "as `tinyllm align-online` reads them" in out
+    assert "add --kind conversations" in err
+    code, out, err = look("q.csv", "--tokenizer", "tok", "--kind", "conversations")
+    assert (code, "as `tinyllm sft` reads them" in out, "--kind" in err) == (OK, True, False)
 
 
 def test_columns_can_be_renamed_and_standard_input_is_read_without_torch(look: Look, tmp_path: Path) -> None:

@@ -76,5 +76,18 @@ MUTANTS = [
       "text/tokenizer_files.py", "model = folder if has_ids or base is None else base", "model = folder",
       "stages/test_adapters.py::test_an_adapter_with_a_tokenizer_only_ends_answers_where_its_base_does",
       keeps="real models: an adapter ends answers where its base does"),
+    M("plain-bos-always", "extra", "plain text begins with a token that the model's texts do not begin with", "text/chat_format.py",
+      "template = PLAIN_TEMPLATE if tokenizer.document_start == tokenizer.bos else", "template = PLAIN_TEMPLATE if True else",
+      "stages/test_chat_templates.py::test_plain_text_begins_as_the_texts_of_the_model_do"),
+    M("mistyped-parent-swallowed", "extra", "settings are fitted to no parent where its name is mistyped", "stages/parents.py",
+      "    if given is not None:\n        return named_checkpoint(stage, given, fast=fast)\n",
+      "    if given is not None and _hub_name(given):\n        return named_checkpoint(stage, given, fast=fast)\n"
+      "    if given is not None:\n        return None\n",
+      f"{FOLDERS}::test_a_mistyped_parent_is_the_first_thing_that_is_said"),
+    M("place-of-the-split", "extra", "a record that cannot be spelled is named by its number in the split", "data/spelling.py",
+      'place = "" if isinstance(record, Document) else record.place', 'place = ""',
+      "data/test_spelling.py::test_the_place_is_that_in_the_file"),
+    M("unspelled-counted", "extra", "records that cannot be spelled count as left out of a sample", "diagnostics/inspect/__init__.py",
+      "    total -= sum(unspelled.values())\n", "", "data/test_spelling.py::test_an_inspection_counts_them_and_goes_on"),
 ]
 # fmt: on

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,16 @@ def test_a_base_model_gets_chat_tokens_only_where_it_is_trained() -> None:
     plain = choose(ChatFormatConfig(template="plain"), base, trains=True)
     assert (plain.tokenizer.chat_template, plain.tokenizer.new_ids) == (PLAIN_TEMPLATE, ())
     assert plain.line.startswith("chat template: plain text; answers are found by its generation blocks")
+
+
+def test_plain_text_begins_as_the_texts_of_the_model_do() -> None:
+    """SmolLM2-Instruct names `<|im_start|>` as its bos, which only begins turns."""
+    base = base_vocabulary(Path("base"))
+    for bos, begins in ((base.document_start, True), (base.pad, False)):
+        chosen = choose(ChatFormatConfig(template="plain"), replace(base, bos=bos), trains=True).tokenizer
+        found = render(chosen, [{"role": "user", "content": "a"}], generation_prompt=True)
+        assert (found.ids[0] == bos) == begins
+        assert chosen.decode(found.ids).startswith("User:")
 
 
 def test_a_file_is_used_or_refused() -> None:

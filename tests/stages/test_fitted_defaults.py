@@ -134,7 +134,7 @@ def test_what_the_user_gave_wins(plan: Callable[..., dict], tmp_path: Path, monk
     found = plan(*sft)
     said = [line for line in found["said"].splitlines() if line.startswith("fitted to their.model")]
     assert len(said) == 1
-    assert "from elsewhere): learning rate 5e-4 for all weights of" in said[0]
+    assert "pretrained elsewhere): learning rate 5e-4 for all weights of" in said[0]
     assert "(3 epochs of 57 records)" in said[0]
     assert (found["name"]["value"], found["data.max_length"]["value"]) == ("their.model", 96)
     for key, value in {"optim.learning_rate": 5e-4, "train.batch_size": 4, "train.steps": 43}.items():

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.support import small
+from tinyllm import cli
 from tinyllm.errors import INTEGRITY, USAGE, UserError
 from tinyllm.io import foreign_weights
 from tinyllm.model import hub
@@ -96,6 +97,26 @@ def test_a_folder_above_a_model_names_the_model(stage: str, sharded: Path, tmp_p
     assert "one of above/unpacked/m, above/unpacked/n" in error_of("above", stage).fix
     error = error_of("above/unpacked/n/model.safetensors", stage)
     assert (error.what, error.fix) == ("above/unpacked/n/model.safetensors is a file", f"use {option}above/unpacked/n")
+
+
+@pytest.mark.parametrize("stage", ["sft", "chat"])
+def test_a_mistyped_path_names_the_model_beside_it(stage: str, sharded: Path, tmp_path: Path) -> None:
+    small.saved(small.rough(), tmp_path / "runs" / "sft" / "full" / "mine" / "checkpoints" / "step-00000001")
+    for typed in (tmp_path / "partz", "./part"):
+        error = error_of(typed, stage)
+        assert (error.code, error.fix) == (USAGE, f"use --checkpoint {sharded if typed != './part' else 'parts'}")
+    error = error_of(tmp_path / "other", stage)
+    assert "config.json" in error.fix
+    assert "mine" not in error.fix
+
+
+def test_a_mistyped_parent_is_the_first_thing_that_is_said(
+    sharded: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["sft", "--checkpoint", str(tmp_path / "partz"), "--set", "train.steps=5"]) == USAGE
+    said = capfd.readouterr().err
+    assert said.startswith("error: there is no run or checkpoint")
+    assert "warning" not in said
 
 
 def test_other_formats_are_refused_with_what_helps(sharded: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -181,12 +181,24 @@ STAGES: dict[str, tuple[Callable[[], dict[str, Any]], int]] = {
 
 
 SLOW = {"pretrain, compiled"}
+# Algorithms whose loop is that of another one: without `-m slow` they stop twice, in the middle of an epoch or rollout and at its edge.
+ALIKE = {*algorithms.names("offline"), *algorithms.names("online")} - {"dpo", "kto", "grpo", "ppo"}
+STOPS = [pytest.param(name, (2, 4), id=name) for name in STAGES if name in ALIKE]
+STOPS += [
+    pytest.param(
+        name,
+        range(1, steps),
+        id=f"{name}, every step" if name in ALIKE else name,
+        marks=[pytest.mark.slow] * (name in ALIKE | SLOW),
+    )
+    for name, (_, steps) in STAGES.items()
+]
 
 
-@pytest.mark.parametrize(
-    "stage", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in STAGES]
-)
-def test_a_run_stopped_after_any_step_resumes_bit_for_bit(stage: str, watched: Watched, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("stage", "stops"), STOPS)
+def test_a_run_stopped_after_any_step_resumes_bit_for_bit(
+    stage: str, stops: Sequence[int], watched: Watched, tmp_path: Path
+) -> None:
     go, steps = STAGES[stage]
     runs = tmp_path / "runs"
     seen, files = watched.run(go)
@@ -194,7 +206,7 @@ def test_a_run_stopped_after_any_step_resumes_bit_for_bit(stage: str, watched: W
     assert len({before for before, _ in seen.values()}) == steps, "every step has its own batch"
     figures = logged(runs)
     runs.rename(tmp_path / "undisturbed")
-    for k in range(1, steps):
+    for k in stops:
         resumed, again = watched.run(go, stop=k)
         assert resumed == {number: entry for number, entry in seen.items() if number > k}
         assert again == files, f"stopped after step {k}"

@@ -73,7 +73,8 @@ def inspect(
         raise UserError(f"no such folder: {html.parent}", where="--html", fix="create it, or choose another path")
     kind = KIND_ALIASES.get(kind, kind) if kind else None
     sets = [*(common.set or []), *map(_field_set, field or [])]
-    stage = _stage(common.config, kind, files or [], reading_options(sets, os.environ, format))
+    reading = reading_options(sets, os.environ, format)
+    stage = _stage(common.config, kind, files or [], reading)
     options = {"seed": common.seed, "data.max_length": max_length, "data.format": format, "base": common.base}
     options["parent"] = common.checkpoint  # its settings are those that fit the model, as in training
     if files:
@@ -85,6 +86,8 @@ def inspect(
 
     reads = data_kind(config)
     assert reads is not None, "only stages that train are inspected"
+    if files and kind is None and common.config is None:
+        _say_other_kind(reads, files[0], reading)
     if kind not in (None, reads):
         what = f"`tinyllm {stage.place}` with this configuration reads {TITLES[reads]}"
         raise UserError(what, where="--kind", fix=f"leave out --kind, or name a configuration for {kind}")
@@ -130,6 +133,14 @@ def _stage(config: Path | None, kind: str | None, files: list[str], data: DataCo
         what = "the stage cannot be determined from the name of this configuration"
         raise UserError(what, where=str(config), fix=f"add --kind {' or '.join(_STAGE_OF)}")
     return STAGES[_STAGE_OF[kind or _kind_of_files(files, data)]]
+
+
+def _say_other_kind(kind: str, path: str, data: DataConfig) -> None:
+    """Say that questions with short answers, which were taken for prompts, can be read as conversations."""
+    from tinyllm.data.records.detect import fits_kind
+
+    if kind == "prompts" and fits_kind(path, "conversations", data):
+        console.say("note: for `tinyllm sft` these are conversations: add --kind conversations to see them so")
 
 
 def _kind_of_files(files: list[str], data: DataConfig) -> str:

@@ -25,7 +25,10 @@ Set = Annotated[list[str] | None, typer.Option("--set", help="Override one setti
 Name = Annotated[str | None, typer.Option("--name", help="Name of the run.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Random seed: data order, dropout, sampling, new weights.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or mps.")]
-Checkpoint = Annotated[Path | None, typer.Option("--checkpoint", help="Run or checkpoint directory to start from.")]
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option("--checkpoint", help="What to start from: a run or a folder, or owner/name of a Hugging Face hub."),
+]
 Base = Annotated[
     Path | None,
     typer.Option("--base", help="Base model of a checkpoint that is an adapter, where it is not at the path it names."),

@@ -6,13 +6,15 @@ Only few vocabularies lack one (SmolLM2's has no token for some control characte
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from tinyllm.console import say
-from tinyllm.data.records.types import Document, Prompt, Record, messages_of
+from tinyllm.data.records.types import Document, Record, messages_of
 from tinyllm.errors import UserError, escape_unprintable
 from tinyllm.text.tokenizer import Tokenizer
 
+CANNOT = "characters that the vocabulary cannot spell"
 _FIX = "remove the character, or leave out such {}: --set data.on_bad_line=skip"
 
 
@@ -40,7 +42,7 @@ class SpelledDocuments:
         """Say how many documents were dropped. Raises: UserError if all of them were."""
         if not self.dropped:
             return
-        what = f"{self.dropped:,} of {self.read:,} documents with characters that the vocabulary cannot spell, first {self.first}"
+        what = f"{self.dropped:,} of {self.read:,} documents with {CANNOT}, first {self.first}"
         if self.dropped == self.read and not self.unread:
             raise UserError(what, fix="use other data, or a model whose vocabulary spells every byte")
         say(f"dropped {escape_unprintable(what)}")
@@ -79,23 +81,57 @@ def spelled(records: Sequence[Any], tokenizer: Tokenizer, name: str, on_bad_line
     """
     if tokenizer.spells_all:
         return records
-    reasons = [_reason(record, tokenizer) for record in records]
-    faults = [(number, reason) for number, reason in enumerate(reasons) if reason is not None]
+    kept, faults = told_apart(records, tokenizer, name)
     if not faults:
         return records
-    number, reason = faults[0]
-    record = records[number]
-    place = record.place if isinstance(record, Prompt) and record.place else f"{name} record {number + 1}"
+    if error := refusal(faults, len(kept), name, on_bad_line):
+        raise error
+    first = faults[0]
+    count = f"{len(faults):,} of {len(records):,} records with {CANNOT}"
+    say(f"{name}: dropped {count}, first {first.place}: {escape_unprintable(first.reason)}")
+    return kept
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A record that cannot be spelled: where it is, and why."""
+
+    place: str
+    reason: str
+
+
+def told_apart(records: Sequence[Any], tokenizer: Tokenizer, name: str) -> tuple[Sequence[Any], list[Fault]]:
+    """Return the records that a vocabulary can spell, and what is wrong with the others.
+
+    Args:
+        name: the split, for the place of a record that did not come from a file.
+    """
+    if tokenizer.spells_all:
+        return records, []
+    kept, faults = [], []
+    for number, record in enumerate(records, start=1):
+        reason = _reason(record, tokenizer)
+        if reason is None:
+            kept.append(record)
+        else:
+            place = "" if isinstance(record, Document) else record.place
+            faults.append(Fault(place or f"{name} record {number}", reason))
+    return kept, faults
+
+
+def refusal(faults: Sequence[Fault], kept: int, name: str, on_bad_line: str) -> UserError | None:
+    """Return the error of a stage for records that cannot be spelled; None where they are dropped.
+
+    Args:
+        kept: the number of other records of the split `name`.
+    """
+    if not faults or (kept and on_bad_line != "error"):
+        return None
+    first = faults[0]
     if on_bad_line == "error":
-        raise UserError(reason, where=place, fix=_FIX.format("records"))
-    if len(faults) == len(records):
-        what = f"all {len(records):,} {name} records have characters that the vocabulary cannot spell: {reason}"
-        raise UserError(what, where=place, fix="use other data, or a model whose vocabulary spells every byte")
-    say(
-        f"{name}: dropped {len(faults):,} of {len(records):,} records with characters that the vocabulary cannot spell, "
-        f"first {place}: {escape_unprintable(reason)}"
-    )
-    return [record for record, reason in zip(records, reasons, strict=True) if reason is None]
+        return UserError(first.reason, where=first.place, fix=_FIX.format("records"))
+    what = f"all {len(faults):,} {name} records have {CANNOT}: {first.reason}"
+    return UserError(what, where=first.place, fix="use other data, or a model whose vocabulary spells every byte")
 
 
 def _reason(record: Record, tokenizer: Tokenizer) -> str | None:

@@ -119,17 +119,12 @@ def tokenizer_of(folder: Path, base: Path | None = None) -> Tokenizer:
 def expected_parent(stage: str, given: Path | None, *, fast: bool) -> Path | None:
     """Return the checkpoint that `find_checkpoint` would return, not verified, and without weights if it is a model of a hub.
 
-    None where there is none, which the stage reports. Raises: UserError for a model of a hub, as `find_checkpoint`.
+    None where no name is given and there is none, which the stage reports. Raises: UserError as `find_checkpoint`.
     """
-    if given is None:
-        newest = _newest(stage, fast)
-        return best_checkpoint(newest) if newest else None
-    if _hub_name(given):
+    if given is not None:
         return named_checkpoint(stage, given, fast=fast)
-    try:
-        return named_checkpoint(stage, given, fast=fast)
-    except UserError:
-        return None
+    newest = _newest(stage, fast)
+    return best_checkpoint(newest) if newest else None
 
 
 def _newest(stage: str, fast: bool) -> Path | None:

@@ -96,9 +96,13 @@ CHAT_TEMPLATE = """\
 
 # Conversations as plain text, for models without chat tokens: an answer ends with the model's own end token. Contents lose white space
 # at both ends, so that a line break before them is always a token of its own.
-PLAIN_TEMPLATE = """\
+PLAIN_BOS = "{{- bos_token if bos_token is defined else '' -}}\n"
+PLAIN_TEMPLATE = (
+    """\
 {%- set names = {'system': 'System', 'user': 'User', 'assistant': 'Assistant', 'tool': 'Tool'} -%}
-{{- bos_token if bos_token is defined else '' -}}
+"""
+    + PLAIN_BOS
+    + """\
 {%- for message in messages -%}
 {%- if message['role'] not in names -%}
 {{- raise_exception('unknown role ' + message['role'] | tojson) -}}
@@ -119,3 +123,4 @@ PLAIN_TEMPLATE = """\
 {{- 'Assistant:\\n' -}}
 {%- endif -%}
 """
+)

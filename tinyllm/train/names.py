@@ -263,14 +263,37 @@ def unknown(
     if inside := _inside(text, accepts):
         return _several(text, inside, option, f"{text} is a folder of {len(inside)} runs" if len(inside) > 1 else what)
     usable = [run for run in runs_below(RUNS) if accepts(run)]
-    near = usable[0] if len(usable) == 1 else nearest(text, usable)
+    near = _model_beside(text) if _is_path(text) else usable[0] if len(usable) == 1 else nearest(text, usable)
+    near = near or _model_beside(text)
     if near is not None:
         fix = f"use {_typed(near, option)}"
+    elif _is_path(text):
+        fix = "check the path: the folder of a model has config.json in it, an adapter's adapter_config.json"
     elif usable:
         fix = f"choose one of the {len(usable)} listed by `tinyllm runs list --all`, such as {quote(short_name(usable[-1]))}"
     else:
         fix = f"run `{make}` first"
     return UserError(what, where=where or option, fix=fix)
+
+
+def _is_path(text: str) -> bool:
+    """Return whether a name is written as a path to somewhere else than runs/."""
+    return Path(text).is_absolute() or text.startswith((".", "~"))
+
+
+def _model_beside(text: str) -> Path | None:
+    """Return the folder of a model whose name is most similar to the last part of a path, in the folder that the path names."""
+    place, name = Path(text).parent, Path(text).name
+    if not name or not _is_folder(place):
+        return None
+    try:
+        models = {
+            path.name: path for path in sorted(place.iterdir()) if path.is_dir() and (is_model(path) or is_run(path))
+        }
+    except OSError:  # a folder that may not be read
+        return None
+    found = difflib.get_close_matches(name, models, n=1, cutoff=_SIMILAR)
+    return models[found[0]] if found else None
 
 
 def nearest(text: str, runs: Iterable[Path]) -> Path | None:

@@ -27,6 +27,8 @@ class Conversation:
     """
 
     messages: Messages
+    place: str = field(default="", compare=False)
+    """file and line; as in all records below"""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Pair:
     chosen: Messages
     rejected: Messages
     margin: float | None = None
+    place: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class UnpairedPreference:
     prompt: Messages
     completion: Messages
     good: bool
+    place: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,6 @@ class Prompt:
     messages: Messages
     columns: Row = field(default_factory=dict)
     place: str = field(default="", compare=False)
-    """file and line"""
     plain: bool = field(default=False, compare=False)
     """the row gives it as a text, not as messages"""
 

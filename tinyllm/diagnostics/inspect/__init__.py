@@ -16,7 +16,7 @@ from tinyllm.data.record_source import SPLITS, TEST, TRAIN, VAL, RecordSource, s
 from tinyllm.data.records.formats import TITLES
 from tinyllm.data.records.report import Report
 from tinyllm.data.records.types import Record, with_system
-from tinyllm.data.spelling import spelled
+from tinyllm.data.spelling import CANNOT, Fault, refusal, told_apart
 from tinyllm.data.tokenization import LengthLimit, TokenizationReport
 from tinyllm.data.tokens.documents import documents_for_test
 from tinyllm.data.validation import Finding
@@ -89,19 +89,20 @@ def run(config: Any, kind: str, verb: str, vocabulary: Vocabulary, *, shown: int
     found, reports, findings = survey(config, kind)
     by_record = _settle(found, config, kind, findings)
     repeated = found.repeated()
-    total = int(found.kept.sum())
     limit = length_limit(config, kind, vocabulary.context)
     findings += _context_findings(config, vocabulary.context)
     tokenizer = vocabulary.tokenizer
     picked: dict[str, Sequence[Any]] = {name: found.records(name) for name in SPLITS}
     if kind != "documents" and config.chat.system.strip():
         picked = {name: [with_system(r, config.chat.system) for r in records] for name, records in picked.items()}
-    if tokenizer is not None:  # the others are refused or dropped by the stage, too
-        picked = {name: spelled(r, tokenizer, name, config.data.on_bad_line) for name, r in picked.items()}
+    total, sampled = int(found.kept.sum()), sum(map(len, picked.values()))
+    picked, faults = _spelled(picked, tokenizer, config.data.on_bad_line, findings)
+    unspelled = {name: len(of_split) for name, of_split in faults.items()} if sampled == total else {}
+    total -= sum(unspelled.values())
     tokenized = (
         {} if tokenizer is None else {n: _tokenize(kind, r, tokenizer, limit, n) for n, r in picked.items() if r}
     )
-    sampled = sum(map(len, picked.values()))
+    sampled = sum(map(len, picked.values()))  # without what cannot be spelled
     findings += _row_findings(
         config, kind, picked, tokenized, "" if sampled == total else f" (of {sampled:,} sampled records)"
     )
@@ -113,10 +114,10 @@ def run(config: Any, kind: str, verb: str, vocabulary: Vocabulary, *, shown: int
         "verb": verb,
         "kind": kind,
         "sources": _sources(config, reports),
-        "records": _counts(found, config, kind, picked, tokenizer),
-        "dropped": _tallies(reports, "dropped"),
+        "records": _counts(found, config, kind, picked, tokenizer, unspelled),
+        "dropped": _tallies(reports, "dropped") | _unspelled(faults),
         "mended": _tallies(reports, "repaired"),
-        "removed": _removed(config, len(found.side) - total) if kind == "documents" else None,
+        "removed": _removed(config, int((~found.kept).sum())) if kind == "documents" else None,
         "split": _split(config, kind, reports, by_record),
         "repeated": repeated,
         "sample": {"records": sampled, "of": total},
@@ -148,17 +149,43 @@ def _settle(found: Survey, config: Any, kind: str, findings: list[Finding]) -> b
     return by_record
 
 
+def _spelled(
+    picked: Mapping[str, Sequence[Any]], tokenizer: Tokenizer | None, on_bad_line: str, findings: list[Finding]
+) -> tuple[dict[str, Sequence[Any]], dict[str, list[Fault]]]:
+    """Return the records of each split that the vocabulary can spell, and what is wrong with the others. What stops the stage is added
+    to the findings."""
+    if tokenizer is None:
+        return dict(picked), {}
+    parts = {name: told_apart(records, tokenizer, name) for name, records in picked.items()}
+    errors = (refusal(faults, len(kept), name, on_bad_line) for name, (kept, faults) in parts.items())
+    if error := next(filter(None, errors), None):
+        findings.append(Finding("refused", "unspellable", error.what, error.fix, error.where))
+    return {name: kept for name, (kept, _) in parts.items()}, {name: faults for name, (_, faults) in parts.items()}
+
+
+def _unspelled(faults: Mapping[str, Sequence[Fault]]) -> dict[str, dict[str, Any]]:
+    """Return the records that cannot be spelled as an entry of what was dropped."""
+    places = [escape_unprintable(fault.place) for of_split in faults.values() for fault in of_split]
+    return {CANNOT: {"count": len(places), "places": places[:5]}} if places else {}
+
+
 def _counts(
-    found: Survey, config: Any, kind: str, picked: Mapping[str, Sequence[Any]], tokenizer: Tokenizer | None
+    found: Survey,
+    config: Any,
+    kind: str,
+    picked: Mapping[str, Sequence[Any]],
+    tokenizer: Tokenizer | None,
+    unspelled: Mapping[str, int],
 ) -> dict[str, int | None]:
     """Return the number of records in each split. Documents are divided into val and test by their tokens: without a tokenizer, and of
     a sample, test is None and val counts both.
     """
-    counts: dict[str, int | None] = {split: found.count(split) for split in SPLITS}
+    whole = {split: found.count(split) - unspelled.get(split, 0) for split in SPLITS}
+    counts: dict[str, int | None] = dict(whole)
     share, held = share_for_test(config.data), picked[VAL]
     if kind != "documents" or not share or counts[TEST]:
         return counts
-    if tokenizer is None or len(held) < found.count(VAL):
+    if tokenizer is None or len(held) < whole[VAL]:
         return counts | {TEST: None}
     test = sum(documents_for_test([record.text for record in held], tokenizer, share))
     return counts | {VAL: len(held) - test, TEST: test}

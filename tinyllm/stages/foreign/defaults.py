@@ -215,6 +215,6 @@ def line(model: Model, found: Fitted) -> str:
             value, reason = found[key]
             shown = f"{value:.0e}".replace("e-0", "e-") if isinstance(value, float) else f"{value:,}"
             parts.append(text.format(value=shown, reason=reason))
-    origin = "trained here" if model.ours else "from elsewhere"
+    origin = "pretrained here" if model.ours else "pretrained elsewhere"
     what = ", ".join(parts) or f"{len(found)} settings"
     return f"fitted to {model.name} ({size(model.parameters)}, {origin}): {what}; all settings: --dry-run"
