@@ -122,7 +122,7 @@ def test_plain_text_begins_as_the_texts_of_the_model_do() -> None:
     """SmolLM2-Instruct names `<|im_start|>` as its bos, which only begins turns."""
     base = base_vocabulary(Path("base"))
     other = next(i for i in sorted(base.special_ids) if i != base.document_start)
-    for bos, begins in ((base.document_start, True), (other, False)):
+    for bos, begins in ((other, False), (base.document_start, True)):
         chosen = choose(ChatFormatConfig(template="plain"), replace(base, bos=bos), trains=True).tokenizer
         found = render(chosen, [{"role": "user", "content": "a"}], generation_prompt=True)
         assert (found.ids[0] == bos) == begins
