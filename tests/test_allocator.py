@@ -67,7 +67,15 @@ def test_a_command_ends_as_it_does_without(tmp_path: Path) -> None:
     ]
     assert found[0].returncode == found[1].returncode == 2
     assert found[0].stderr == found[1].stderr
-    assert "(a b.jsonl)" in found[0].stderr
+    assert "'no where'" in found[0].stderr
+
+
+def test_a_program_from_standard_input_is_not_started_again(tmp_path: Path) -> None:
+    """Nothing would be left of it."""
+    program = "import sys\nsys.argv = ['tinyllm', 'eval', '--checkpoint', 'nope']\nfrom tinyllm.__main__ import main\nmain()\n"
+    clean = {key: value for key, value in os.environ.items() if key != "GLIBC_TUNABLES"}
+    done = subprocess.run([sys.executable, "-"], cwd=tmp_path, env=clean, input=program, capture_output=True, text=True)
+    assert (done.returncode, "'nope'" in done.stderr) == (2, True)
 
 
 @pytest.mark.slow

@@ -22,11 +22,18 @@ _SETTINGS = {
 
 
 def restart() -> None:
-    """Replace this process by itself with these settings; do nothing where they are set, or where the user has set others."""
-    if _VARIABLE in os.environ or not _is_glibc() or not sys.executable:
+    """Replace this process by itself with these settings; do nothing where they are set, or where the user has set others.
+
+    Nor where the program came from standard input, of which nothing would be left for a second start.
+    """
+    if _VARIABLE in os.environ or not _is_glibc() or not sys.executable or _is_typed():
         return
     os.environ[_VARIABLE] = ":".join(f"glibc.malloc.{name}={value}" for name, value in _SETTINGS.items())
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def _is_typed() -> bool:
+    return not hasattr(sys.modules["__main__"], "__file__") and "-c" not in sys.orig_argv
 
 
 def _is_glibc() -> bool:

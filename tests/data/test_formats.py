@@ -434,6 +434,18 @@ REFUSED = [
     ),
     ("documents", {}, "no 'text' in line 1; found: nothing", "--set data.field.text=COLUMN"),
     (
+        "pairs",
+        {"question": "q", "good": "a", "bad": "b"},
+        "no columns of pairs in line 1; found: question, good, bad",
+        "data.field.prompt=COLUMN --set data.field.chosen=COLUMN --set data.field.rejected=COLUMN",
+    ),
+    (
+        "conversations",
+        {"ticket_id": "7", "customer": "q", "agent": "a"},
+        "no columns of conversations in line 1; found: ticket_id, customer, agent",
+        "data.field.prompt=customer --set data.field.completion=agent",
+    ),
+    (
         "documents",
         {"messages": turns("u:q", "a:x")},
         "expected documents, found conversations (format messages)",

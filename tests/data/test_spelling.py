@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.support import foreign_tokenizers, small
+from tinyllm import cli
 from tinyllm.cli.resolve import STAGES, resolve
 from tinyllm.data.loading import preference_dataset, sft_dataset, token_prompts
 from tinyllm.data.records.reader import read_records
@@ -25,6 +26,8 @@ from tinyllm.diagnostics.inspect.tokenizer import Vocabulary
 from tinyllm.errors import USAGE, UserError
 from tinyllm.evals import run as evaluation
 from tinyllm.evals.config import EvalConfig
+from tinyllm.model import hub
+from tinyllm.model.transformer import CausalLM
 from tinyllm.text.template import CHAT_TEMPLATE
 from tinyllm.text.tokenizer import Tokenizer
 
@@ -104,6 +107,32 @@ def test_an_inspection_counts_them_and_goes_on(
     if refused:
         assert (refused[0]["where"], "\\x06" in refused[0]["what"]) == ("x.jsonl:4", True)
         assert "data.on_bad_line=skip" in refused[0]["fix"]
+
+
+@pytest.mark.parametrize("choice", ["error", "skip"])
+def test_test_records_that_cannot_be_spelled_stop_the_stage_as_well(
+    choice: str,
+    tokenizer: Tokenizer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """All of them: with `skip` no test record would be left."""
+    monkeypatch.chdir(tmp_path)
+    tokenizer.save("parent", model_max_length=64)
+    model = CausalLM(small.SHAPE.model_copy(update={"vocab_size": tokenizer.vocab_size, "max_position_embeddings": 64}))
+    hub.save(model, Path("parent"), bos=tokenizer.bos, stop=tokenizer.stop_ids, pad=tokenizer.pad)
+    for name, answer in (("x", "word"), ("test", BAD)):
+        small.written(Path(f"{name}.jsonl"), [{"prompt": f"a word {n}", "completion": answer} for n in range(20)])
+    sets = [
+        f"data.on_bad_line={choice}",
+        "data.train=[x.jsonl]",
+        "data.test=[test.jsonl]",
+        "data.max_length=64",
+        "train.steps=2",
+    ]
+    assert cli.run(["sft", "--checkpoint", "parent", *(word for s in sets for word in ("--set", s))]) == USAGE
+    assert "(test.jsonl:1)" in capfd.readouterr().err
 
 
 def test_nothing_is_checked_where_every_byte_has_a_token() -> None:

@@ -531,6 +531,14 @@ def test_more_records_held_out_than_trained_on_are_warned_about(val: int, warns:
     assert validation.check_splits(100 - val, val, 0, data=half, split=(val, 100)) == []
 
 
+def test_few_validation_records_that_were_split_off_are_said() -> None:
+    (found,) = validation.check_splits(28, 1, 0, data=DataConfig(train=("x",)))
+    assert (found.level, found.rule) == ("note", "few_held_out")
+    assert found.what.startswith("1 of 29 records validate")
+    assert validation.check_splits(95, 5, 0, data=DataConfig(train=("x",))) == []
+    assert validation.check_splits(28, 1, 0, data=DataConfig(train=("x",), val=("y",))) == []
+
+
 # --- too long -------------------------------------------------------------------------------------------------------------------
 
 

@@ -594,6 +594,7 @@ def test_a_cut_inside_a_character_garbles_that_character_only() -> None:
         (("--config", "configs/rlhf/rm/1.4M_rm.yaml", "--kind", "prompts"), "reads pairs"),
         (("--config", "mine.yaml"), "the stage cannot be determined"),
         (("q.jsonl",), "--field prompt=q --field completion=a"),
+        (("t.jsonl",), "--field prompt=q --field completion=a\n"),
         (("a.jsonl", "--tokenizer", "nowhere"), "nowhere"),
         (("a.jsonl", "--checkpoint", "nowhere"), "no run or checkpoint 'nowhere'"),
         (("nothing.jsonl",), "no such file"),
@@ -602,6 +603,7 @@ def test_a_cut_inside_a_character_garbles_that_character_only() -> None:
 def test_wrong_options_are_refused(look: Look, arguments: tuple[str, ...], word: str) -> None:
     small.written(Path("a.jsonl"), talks(3))
     small.written(Path("q.jsonl"), [{"q": "a", "a": "b"}])
+    small.written(Path("t.jsonl"), [{"ticket_id": "7", "q": "a", "a": "b"}])
     Path("mine.yaml").write_text("seed: 3\n")
     code, out, err = look(*arguments)
     assert (code, out) == (USAGE, "")

@@ -17,9 +17,11 @@ from typing import Any
 import pytest
 import torch
 
+from tests.support import small
 from tinyllm.cli.printing import results
 from tinyllm.cli.resolve import STAGES, resolve
 from tinyllm.data import world
+from tinyllm.errors import UserError
 from tinyllm.evals import run, tasks
 from tinyllm.mean import values
 from tinyllm.model import hub
@@ -86,6 +88,36 @@ def test_help_lists_the_tasks_without_torch(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     for name in tasks.names():
         assert f"{name}: {tasks.title_of(name)[:40]}" in " ".join(done.stdout.split())
+
+
+def test_the_text_of_the_bundled_world_is_named(checkpoint: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    config = resolve(STAGES["eval"], None, ["data.val=[world:6]"], {"parent": checkpoint}, {}, fast=False).config
+    run.run(config, Invocation("written: down\n"))
+    assert (
+        "world:6: texts of the bundled world; for a text of your own --set 'data.val=[FILE]'" in capfd.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    ("row", "fix"),
+    [
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "add --task choice"),
+        ({"question": "a", "answer": "b"}, "add --task exact_match"),
+        (
+            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+            "data.test of `tinyllm sft`",
+        ),
+    ],
+)
+def test_records_that_are_no_text_name_the_task_that_reads_them(
+    checkpoint: Path, tmp_path: Path, row: dict[str, Any], fix: str
+) -> None:
+    file = small.written(tmp_path / "x.jsonl", [row, row])
+    config = resolve(STAGES["eval"], None, [f"data.val=[{file}]"], {"parent": checkpoint}, {}, fast=False).config
+    with pytest.raises(UserError) as caught:
+        run.load_texts(config, Tokenizer.load(checkpoint))
+    assert fix in caught.value.fix
+    assert caught.value.where.endswith("x.jsonl:1")
 
 
 def test_the_keys_of_the_result_without_a_task(checkpoint: Path) -> None:

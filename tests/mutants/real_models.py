@@ -85,7 +85,7 @@ MUTANTS = [
       "    if given is not None:\n        return None\n",
       f"{FOLDERS}::test_a_mistyped_parent_is_the_first_thing_that_is_said"),
     M("place-of-the-split", "extra", "a record that cannot be spelled is named by its number in the split", "data/spelling.py",
-      'place = "" if isinstance(record, Document) else record.place', 'place = ""',
+      'Fault(record.place or f"{name} record {number}", reason)', 'Fault(f"{name} record {number}", reason)',
       "data/test_spelling.py::test_the_place_is_that_in_the_file"),
     M("unspelled-counted", "extra", "records that cannot be spelled count as left out of a sample", "diagnostics/inspect/__init__.py",
       "    total -= sum(unspelled.values())\n", "", "data/test_spelling.py::test_an_inspection_counts_them_and_goes_on"),

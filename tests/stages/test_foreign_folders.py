@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.support import small
 from tinyllm import cli
-from tinyllm.errors import INTEGRITY, USAGE, UserError
+from tinyllm.errors import INTEGRITY, RESOURCES, USAGE, UserError
 from tinyllm.io import foreign_weights
 from tinyllm.model import hub
 from tinyllm.stages.parents import find_checkpoint
@@ -108,6 +109,53 @@ def test_a_mistyped_path_names_the_model_beside_it(stage: str, sharded: Path, tm
     error = error_of(tmp_path / "other", stage)
     assert "config.json" in error.fix
     assert "mine" not in error.fix
+
+
+def test_a_large_folder_is_listed_once(sharded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looking a model up among the entries of a folder must not list the folder for each of them."""
+    lists = []
+    listed = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda path: lists.append(path) or listed(path))
+    for number in range(40):
+        Path("many", f"entry{number}").mkdir(parents=True)
+    error_of("many/entry")
+    error_of("many")
+    assert len(lists) < 20
+
+
+@pytest.mark.parametrize("make", [lambda path: path.symlink_to("gone"), lambda path: os.mkfifo(path)])
+def test_what_is_no_folder_is_said(make: Callable[[Path], None]) -> None:
+    make(Path("odd"))
+    error = error_of("odd")
+    assert error.code == USAGE
+    assert ("which does not exist" in error.what) or ("odd is a file" in error.what)
+    if Path("odd").is_symlink():
+        error = error_of("odd/x")  # not a model of a hub
+        assert error.code == USAGE
+
+
+def test_the_home_folder_is_understood(sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert find_checkpoint("chat", Path("~/parts"), fast=False).folder.resolve() == sharded.resolve()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_that_may_not_be_read_is_said(sharded: Path, tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir()
+    sharded.rename(tmp_path / "locked" / "parts")
+    (tmp_path / "locked").chmod(0)
+    error = error_of("locked/parts")
+    (tmp_path / "locked").chmod(0o700)
+    assert (error.code, "permission denied" in error.what) == (RESOURCES, True)
+
+
+def test_a_name_like_no_run_also_offers_a_folder_and_a_hub(tmp_path: Path) -> None:
+    assert "or name the folder of a model, or owner/name of a hub" in error_of("smollm").fix
+    small.saved(small.rough(), tmp_path / "runs" / "sft" / "full" / "mine" / "checkpoints" / "step-00000001")
+    run = tmp_path / "runs" / "sft" / "full" / "mine"
+    (run / "checkpoints" / "ckpt_best").symlink_to("step-00000001")
+    (run / "run.json").write_text('{"stage": "sft", "status": "completed"}')
+    assert error_of("smollm").fix == "use --checkpoint sft/full/mine, the only run, or name the folder of another model"
 
 
 def test_a_mistyped_parent_is_the_first_thing_that_is_said(

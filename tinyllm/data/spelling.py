@@ -18,6 +18,10 @@ CANNOT = "characters that the vocabulary cannot spell"
 _FIX = "remove the character, or leave out such {}: --set data.on_bad_line=skip"
 
 
+class CannotSpell(UserError):  # noqa: N818
+    """Records that a vocabulary cannot spell, and that are not to be dropped."""
+
+
 class SpelledDocuments:
     """The documents of pretraining that a vocabulary can spell, as they are read: the others are refused, or dropped and counted.
 
@@ -114,12 +118,11 @@ def told_apart(records: Sequence[Any], tokenizer: Tokenizer, name: str) -> tuple
         if reason is None:
             kept.append(record)
         else:
-            place = "" if isinstance(record, Document) else record.place
-            faults.append(Fault(place or f"{name} record {number}", reason))
+            faults.append(Fault(record.place or f"{name} record {number}", reason))
     return kept, faults
 
 
-def refusal(faults: Sequence[Fault], kept: int, name: str, on_bad_line: str) -> UserError | None:
+def refusal(faults: Sequence[Fault], kept: int, name: str, on_bad_line: str) -> CannotSpell | None:
     """Return the error of a stage for records that cannot be spelled; None where they are dropped.
 
     Args:
@@ -129,9 +132,9 @@ def refusal(faults: Sequence[Fault], kept: int, name: str, on_bad_line: str) -> 
         return None
     first = faults[0]
     if on_bad_line == "error":
-        return UserError(first.reason, where=first.place, fix=_FIX.format("records"))
+        return CannotSpell(first.reason, where=first.place, fix=_FIX.format("records"))
     what = f"all {len(faults):,} {name} records have {CANNOT}: {first.reason}"
-    return UserError(what, where=first.place, fix="use other data, or a model whose vocabulary spells every byte")
+    return CannotSpell(what, where=first.place, fix="use other data, or a model whose vocabulary spells every byte")
 
 
 def _reason(record: Record, tokenizer: Tokenizer) -> str | None:

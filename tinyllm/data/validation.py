@@ -20,14 +20,15 @@ if TYPE_CHECKING:
     from tinyllm.data.tokenization import TokenizationReport
 
 FEW_ENDS = 0.5  # warn if a smaller share of the records trains an end token, even if none was truncated
+FEW_HELD_OUT = 5  # say so of fewer validation records, which choose the best checkpoint
 MAX_HELD_OUT = 0.5  # warn if a larger share is held out, unless data.val_fraction is larger
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One fault. `refused` ends a stage with exit code 2, a `warning` is one line."""
+    """One fault. `refused` ends a stage with exit code 2, a `warning` or a `note` is one line."""
 
-    level: Literal["refused", "warning"]
+    level: Literal["refused", "warning", "note"]
     rule: str
     what: str
     fix: str = ""
@@ -38,11 +39,11 @@ class Finding:
 
 
 def report_findings(findings: Iterable[Finding]) -> None:
-    """Print the warnings. Raises: UserError for the first finding that is refused."""
+    """Print the warnings and notes. Raises: UserError for the first finding that is refused."""
     findings = list(findings)
     for finding in findings:
-        if finding.level == "warning":
-            say(f"warning: {finding.what}" + f"; {finding.fix}" * bool(finding.fix))
+        if finding.level != "refused":
+            say(f"{finding.level}: {finding.what}" + f"; {finding.fix}" * bool(finding.fix))
     for finding in findings:
         if finding.level == "refused":
             raise UserError(finding.what, where=finding.where, fix=finding.fix)
@@ -75,6 +76,9 @@ def check_splits(
         message = f"{train:,} {what} to train on and {val:,} to validate on"
         return [Finding("refused", "empty_side", message, fix, "data")]
     findings = []
+    if not data.val and what == "records" and val < FEW_HELD_OUT <= train:
+        message = f"{val:,} of {train + val:,} {what} validate: figures of so few are mostly chance"
+        findings.append(Finding("note", "few_held_out", message, "raise data.val_fraction, or name data.val"))
     if by_record:
         message = f"all {split[1]:,} {what} have the same prompt: they are split by their answers"
         findings.append(Finding("warning", "one_prompt", message))

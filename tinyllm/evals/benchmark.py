@@ -15,8 +15,10 @@ from typing import Any
 from tinyllm.console import say
 from tinyllm.data import world
 from tinyllm.data.config import is_world
+from tinyllm.data.records.detect import WrongKind
 from tinyllm.data.records.nulls import CallSurvey, survey_calls, without_added_nulls
 from tinyllm.data.records.reader import configured_reader
+from tinyllm.data.records.report import Report
 from tinyllm.data.records.turns import Dropped, list_columns
 from tinyllm.data.records.types import Document
 from tinyllm.data.sources.errors import BadRow
@@ -138,11 +140,21 @@ def _from_world(source: str, name: str, kind: str, config: EvalSettings) -> Benc
 
 
 def _texts(source: str, name: str, config: EvalSettings) -> Benchmark:
-    reader = configured_reader([source], "documents", config.data)
-    found = [record.text for record in reader if isinstance(record, Document)]
-    file = reader.report.files[0]
-    dropped = {reason: tally.count for reason, tally in reader.report.dropped.items()}
+    found, report = read_texts(source, config)
+    file = report.files[0]
+    dropped = {reason: tally.count for reason, tally in report.dropped.items()}
     return Benchmark(name, source, "texts", file.format, found[: config.rows], len(found), file.sha256, dropped=dropped)
+
+
+def read_texts(source: str, config: EvalSettings) -> tuple[list[str], Report]:
+    """Return the documents of a source. Raises: UserError for one of another kind, with the task that reads it."""
+    reader = configured_reader([source], "documents", config.data)
+    try:
+        return [record.text for record in reader if isinstance(record, Document)], reader.report
+    except WrongKind:
+        for path in [] if source == "-" else expand([source]):
+            _detect(str(path), ["texts"], config)
+        raise
 
 
 def _detect(source: str, kinds: Sequence[str], config: EvalSettings) -> dict[str, str]:
@@ -174,11 +186,12 @@ def _unreadable(kinds: Sequence[str], row: dict[str, Any] | str, place: str) -> 
     ]
     found = f"columns {list_columns(row)}" if isinstance(row, dict) else "plain text"
     needs = "; ".join(f"{_USUAL_TASKS[kind]} needs {_NEEDS[kind]}" for kind in kinds)
-    fix = (
-        f"add --task {_USUAL_TASKS[others[-1]]}"
-        if others
-        else "name the columns, as in --set data.field.question=COLUMN"
-    )
+    if others:
+        fix = f"add --task {_USUAL_TASKS[others[-1]]}"
+    elif isinstance(row, dict) and any(isinstance(value, list) for value in row.values()):
+        fix = "name the file in data.test of `tinyllm sft`, which measures the loss of held-out conversations"
+    else:
+        fix = "name the columns, as in --set data.field.question=COLUMN"
     raise UserError(f"none of the tasks can read this file: {found} ({needs})", where=place, fix=fix)
 
 

@@ -75,6 +75,7 @@ class Evaluator:
                 self.config.batch_size,
                 sizes=sizes,
                 start=around.start,
+                title="eval",
             )
         )
         if not math.isfinite(found["loss"]):

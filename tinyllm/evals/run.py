@@ -12,13 +12,12 @@ from tinyllm.console import say
 from tinyllm.data import world
 from tinyllm.data.config import DataConfig, is_world
 from tinyllm.data.record_source import BY_HASH, TEST, TRAIN, VAL, RecordSource, share_for_test
-from tinyllm.data.records.reader import configured_reader
 from tinyllm.data.records.types import Document
 from tinyllm.data.spelling import SpelledDocuments
 from tinyllm.data.tokens.documents import documents_for_test, held_out_documents
 from tinyllm.errors import UserError
 from tinyllm.evals import tasks
-from tinyllm.evals.benchmark import Benchmark, read_all, world_count
+from tinyllm.evals.benchmark import Benchmark, read_all, read_texts, world_count
 from tinyllm.evals.conventions import conventions
 from tinyllm.evals.evaluator import Evaluator
 from tinyllm.evals.formats import Question
@@ -89,11 +88,11 @@ def load_texts(config: EvalSettings, tokenizer: Tokenizer) -> tuple[str, list[st
         if is_world(source):
             count = world_count(source, config.rows)
             found += [row["text"] for row in world.documents(count, seed=config.seed, split=TEST)]
+            say(f"{source}: texts of the bundled world; for a text of your own --set 'data.val=[FILE]'")
         else:
-            reader = configured_reader([source], "documents", data)
-            texts = (record.text for record in reader if isinstance(record, Document))
+            texts, report = read_texts(source, config)
             found += documents.of({source: texts})[source]
-            for line in reader.report.lines():
+            for line in report.lines():
                 say(line)
     documents.tell()
     if not found:

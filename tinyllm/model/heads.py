@@ -112,12 +112,13 @@ class _RowLogProbs(torch.autograd.Function):
         for start in range(0, len(rows), block):
             part = slice(start, start + block)
             logits = soft_capped(wide_product(rows[part], head), cap)
-            highest = logits.amax(-1, keepdim=True)
-            values[part] = (logits.gather(1, targets[part, None]) - highest).squeeze(1)
-            if entropy:
-                log_p = logits.log_softmax(-1)
-                entropies[part] = -(log_p.exp() * log_p).sum(-1)
-            values[part] -= logits.sub_(highest).exp_().sum(-1).log_()
+            logits -= logits.amax(-1, keepdim=True)
+            values[part] = logits.gather(1, targets[part, None]).squeeze(1)
+            weights = logits.exp() if entropy else logits.exp_()  # e^logits; divided by their sum p
+            total = weights.sum(-1)
+            values[part] -= total.log()
+            if entropy:  # -sum p log p = log(total) - sum(p logits)
+                entropies[part] = total.log() - weights.mul_(logits).sum(-1).div_(total)
         ctx.save_for_backward(rows, head, targets)
         ctx.temperature, ctx.block, ctx.dtypes = temperature, block, (hidden.dtype, weight.dtype)
         ctx.cap = cap

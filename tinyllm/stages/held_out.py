@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from tinyllm import distributed as dist
-from tinyllm.console import say
+from tinyllm.console import ProgressBar, say
 from tinyllm.data.datasets.batches import Source
 from tinyllm.data.datasets.datasets import SFTDataset, scored_documents
+from tinyllm.data.spelling import CannotSpell
 from tinyllm.errors import UserError
 from tinyllm.mean import Mean
 from tinyllm.stages.config import TunedConfig
@@ -32,12 +34,17 @@ def rows_of_test(train: TrainConfig, *, fast: bool) -> int:
 
 
 def examined(make: Callable[[Sequence[Any]], Made], records: Sequence[Any], rows: int) -> Made | None:
-    """Return `make` of the first `rows` test records; None, which is said, where there are none or they cannot be used."""
+    """Return `make` of the first `rows` test records; None, which is said, where there are none or they cannot be used.
+
+    Raises: CannotSpell, as for the records of train and val.
+    """
     if not records:
         say(f"note: {NO_TEST}")
         return None
     try:
         return make(records[:rows])
+    except CannotSpell:
+        raise
     except UserError as error:
         say(f"note: {NO_TEST} ({error.what})")
         return None
@@ -53,20 +60,27 @@ def held_out_loss(source: Source, config: TunedConfig) -> Callable[[Engine], dic
     return lambda engine: pooled_loss(engine, source, config.train.eval_rows)
 
 
-def pooled_loss(engine: Engine, source: Source, rows: int) -> dict[str, Mean]:
+def pooled_loss(engine: Engine, source: Source, rows: int, title: str = "") -> dict[str, Mean]:
     """Return the engine's loss and metrics over the first `rows` records of `source`, pooled over all ranks.
 
     A rank without a record takes part in the exchange with a batch that counts nothing.
+
+    Args:
+        title: of a progress bar; without one nothing is shown.
     """
     pooled: dict[str, Mean] = {}
     batches = list(source.in_order(rows))
     idle = not batches
-    for batch in batches or source.dummy_batch():
-        with engine.autocast():
-            loss, metrics = engine.loss(engine.model, batch.to(engine.device))
-        for name, mean in {"loss": loss, **metrics}.items():
-            mean = Mean(detached(mean).total * (not idle), detached(mean).count * (not idle))
-            pooled[name] = pooled[name] + mean if name in pooled else mean
+    with ProgressBar(title, len(batches)) if title else nullcontext() as bar:
+        for done, batch in enumerate(batches or source.dummy_batch(), start=1):
+            with engine.autocast():
+                loss, metrics = engine.loss(engine.model, batch.to(engine.device))
+            for name, mean in {"loss": loss, **metrics}.items():
+                mean = Mean(detached(mean).total * (not idle), detached(mean).count * (not idle))
+                pooled[name] = pooled[name] + mean if name in pooled else mean
+            if bar is not None:
+                counted = f"{done:,}/{len(batches):,} batches"
+                bar.update(done, counted, f"{counted} {bar.eta(done)}")
     return pool_over_ranks(pooled, engine.device)
 
 
@@ -79,6 +93,7 @@ def score_documents(
     rows: int,
     sizes: Sequence[int] | None = None,
     start: Sequence[int] | None = None,
+    title: str = "",
 ) -> dict[str, Mean | float]:
     """Return how well documents are predicted: loss (nats per token), perplexity, bits_per_byte, and what was counted.
 
@@ -92,6 +107,7 @@ def score_documents(
         sizes: UTF-8 bytes of the documents; by default those of the text that their tokens stand for.
         start: the id in front of every document, which is not scored; by default the one that training shards put there. Empty: the
             first token of a document is not scored.
+        title: see `pooled_loss`.
     """
     arrays = [np.asarray(document, dtype=np.int64) for document in documents]
     begin = tokenizer.document_start if start is None else next(iter(start), None)
@@ -100,7 +116,7 @@ def score_documents(
     dataset = SFTDataset(scored, tokenizer.padding_id)
     ranks = dist.world_size()
     source = Source(dataset, rows * ranks, rows, seed=0, rank=dist.rank(), world_size=ranks)
-    loss = pooled_loss(engine, source, len(scored))["loss"]
+    loss = pooled_loss(engine, source, len(scored), title)["loss"]
     size = sum(tokenizer.text_sizes(arrays) if sizes is None else sizes)
     return {
         "loss": loss,

@@ -294,4 +294,4 @@ def _verify(folder: Path) -> None:
 
 def _is_own(folder: Path) -> bool:
     """Return True for a folder named as a run's checkpoint, whatever its content."""
-    return folder.resolve() in checkpoint.steps(folder.resolve().parent)
+    return checkpoint.is_step(folder.resolve())

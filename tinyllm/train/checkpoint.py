@@ -172,7 +172,12 @@ def steps(folder: Path) -> list[Path]:
     """Return the finished checkpoints in `folder`, oldest first."""
     if not folder.is_dir():
         return []
-    return sorted(p for p in folder.iterdir() if p.name.startswith(_PREFIX) and p.name.removeprefix(_PREFIX).isdigit())
+    return sorted(filter(is_step, folder.iterdir()))
+
+
+def is_step(path: Path) -> bool:
+    """Return whether a path is named as a finished checkpoint."""
+    return path.name.startswith(_PREFIX) and path.name.removeprefix(_PREFIX).isdigit()
 
 
 def decayed(folder: Path) -> list[Path]:

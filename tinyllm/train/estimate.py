@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from tinyllm.model.config import LoRAConfig, ModelConfig
 
-PROCESS = 430_000_000  # bytes of Python, torch and the code and tables of its libraries, tokenizer and records
+PROCESS = 380_000_000  # bytes of Python, torch and the code and tables of its libraries, tokenizer and records
 COMFORTABLE = 0.6  # share of the memory there is, above which `activation_checkpointing: auto` is on
 _HEAD_ROWS, _HEAD_LOGITS = 256, 1 << 20  # in a block of logits on a CPU; see `model.heads`
 _EXPLICIT_LENGTH = 512  # up to it, attention in bfloat16 keeps its probabilities; see `model.kernels`

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tinyllm.errors import UserError
+from tinyllm.errors import RESOURCES, UserError
 from tinyllm.io import foreign_weights
 from tinyllm.io.shell import quote
 from tinyllm.train import checkpoint
@@ -28,6 +28,7 @@ _ALIGNED = "rlhf"  # the folder of runs that are named ALGORITHM-NAME
 _PLACES = ("pretrain", "sft", "rlhf", "checkpoints", "data", "logs")  # in runs/, or in a run
 _SHOWN = 12  # candidates in one message
 _SIMILAR = 0.6
+_LONGEST_NAME = 200  # characters of a name in a message
 _DEEPEST = 3  # folders between a path and a model that is suggested instead
 
 Accepts = Callable[[Path], bool]  # whether the command can use a run
@@ -56,7 +57,7 @@ def is_model(folder: Path) -> bool:
     """Return whether a folder holds a model or an adapter, or is named as a checkpoint of a run."""
     if any((folder / name).is_file() for name in MODEL_FILES):
         return True
-    return folder.is_dir() and folder.resolve() in checkpoint.steps(folder.resolve().parent)
+    return folder.is_dir() and checkpoint.is_step(folder.resolve())
 
 
 def runs_below(folder: Path) -> Iterator[Path]:
@@ -88,7 +89,8 @@ def find(name: str | Path, *, option: str = "RUN", accepts: Accepts = is_run, ma
 
     Raises: UserError (USAGE) if there is no such run, with the most similar one, or if there are several.
     """
-    text = str(name)
+    text = _expanded(str(name))
+    _refuse_unreadable(text, option)
     found = _by_path(text) if text else None
     if found is not None:
         return found
@@ -112,7 +114,7 @@ def folders(text: str) -> list[Path]:
 def is_local(text: str) -> bool:
     """Return whether a name is that of a folder or a run here, or begins as one: a mistyped run is not looked for elsewhere."""
     head = text.partition("/")[0]
-    if folders(text) or matching(text) or folders(head) or head == RUNS.name:
+    if folders(text) or matching(text) or os.path.lexists(head) or folders(head) or head == RUNS.name:
         return True
     return any(head in run.relative_to(RUNS).parts for run in runs_below(RUNS)) or bool(text and head in _PLACES)
 
@@ -138,6 +140,25 @@ def _by_path(text: str) -> Found | None:
         if is_model(path / checkpoint.BEST):
             return Found(None, path / checkpoint.BEST)
     return None
+
+
+def _expanded(text: str) -> str:
+    """Return a path with the home folder in place of `~`, which shells leave in `--checkpoint=~/model`."""
+    return os.path.expanduser(text) if text.startswith("~") else text
+
+
+def _refuse_unreadable(text: str, option: str) -> None:
+    """Raise UserError (RESOURCES) for a path that may not be looked at."""
+    path = Path(text)
+    try:
+        allowed = not path.is_dir() or os.access(path, os.R_OK | os.X_OK)
+    except PermissionError:
+        allowed = False
+    except OSError:  # no name of a file: not found, later
+        return
+    if not allowed:
+        fix = "give yourself read permission for it and the folders above it"
+        raise UserError(f"{_short(text)} cannot be read: permission denied", where=option, fix=fix, code=RESOURCES)
 
 
 def _is_folder(path: Path) -> bool:
@@ -214,15 +235,18 @@ def _inside(text: str, accepts: Accepts) -> list[Path]:
 def _wrong_place(text: str, option: str) -> UserError | None:
     """Return the error for a path that misses a model by a little: a folder above one, a file in one, or weights that are never read."""
     path = Path(text)
+    if text and path.is_symlink() and not _exists(path):
+        what = f"{_short(text)} is a link to {_short(os.readlink(path))}, which does not exist"
+        return UserError(what, where=option, fix="restore what it leads to, or name another folder")
     if not text or not _exists(path) or next(runs_below(path if path.is_dir() else path.parent), None):
         return None
-    folder = path.parent if path.is_file() else path
-    below = [] if path.is_file() else _models_below(path)
+    folder = path if path.is_dir() else path.parent
+    below = _models_below(path) if path.is_dir() else []
     if not below and foreign_weights.is_foreign(files := [file.name for file in folder.iterdir()]):
         return foreign_weights.error(folder.resolve().as_posix(), files, text)
-    if path.is_file():
+    if not path.is_dir():
         fix = _typed(folder, option) if is_model(folder) else "the folder of a model, with config.json in it"
-        return UserError(f"{text} is a file", where=option, fix=f"use {fix}")
+        return UserError(f"{_short(text)} is a file", where=option, fix=f"use {fix}")
     if below:
         what = f"{text} is not the folder of a model: {'it lies' if len(below) == 1 else f'{len(below)} lie'} below it"
         fix = (
@@ -259,26 +283,36 @@ def unknown(
     """
     if not what and (error := _wrong_place(text, option)):
         return error
-    what = what or (f"there is no run or checkpoint {text!r}" if option != "RUN" else f"there is no run {text!r}")
+    kind = "run or checkpoint" if option != "RUN" else "run"
+    what = what or f"there is no {kind} {_short(text)!r}"
     if inside := _inside(text, accepts):
         return _several(text, inside, option, f"{text} is a folder of {len(inside)} runs" if len(inside) > 1 else what)
     usable = [run for run in runs_below(RUNS) if accepts(run)]
-    near = _model_beside(text) if _is_path(text) else usable[0] if len(usable) == 1 else nearest(text, usable)
-    near = near or _model_beside(text)
+    near = (None if _is_path(text) else nearest(text, usable)) or _model_beside(text)
+    models = option in ("--checkpoint", "--base")
     if near is not None:
         fix = f"use {_typed(near, option)}"
     elif _is_path(text):
         fix = "check the path: the folder of a model has config.json in it, an adapter's adapter_config.json"
+    elif len(usable) == 1:
+        fix = f"use {_typed(usable[0], option)}" + ", the only run, or name the folder of another model" * models
     elif usable:
         fix = f"choose one of the {len(usable)} listed by `tinyllm runs list --all`, such as {quote(short_name(usable[-1]))}"
     else:
-        fix = f"run `{make}` first"
+        fix = f"run `{make}` first" + ", or name the folder of a model, or owner/name of a hub" * models
     return UserError(what, where=where or option, fix=fix)
 
 
 def _is_path(text: str) -> bool:
     """Return whether a name is written as a path to somewhere else than runs/."""
-    return Path(text).is_absolute() or text.startswith((".", "~"))
+    head, *more = Path(text).parts or ("",)
+    return (
+        text.startswith(("/", ".", "~")) or ".." in more or (bool(more) and head != RUNS.name and _exists(Path(head)))
+    )
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST_NAME else f"{text[:_LONGEST_NAME]}…"
 
 
 def _model_beside(text: str) -> Path | None:

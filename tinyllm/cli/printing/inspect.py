@@ -152,7 +152,7 @@ def _checks(found: dict[str, Any]) -> Iterator[str | Text]:
     for finding in found["findings"]:
         refused = finding["level"] == "refused"
         place = f" ({finding['where']})" if finding["where"] and refused else ""
-        label = (f"tinyllm {found['verb']} would stop", "bold red") if refused else ("warning", "yellow")
+        label = (f"tinyllm {found['verb']} would stop", "bold red") if refused else (finding["level"], "yellow")
         yield Text.assemble(label, f": {finding['what']}{place}")
         if finding["fix"]:
             yield f"  fix: {finding['fix']}"

@@ -48,10 +48,16 @@ def detect(kind: str, row: Mapping[str, Any], location: str) -> str:
     if error := _unknown_columns(kind, row, location):
         raise error
     similarity = {name: _similarity(known.needs, row) for name, known in FORMATS[kind].items()}
+    if (
+        kind == "pairs" and max(similarity.values()) < _MOST_OF_A_PAIR
+    ):  # which answer is the better one is never guessed
+        what = f"no columns of {TITLES[kind]} in line {location.rpartition(':')[2]}; found: {list_columns(row)}"
+        raise BadRow("missing column", what, f"name the columns: {field_options(kind, row)}")
     needs = FORMATS[kind][max(similarity, key=similarity.__getitem__)].needs
     raise missing_column(next(name for name in needs if name not in row), needs, row, location)
 
 
+_MOST_OF_A_PAIR = 0.5  # of the columns that a format needs
 _NOT_RECORDS = {"id", "idx", "index", "source", "lang", "language", "category", "split", "url", "date", "license"}
 _GUESSED = {"documents": ("text",), "conversations": ("prompt", "completion"), "prompts": ("prompt", "answer")}
 _GUESSED |= {"unpaired": ("prompt", "completion", "label"), "pairs": ("prompt", "chosen", "rejected")}
@@ -72,13 +78,20 @@ def field_options(kind: str, row: Mapping[str, Any], option: str = "--set data.f
     Args:
         option: the beginning of an option; `--field ` of `tinyllm data inspect`.
     """
-    texts = [name for name, value in row.items() if isinstance(value, str) and name.lower() not in _NOT_RECORDS]
+    texts = [name for name, value in row.items() if isinstance(value, str) and not _is_about(name)]
     labels = [name for name, value in row.items() if isinstance(value, bool)]
     names = _GUESSED[kind]
-    columns = [*texts, *labels] if kind == "unpaired" and len(labels) == 1 else texts
+    columns = [*texts, *labels] if kind == "unpaired" else texts
+    if kind == "unpaired" and len(labels) != 1:
+        columns = []
     if kind == "pairs" or len(columns) != len(names) or (labels and kind == "conversations"):
         columns = ["COLUMN"] * len(names)  # which answer is the better one cannot be seen
     return " ".join(field_option(name, column, option) for name, column in zip(names, columns, strict=True))
+
+
+def _is_about(column: str) -> bool:
+    """Return whether a column tells of a record, and is no part of it."""
+    return column.lower() in _NOT_RECORDS or column.lower().endswith(("_id", "_idx", "_index"))
 
 
 def field_option(name: str, column: str, option: str = "--set data.field.") -> str:
@@ -138,10 +151,14 @@ def missing_column(name: str, needs: Sequence[str], row: Mapping[str, Any], loca
     return BadRow("missing column", what, fix)
 
 
-def wrong_kind(expected: str, found: str, format: str, location: str) -> UserError:
+class WrongKind(UserError):  # noqa: N818
+    """Records of another kind than a command reads."""
+
+
+def wrong_kind(expected: str, found: str, format: str, location: str) -> WrongKind:
     """Return the error for records of another kind than the command reads."""
     what = f"expected {TITLES[expected]}, found {TITLES[found]} ({format})"
-    return UserError(what, where=location, fix=f"use them with `{COMMANDS[found]}`")
+    return WrongKind(what, where=location, fix=f"use them with `{COMMANDS[found]}`")
 
 
 # (kind, formats that indicate it), the most specific first. A question with a short answer is a prompt, not a conversation.

@@ -23,7 +23,7 @@ from tinyllm.data.records.formats import FORMATS, KIND_ALIASES, KINDS, TITLES
 from tinyllm.data.records.nulls import CallSurvey, survey_calls, without_added_nulls
 from tinyllm.data.records.report import FileReport, Report
 from tinyllm.data.records.turns import Dropped
-from tinyllm.data.records.types import Document, Record
+from tinyllm.data.records.types import Record
 from tinyllm.data.sources.encodings import ENCODINGS, canonical
 from tinyllm.data.sources.errors import SKIP_ROWS, BadRow, preview
 from tinyllm.data.sources.files import Source
@@ -171,7 +171,7 @@ class Reader:
         except RecursionError as e:
             what = "lists or objects nested too deeply"
             raise BadRow("nested too deeply", what, "store them as JSON in a text") from e
-        records = [record if isinstance(record, Document) else replace(record, place=location) for record in records]
+        records = [replace(record, place=location) for record in records]
         if self.kind != "prompts":  # which keep all columns, for the rewards
             file.ignore(name for name, value in row.items() if value is not None and name not in chosen.columns)
         return records

@@ -17,6 +17,8 @@ Note = Callable[[str], None]  # is told of every repair
 @dataclass(frozen=True)
 class Document:
     text: str
+    place: str = field(default="", compare=False)
+    """file and line; as in all records below"""
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,6 @@ class Conversation:
 
     messages: Messages
     place: str = field(default="", compare=False)
-    """file and line; as in all records below"""
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ def _header(found: Found) -> str:
 def _findings(found: Found) -> str:
     rows = []
     for one in found["findings"]:
-        word = "would stop" if one["level"] == "refused" else "warning"
+        word = "would stop" if one["level"] == "refused" else one["level"]
         fix = f"<p><small>{visible(one['fix'])}</small></p>" if one["fix"] else ""
         where = f" <code>{visible(one['where'])}</code>" if one["where"] else ""
         rows.append(f'<li><b class="bad">{word}</b> {visible(one["what"])}{where}{fix}</li>')
