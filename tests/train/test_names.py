@@ -167,7 +167,9 @@ def test_names_that_nothing_has_are_refused_without_a_traceback(name: str) -> No
     with pytest.raises(UserError) as caught:
         find(name, option="--checkpoint")
     assert caught.value.code == USAGE
-    assert caught.value.fix == f"run `{names.MAKE}` first"
+    is_path = name.startswith((".", "/", "~"))
+    model = "or name the folder of a model, or owner/name of a hub"
+    assert caught.value.fix.startswith("check the path: " if is_path else f"run `{names.MAKE}` first, {model}")
 
 
 def test_a_missing_choice_names_those_that_exist() -> None:

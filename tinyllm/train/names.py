@@ -235,7 +235,7 @@ def _inside(text: str, accepts: Accepts) -> list[Path]:
 def _wrong_place(text: str, option: str) -> UserError | None:
     """Return the error for a path that misses a model by a little: a folder above one, a file in one, or weights that are never read."""
     path = Path(text)
-    if text and path.is_symlink() and not _exists(path):
+    if os.path.islink(text) and not _exists(path):
         what = f"{_short(text)} is a link to {_short(os.readlink(path))}, which does not exist"
         return UserError(what, where=option, fix="restore what it leads to, or name another folder")
     if not text or not _exists(path) or next(runs_below(path if path.is_dir() else path.parent), None):
