@@ -33,7 +33,8 @@ def restart() -> None:
 
 
 def _is_typed() -> bool:
-    return not hasattr(sys.modules["__main__"], "__file__") and "-c" not in sys.orig_argv
+    program = getattr(sys.modules["__main__"], "__file__", None) or ""  # <stdin>, or none
+    return "-c" not in sys.orig_argv and not os.path.isfile(program)
 
 
 def _is_glibc() -> bool:

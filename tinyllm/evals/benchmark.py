@@ -181,18 +181,21 @@ def _format_of(kind: str, row: Mapping[str, Any], wanted: str | None) -> str | N
 
 def _unreadable(kinds: Sequence[str], row: dict[str, Any] | str, place: str) -> dict[str, str]:
     """Raise a UserError that names the task that can read this file, if there is one."""
-    others = [
-        k for k in KINDS if k not in kinds and (_format_of(k, row, None) if isinstance(row, dict) else k == "texts")
-    ]
     found = f"columns {list_columns(row)}" if isinstance(row, dict) else "plain text"
     needs = "; ".join(f"{_USUAL_TASKS[kind]} needs {_NEEDS[kind]}" for kind in kinds)
-    if others:
-        fix = f"add --task {_USUAL_TASKS[others[-1]]}"
-    elif isinstance(row, dict) and any(isinstance(value, list) for value in row.values()):
-        fix = "name the file in data.test of `tinyllm sft`, which measures the loss of held-out conversations"
-    else:
-        fix = "name the columns, as in --set data.field.question=COLUMN"
+    fix = _task_for({"text": row} if isinstance(row, str) else row, kinds)
     raise UserError(f"none of the tasks can read this file: {found} ({needs})", where=place, fix=fix)
+
+
+def _task_for(row: Mapping[str, Any], kinds: Sequence[str]) -> str:
+    """Return what to do with a file of such rows, which is none of `kinds`."""
+    others = [kind for kind in KINDS if kind not in kinds and _format_of(kind, row, None)]
+    is_talk = any(isinstance(row.get(name), list) for name in ("messages", "conversations"))
+    if is_talk and not row.keys() & {"answer", "target", "chosen"}:  # questions without an answer to compare with
+        return "name the file in data.test of `tinyllm sft`, which measures the loss of held-out conversations"
+    if not others:
+        return "name the columns, as in --set data.field.question=COLUMN"
+    return f"add --task {_USUAL_TASKS['choices' if 'choices' in others and 'chosen' in row else others[-1]]}"
 
 
 def _items(source: str, name: str, kind: str, format: str, config: EvalSettings) -> Benchmark:

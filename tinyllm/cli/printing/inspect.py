@@ -156,7 +156,7 @@ def _checks(found: dict[str, Any]) -> Iterator[str | Text]:
         yield Text.assemble(label, f": {finding['what']}{place}")
         if finding["fix"]:
             yield f"  fix: {finding['fix']}"
-    if not found["findings"]:
+    if all(finding["level"] == "note" for finding in found["findings"]):
         yield Text("no problems found", style="green")
 
 

@@ -107,6 +107,7 @@ def run(config: Any, kind: str, verb: str, vocabulary: Vocabulary, *, shown: int
         config, kind, picked, tokenized, "" if sampled == total else f" (of {sampled:,} sampled records)"
     )
     findings += checks.findings(config.rewards, picked) if kind == "prompts" else []
+    findings.sort(key=lambda finding: finding.level == "note")  # notes come last
     everything = [record for records in picked.values() for record in records]
     return {
         "schema_version": 1,

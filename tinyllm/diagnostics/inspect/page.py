@@ -68,7 +68,7 @@ def _title(found: Found) -> str:
 
 
 def _header(found: Found) -> str:
-    counts, warnings = found["records"], len(found["findings"])
+    counts, warnings = found["records"], sum(finding["level"] == "warning" for finding in found["findings"])
     if found["refused"]:
         badge = f'<span class="badge bad">tinyllm {escape(found["verb"])} would stop</span>'
     elif warnings:
