@@ -33,8 +33,8 @@ def restart() -> None:
 
 
 def _is_typed() -> bool:
-    program = getattr(sys.modules["__main__"], "__file__", None) or ""  # <stdin>, or none
-    return "-c" not in sys.orig_argv and not os.path.isfile(program)
+    main = vars(sys.modules["__main__"])  # its file is <stdin>, or it has none
+    return "-c" not in sys.orig_argv and not ("__file__" in main and os.path.isfile(main["__file__"]))
 
 
 def _is_glibc() -> bool:

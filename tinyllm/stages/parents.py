@@ -119,8 +119,11 @@ def tokenizer_of(folder: Path, base: Path | None = None) -> Tokenizer:
 def expected_parent(stage: str, given: Path | None, *, fast: bool) -> Path | None:
     """Return the checkpoint that `find_checkpoint` would return, not verified, and without weights if it is a model of a hub.
 
-    None where no name is given and there is none, which the stage reports. Raises: UserError as `find_checkpoint`.
+    None where no name is given and there is none, and for a run that is still to be made, as a lifecycle plans them: the stage reports
+    it. Raises: UserError as `find_checkpoint`.
     """
+    if given is not None and given.parts[:1] == RUNS.parts and not given.exists():
+        return None
     if given is not None:
         return named_checkpoint(stage, given, fast=fast)
     newest = _newest(stage, fast)
