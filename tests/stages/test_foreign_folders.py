@@ -111,6 +111,13 @@ def test_a_mistyped_path_names_the_model_beside_it(stage: str, sharded: Path, tm
     assert "mine" not in error.fix
 
 
+def test_a_mistyped_run_elsewhere_names_the_run_beside_it(tmp_path: Path) -> None:
+    run = tmp_path / "other" / "mine"
+    small.saved(small.rough(), run / "checkpoints" / "step-00000001")
+    (run / "run.json").write_text("{}")
+    assert error_of("other/mien").fix == "use --checkpoint other/mine"
+
+
 def test_a_large_folder_is_listed_once(sharded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Looking a model up among the entries of a folder must not list the folder for each of them."""
     lists = []

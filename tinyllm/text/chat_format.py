@@ -13,7 +13,7 @@ from tinyllm.text.config import ChatFormatConfig
 from tinyllm.text.foreign import template_defaults
 from tinyllm.text.foreign.process import MOST_CHARACTERS
 from tinyllm.text.foreign.rendering import chat_format
-from tinyllm.text.template import CHAT_TEMPLATE, PLAIN_BOS, PLAIN_TEMPLATE
+from tinyllm.text.template import CHAT_TEMPLATE, PLAIN_TEMPLATE, PLAIN_WITHOUT_BOS
 from tinyllm.text.tokenizer import Tokenizer
 
 Variables = Mapping[str, template_defaults.Value]
@@ -89,8 +89,7 @@ def _chatml(tokenizer: Tokenizer, *_: Any) -> Chosen:
 
 
 def _plain(tokenizer: Tokenizer, variables: Variables, trains: bool) -> Chosen:
-    # SmolLM2 names the token that begins a turn as its bos, and begins no text with it
-    template = PLAIN_TEMPLATE if tokenizer.document_start == tokenizer.bos else PLAIN_TEMPLATE.replace(PLAIN_BOS, "")
+    template = PLAIN_TEMPLATE if tokenizer.document_start == tokenizer.bos else PLAIN_WITHOUT_BOS
     return _foreign(tokenizer, template, "plain text", variables, trains)
 
 

@@ -96,13 +96,9 @@ CHAT_TEMPLATE = """\
 
 # Conversations as plain text, for models without chat tokens: an answer ends with the model's own end token. Contents lose white space
 # at both ends, so that a line break before them is always a token of its own.
-PLAIN_BOS = "{{- bos_token if bos_token is defined else '' -}}\n"
-PLAIN_TEMPLATE = (
-    """\
+PLAIN_TEMPLATE = """\
 {%- set names = {'system': 'System', 'user': 'User', 'assistant': 'Assistant', 'tool': 'Tool'} -%}
-"""
-    + PLAIN_BOS
-    + """\
+{{- bos_token if bos_token is defined else '' -}}
 {%- for message in messages -%}
 {%- if message['role'] not in names -%}
 {{- raise_exception('unknown role ' + message['role'] | tojson) -}}
@@ -123,4 +119,5 @@ PLAIN_TEMPLATE = (
 {{- 'Assistant:\\n' -}}
 {%- endif -%}
 """
-)
+# SmolLM2 names the token that begins a turn as its bos, and begins no text with it.
+PLAIN_WITHOUT_BOS = PLAIN_TEMPLATE.replace("{{- bos_token if bos_token is defined else '' -}}\n", "")

@@ -48,25 +48,25 @@ def detect(kind: str, row: Mapping[str, Any], location: str) -> str:
     if error := _unknown_columns(kind, row, location):
         raise error
     similarity = {name: _similarity(known.needs, row) for name, known in FORMATS[kind].items()}
-    if (
-        kind == "pairs" and max(similarity.values()) < _MOST_OF_A_PAIR
-    ):  # which answer is the better one is never guessed
-        what = f"no columns of {TITLES[kind]} in line {location.rpartition(':')[2]}; found: {list_columns(row)}"
-        raise BadRow("missing column", what, f"name the columns: {field_options(kind, row)}")
     needs = FORMATS[kind][max(similarity, key=similarity.__getitem__)].needs
     raise missing_column(next(name for name in needs if name not in row), needs, row, location)
 
 
-_MOST_OF_A_PAIR = 0.5  # of the columns that a format needs
+_HALF = 0.5
 _NOT_RECORDS = {"id", "idx", "index", "source", "lang", "language", "category", "split", "url", "date", "license"}
 _GUESSED = {"documents": ("text",), "conversations": ("prompt", "completion"), "prompts": ("prompt", "answer")}
 _GUESSED |= {"unpaired": ("prompt", "completion", "label"), "pairs": ("prompt", "chosen", "rejected")}
 
 
 def _unknown_columns(kind: str, row: Mapping[str, Any], location: str) -> BadRow | None:
-    """Return the error for a row none of whose columns resembles one of the formats; None where one does."""
-    known = {column for format in FORMATS[kind].values() for column in format.needs}
-    if kind == "documents" or any(similar_column(column, row, 0.75) for column in known):
+    """Return the error for a row none of whose columns resembles one of the formats; None where one does.
+
+    Of pairs half the columns of a format must be there: which answer is the better one is never guessed.
+    """
+    needed = [format.needs for format in FORMATS[kind].values()]
+    if kind == "documents" or (kind == "pairs" and any(_similarity(needs, row) >= _HALF for needs in needed)):
+        return None
+    if kind != "pairs" and any(similar_column(column, row, 0.75) for needs in needed for column in needs):
         return None
     what = f"no columns of {TITLES[kind]} in line {location.rpartition(':')[2]}; found: {list_columns(row)}"
     return BadRow("missing column", what, f"name the columns: {field_options(kind, row)}")
