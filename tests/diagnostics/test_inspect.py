@@ -595,6 +595,7 @@ def test_a_cut_inside_a_character_garbles_that_character_only() -> None:
         (("--config", "mine.yaml"), "the stage cannot be determined"),
         (("q.jsonl",), "--field prompt=q --field completion=a"),
         (("t.jsonl",), "--field prompt=q --field completion=a\n"),
+        (("three.jsonl",), "as in --field prompt=COLUMN --field completion=COLUMN\n"),
         (("a.jsonl", "--tokenizer", "nowhere"), "nowhere"),
         (("a.jsonl", "--checkpoint", "nowhere"), "no run or checkpoint 'nowhere'"),
         (("nothing.jsonl",), "no such file"),
@@ -603,6 +604,7 @@ def test_a_cut_inside_a_character_garbles_that_character_only() -> None:
 def test_wrong_options_are_refused(look: Look, arguments: tuple[str, ...], word: str) -> None:
     small.written(Path("a.jsonl"), talks(3))
     small.written(Path("q.jsonl"), [{"q": "a", "a": "b"}])
+    small.written(Path("three.jsonl"), [{"q": "a", "a": "b", "c": "d"}])
     small.written(Path("t.jsonl"), [{"ticket_id": "7", "q": "a", "a": "b"}])
     Path("mine.yaml").write_text("seed: 3\n")
     code, out, err = look(*arguments)

@@ -90,7 +90,10 @@ def test_help_lists_the_tasks_without_torch(tmp_path: Path) -> None:
         assert f"{name}: {tasks.title_of(name)[:40]}" in " ".join(done.stdout.split())
 
 
-def test_the_text_of_the_bundled_world_is_named(checkpoint: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_text_of_the_bundled_world_is_named_and_progress_shown(
+    checkpoint: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "_SECONDS_BETWEEN_LINES", 0)
     config = resolve(STAGES["eval"], None, ["data.val=[world:6]"], {"parent": checkpoint}, {}, fast=False).config
     run.run(config, Invocation("written: down\n"))
     assert (
