@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from tests.support import small
+from tinyllm import console
 from tinyllm.cli.printing import results
 from tinyllm.cli.resolve import STAGES, resolve
 from tinyllm.data import world
@@ -96,9 +97,9 @@ def test_the_text_of_the_bundled_world_is_named_and_progress_shown(
     monkeypatch.setattr(console, "_SECONDS_BETWEEN_LINES", 0)
     config = resolve(STAGES["eval"], None, ["data.val=[world:6]"], {"parent": checkpoint}, {}, fast=False).config
     run.run(config, Invocation("written: down\n"))
-    assert (
-        "world:6: texts of the bundled world; for a text of your own --set 'data.val=[FILE]'" in capfd.readouterr().err
-    )
+    said = capfd.readouterr().err
+    assert "world:6: texts of the bundled world; for a text of your own --set 'data.val=[FILE]'" in said
+    assert "eval 1/1 batches eta 0m00s" in said
 
 
 @pytest.mark.parametrize(
