@@ -9,6 +9,8 @@ and other systems, whose allocators are others.
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import os
 import sys
 
@@ -19,6 +21,8 @@ _SETTINGS = {
     "mmap_threshold": 32 << 20,  # what the default rises to by itself; setting the next one would stop it from rising
     "trim_threshold": 1 << 40,  # memory at the end of the heap is kept for the next step
 }
+_SMALL = 24, 40, 56  # bytes of objects that leftovers of alignment have room for
+_RESERVED = 1 << 14  # of each, more than a step has: 4 MB in all
 
 
 def restart() -> None:
@@ -30,6 +34,24 @@ def restart() -> None:
         return
     os.environ[_VARIABLE] = ":".join(f"glibc.malloc.{name}={value}" for name, value in _SETTINGS.items())
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+@functools.cache
+def reserve_small_blocks() -> None:
+    """Let the small objects that outlive a tensor lie elsewhere than behind it; once per process, after torch is imported.
+
+    An autograd graph keeps the version counter of every tensor that an operation saved, also where activation checkpointing has freed
+    the tensor itself. Blocks of a small object's size that are free already are taken before leftovers, so thousands are made here,
+    each with one behind it that stays, or they would join.
+    """
+    if not _is_glibc():
+        return
+    library = ctypes.CDLL(None)
+    library.malloc.restype, library.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    library.free.restype, library.free.argtypes = None, [ctypes.c_void_p]
+    pairs = [(library.malloc(size), library.malloc(_SMALL[0])) for size in _SMALL for _ in range(_RESERVED)]
+    for block, _ in pairs:
+        library.free(block)
 
 
 def _is_typed() -> bool:

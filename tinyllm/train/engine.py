@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from tinyllm import allocator
 from tinyllm import distributed as dist
 from tinyllm.errors import FAILED, INTEGRITY, RESOURCES, UserError
 from tinyllm.mean import Mean, values
@@ -54,6 +55,7 @@ class Engine:
         precision: Literal["fp32", "bf16"],
         seed: int,
     ):
+        allocator.reserve_small_blocks()
         self.model, self.loss, self.config, self.seed = model, loss, config, seed
         self.segments: Segments = ((0, total_steps),)  # of the schedule; see `train.changes`
         self.trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}

@@ -69,15 +69,21 @@ class LoRALinear(AdaptedHead):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out), without the branch while it is disabled."""
-        y = super().forward(x)
-        if not self.enabled:
-            return y
+        rows = x.flatten(0, -2)
+        y = super().forward(rows)
+        if self.enabled:
+            y = self._with_branch(rows, y)
+        return y.view(*x.shape[:-1], self.out_features)
+
+    def _with_branch(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return `y`, which is W x of the rows `x` (N, in), with the branch added; (N, out)."""
         if self.start_a is not None and self.start_b is not None:
             y = y - self.scaling * F.linear(F.linear(x, self.start_a.to(x.dtype)), self.start_b.to(x.dtype))
         dropped = self.lora_dropout(x)
-        branch = self.scaling * self.lora_B(self.lora_A(dropped))
-        if not self.dora:
-            return y + branch
+        inner = self.lora_A(dropped)
+        if not self.dora:  # in place: the branch and the sum would be as large as y
+            return y.addmm_(inner, self.lora_B.weight.to(inner.dtype).T, alpha=self.scaling)
+        branch = self.scaling * self.lora_B(inner)
         ratio = self.lora_magnitude_vector / self.adapted().detach().norm(dim=1)
         # PEFT's form: without dropout this is ratio * (W x + branch); with it, dropped inputs keep their unscaled W x.
         scaled = y + (ratio - 1) * nn.functional.linear(dropped, self.remaining().to(x.dtype)) + ratio * branch
