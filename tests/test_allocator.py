@@ -84,6 +84,14 @@ def test_a_program_from_standard_input_is_not_started_again(tmp_path: Path) -> N
     assert (done.returncode, "'nope'" in done.stderr) == (2, True)
 
 
+def test_training_reserves_blocks_once() -> None:
+    code = STEP.replace(
+        "engine.step([ids])", "Engine(engine.model, engine.loss, OptimConfig(), 10, precision='fp32', seed=0)"
+    )
+    code += "print(allocator.reserve_small_blocks.cache_info().misses)"
+    assert ran(code)[1][1] == "1"
+
+
 @pytest.mark.slow
 def test_a_step_takes_less_memory() -> None:
     settings = ran(RESTARTED)[1][1]

@@ -27,6 +27,7 @@ FLOORS = {
     "io": 1,
     "mean": 1,
     "streams": 1,
+    "allocator": 0,
     "errors": 0,
     "signals": 0,
 }
