@@ -84,6 +84,17 @@ def test_a_program_from_standard_input_is_not_started_again(tmp_path: Path) -> N
     assert (done.returncode, "'nope'" in done.stderr) == (2, True)
 
 
+def test_another_c_library_has_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """musl knows the name of glibc's version and has no value for it."""
+
+    def confstr(name: str) -> str:
+        raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(os, "confstr", confstr)
+    allocator.reserve_small_blocks.__wrapped__()
+    assert not allocator._is_glibc()
+
+
 def test_training_reserves_blocks_once() -> None:
     code = STEP.replace(
         "engine.step([ids])", "Engine(engine.model, engine.loss, OptimConfig(), 10, precision='fp32', seed=0)"

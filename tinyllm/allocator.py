@@ -1,10 +1,10 @@
 """Settings of glibc's allocator that keep the peak memory of training near what tensors need.
 
 torch asks for aligned blocks. glibc cuts what alignment left over from both ends of a block and gives the pieces to small objects, which
-outlive the tensor; the block that is freed between them is then too short for the next tensor of the same size. LoRA of a 135M model with
-activation checkpointing took 2.7 GB of memory that way, and takes 1.5 GB with these settings (glibc 2.36; `benchmarks/memory.py`).
-They can only be set before a process starts, so the process replaces itself once, before it has read or written anything. Left out: musl
-and other systems, whose allocators are others.
+outlive the tensor; the block that is freed between them is then too short for the next tensor of the same size. With these settings most
+pieces are joined again, and small objects find room elsewhere (`reserve_small_blocks`). `docs/real-models.md` has figures (glibc 2.36).
+The settings can only be made before a process starts, so the process replaces itself once, before it has read or written anything. Left
+out: musl and other systems, whose allocators are others.
 """
 
 from __future__ import annotations
@@ -62,5 +62,5 @@ def _is_typed() -> bool:
 def _is_glibc() -> bool:
     try:
         return sys.platform == "linux" and bool(os.confstr("CS_GNU_LIBC_VERSION"))
-    except ValueError:  # another C library
+    except (ValueError, OSError):  # another C library
         return False

@@ -45,6 +45,14 @@ def test_new_adapter_changes_nothing(model: CausalLM) -> None:
     assert torch.equal(model(IDS), before)
 
 
+@pytest.mark.parametrize("shape", [(32,), (0, 32), (3, 32), (2, 5, 32), (2, 0, 32)])
+def test_inputs_may_have_any_shape_in_front(model: CausalLM, shape: tuple[int, ...]) -> None:
+    layer = lora.layers(with_random_branches(lora.attach(model, LoRAConfig())))["model.layers.0.mlp.up_proj"]
+    x = torch.randn(shape)
+    assert layer(x).shape == (*shape[:-1], 48)
+    torch.testing.assert_close(layer(x), x @ layer.matrix().T)
+
+
 def test_at_the_start_only_b_has_a_gradient_and_the_base_is_frozen(model: CausalLM) -> None:
     lora.attach(model, LoRAConfig())
     model(IDS).square().sum().backward()

@@ -17,7 +17,10 @@ COMFORTABLE = 0.6  # share of the memory there is, above which `activation_check
 _HEAD_ROWS, _HEAD_LOGITS = 256, 1 << 20  # in a block of logits on a CPU; see `model.heads`
 _EXPLICIT_LENGTH = 512  # up to it, attention in bfloat16 keeps its probabilities; see `model.kernels`
 _MOMENTS = 2  # of AdamW
-_HOLES = 0.5  # of a block: lost between tensors by the allocator, as measured; see `tinyllm.allocator`
+_HOLES, _MOST_HOLES = (
+    0.5,
+    256_000_000,
+)  # of a block: lost between tensors by the allocator, as measured; large ones leave no holes
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ def needs(run: Training) -> dict[str, int]:
     head = 4 * run.shape.vocab_size * run.shape.hidden_size if run.head == "trained" else 0
     block = _block_bytes(run) + _working_bytes(run)
     held = {
-        "process": PROCESS + round(_HOLES * block),
+        "process": PROCESS + min(round(_HOLES * block), _MOST_HOLES),
         "weights": run.weights + run.frozen,
         "optimizer state": 4 * _MOMENTS * run.trained,
     }

@@ -69,7 +69,7 @@ class LoRALinear(AdaptedHead):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out), without the branch while it is disabled."""
-        rows = x.flatten(0, -2)
+        rows = x.reshape(-1, x.shape[-1])
         y = super().forward(rows)
         if self.enabled:
             y = self._with_branch(rows, y)
