@@ -16,7 +16,6 @@ RESTARTED = (
     "import os; from tinyllm import allocator; allocator.restart(); print(os.getpid(), os.environ['GLIBC_TUNABLES'])"
 )
 STEP = """
-import sys
 import torch
 from tinyllm import allocator
 from tinyllm.mean import Mean

@@ -17,10 +17,8 @@ COMFORTABLE = 0.6  # share of the memory there is, above which `activation_check
 _HEAD_ROWS, _HEAD_LOGITS = 256, 1 << 20  # in a block of logits on a CPU; see `model.heads`
 _EXPLICIT_LENGTH = 512  # up to it, attention in bfloat16 keeps its probabilities; see `model.kernels`
 _MOMENTS = 2  # of AdamW
-_HOLES, _MOST_HOLES = (
-    0.5,
-    256_000_000,
-)  # of a block: lost between tensors by the allocator, as measured; large ones leave no holes
+_HOLES = 0.5  # of a block: lost between tensors by the allocator, as measured
+_MOST_HOLES = 256_000_000  # bytes: large tensors leave no holes
 
 
 @dataclass(frozen=True)
