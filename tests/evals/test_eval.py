@@ -27,7 +27,7 @@ from tinyllm.evals import run, tasks
 from tinyllm.mean import values
 from tinyllm.model import hub
 from tinyllm.model.config import ModelConfig
-from tinyllm.model.generate import Sampling, generate
+from tinyllm.model.decoding import Sampling, generate
 from tinyllm.model.transformer import CausalLM
 from tinyllm.rollout.judging import evaluate_policy, gold_judge
 from tinyllm.rollout.source import TokenPrompt

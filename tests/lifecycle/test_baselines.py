@@ -17,7 +17,7 @@ from tinyllm.data.loading import preference_dataset
 from tinyllm.data.splits import read_split
 from tinyllm.lifecycle.baselines import ngram_bits_per_byte, pairs_of, reward_model_metrics
 from tinyllm.lifecycle.evaluation import EvaluationResult, Questions
-from tinyllm.model.generate import Completion
+from tinyllm.model.decoding import Completion
 from tinyllm.model.transformer import SequenceScorer
 
 

@@ -21,7 +21,7 @@ from tinyllm.lifecycle.evaluation import (
     proportion,
     ratio,
 )
-from tinyllm.model.generate import Completion
+from tinyllm.model.decoding import Completion
 
 PROMPTS = [
     TokenPrompt(small.tokenizer().encode(text), {"n": len(text), "task": text[:4]})

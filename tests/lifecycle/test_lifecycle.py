@@ -130,7 +130,7 @@ def test_transformers_and_peft_load_the_checkpoints(smoke: tuple[Path, dict]) ->
     import torch
 
     from tinyllm.model import hub
-    from tinyllm.model.generate import Sampling, generate
+    from tinyllm.model.decoding import Sampling, generate
     from tinyllm.text import chat
     from tinyllm.text.tokenizer import Tokenizer
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tinyllm.model.config import ModelConfig
-from tinyllm.model.generate import Sampling, generate
+from tinyllm.model.decoding import Sampling, generate
 from tinyllm.model.heads import token_scores
 from tinyllm.model.kernels import attention, soft_capped
 from tinyllm.model.rope import Rotary

@@ -15,7 +15,7 @@ from tinyllm.errors import UserError
 from tinyllm.evals.settings import EvalSettings
 from tinyllm.model import hub
 from tinyllm.model.config import ModelConfig
-from tinyllm.model.generate import Sampling, generate
+from tinyllm.model.decoding import Sampling, generate
 from tinyllm.model.transformer import CausalLM
 from tinyllm.rollout.config import RolloutConfig
 from tinyllm.stages.config import ChatConfig

@@ -14,7 +14,7 @@ from tests.support import small
 from tinyllm.errors import UserError
 from tinyllm.model import hub, lora, tensors
 from tinyllm.model.config import LoRAConfig, ModelConfig
-from tinyllm.model.generate import Sampling, generate
+from tinyllm.model.decoding import Sampling, generate
 from tinyllm.model.transformer import CausalLM, SequenceScorer
 
 TINY = {

@@ -40,8 +40,8 @@ EQUIVALENT: list[Equivalent] = [
       "all decimal digits are ASCII here (`spelling.words`), and `_free_behind` refuses one behind another"),
     E("train/run.py", "self.plan.segments = segments and tuple((start, end) for start, end in segments)",
       "self.plan.segments = segments", "nobody who reads them, and no file, tells a list from a tuple"),
-    E("evals/generation.py", "for i, value in zip(batch, judged(rule, rows), strict=True):",
-      "for i, value in zip(batch, judged(rule, rows), strict=False):", "`score` refuses another number of values"),
+    E("evals/generation.py", "for i, value in zip(mine, judged(rule, rows), strict=True):",
+      "for i, value in zip(mine, judged(rule, rows), strict=False):", "`score` refuses another number of values"),
     E("lifecycle/evaluation.py", "value = float(found.mean())", "value = found.mean()",
       "NumPy's float64 is a float, also in JSON"),
 ]

@@ -5,7 +5,9 @@ from __future__ import annotations
 from mutants.kind import Mutant
 
 M = Mutant
-LORA, TRANSFORMER, GENERATE = (f"model/test_{name}.py" for name in ("lora", "transformer", "generate"))
+LORA, TRANSFORMER, GENERATE, DECODING = (
+    f"model/test_{name}.py" for name in ("lora", "transformer", "generate", "decoding")
+)
 ENGINE, OPTIM, BATCHES = "train/test_engine.py", "train/test_optimizers.py", "data/test_batches.py"
 EVERY, COMMON, FIT = "algorithms/test_every.py", "stages/test_common.py", "train/test_trainer.py"
 PADDING, SOURCE = "rollout/test_padding.py", "rollout/test_source.py"
@@ -99,16 +101,30 @@ MUTANTS = [
     # --- rollouts and sampling -----------------------------------------------------------------------------------------------------
     M("sampler-unwatched", "extra", "a sampler that disagrees with training goes unnoticed", "rollout/source.py",
       "if not gap.value <= self.config.tolerance:", "if False:", SOURCE),
-    M("sampler-temperature", "extra", "the sampler ignores the temperature", "model/generate.py",
+    M("sampler-temperature", "extra", "the sampler ignores the temperature", "model/decoding/choosing.py",
       "_scaled(logits, sampling.temperature)", "logits", GENERATE),
-    M("sampler-padding", "extra", "a left-padded row's padding is attended to once rows are dropped", "model/generate.py",
-      "rows, ids, attend, text = rows[writing], ids[writing], attend[writing], text[writing]",
-      "rows, ids, attend, text = rows[writing], ids[writing], attend[: left], text[writing]",
-      f"{PADDING} {GENERATE}"),
-    M("cache-of-other-rows", "extra", "rows that go on read the cache of rows that stopped", "model/generate.py",
-      "cache.keep(writing.nonzero().squeeze(1))", "cache.keep(torch.arange(left))", f"{PADDING} {GENERATE}"),
-    M("seed-ignored", "extra", "the sampler's seed does nothing", "model/generate.py",
-      ".manual_seed(sampling.seed)", ".manual_seed(0)", GENERATE),
+    M("sampler-padding", "extra", "a row sees the columns of another once rows are dropped", "model/decoding/ring.py",
+      "mask.index_select(0, kept)", "mask[: len(kept)]", GENERATE),
+    M("cache-of-other-rows", "extra", "rows that go on read the cache of rows that stopped", "model/decoding/ring.py",
+      "self.keys.index_select(1, kept)", "self.keys[:, : len(kept)]", GENERATE),
+    M("seed-ignored", "extra", "the sampler's seed does nothing", "model/decoding/choosing.py",
+      "key=[seed, stream]", "key=[0, stream]", GENERATE),
+    M("streams-alike", "extra", "all rows draw the same random numbers", "model/decoding/choosing.py",
+      "key=[seed, stream]", "key=[seed, 0]", DECODING),
+    M("numbers-start-again", "extra", "a row that enters again draws its first numbers again", "model/decoding/engine.py",
+      "numbers[i, len(row.completion.ids) : row.limit]", "numbers[i, : row.remaining]", DECODING),
+    M("window-of-prompt", "extra", "a prompt that is longer than the window is seen whole", "model/decoding/ring.py",
+      "min(size, max(0, len(prompt) - window - done))", "0", DECODING),
+    M("window-left-open", "extra", "columns that leave the window stay in sight", "model/decoding/ring.py",
+      "                mask[:, (self.column - window) % self.capacity] = -torch.inf\n", "                pass\n", DECODING),
+    M("old-columns-in-sight", "extra", "a row sees what the one before it in its slot has left", "model/decoding/ring.py",
+      "            mask[slot] = -torch.inf\n", "            pass\n", DECODING),
+    M("inverse-off-by-one", "extra", "the inverse of the distribution includes its lower end", "model/decoding/choosing.py",
+      "cumulated[:, -1:] * uniform, right=True)", "cumulated[:, -1:] * uniform)", DECODING),
+    M("scale-of-queries", "extra", "attention of sampled tokens has another scale", "model/decoding/one_token.py",
+      "beta=0, alpha=self.scale)", "beta=0, alpha=1.0)", DECODING),
+    M("merged-without-adapter", "extra", "sampling leaves the adapter out", "model/decoding/one_token.py",
+      "[head_matrix(layer).detach()", "[layer.weight.detach()", DECODING),
     M("groups-mixed", "extra", "answers to different prompts share a group", "rollout/source.py",
       "torch.arange(len(answers), device=self.device) // self", "torch.arange(len(answers), device=self.device) % self", SOURCE),
     M("minibatch-twice", "extra", "every minibatch holds the same answers", "rollout/source.py",

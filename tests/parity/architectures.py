@@ -35,7 +35,7 @@ from tinyllm.algorithms import next_token
 from tinyllm.data.datasets.batches import TokenBatch, right_padded
 from tinyllm.errors import UserError
 from tinyllm.model import hub, lora
-from tinyllm.model.generate import Sampling, generate, left_padded
+from tinyllm.model.decoding import Sampling, generate
 from tinyllm.model.transformer import CausalLM, KVCache
 
 TOLERANCE = 1e-5
@@ -82,7 +82,7 @@ def padding(where: Path, oracle: nn.Module) -> float:
     ours = opened_here(where).eval()
     rows = [tokens(length, length) for length in (3, 17, 40)]
     expected = [their_logits(oracle, row) for row in rows]
-    ids, attend = left_padded(rows, DEVICE)
+    ids, attend = left_padded(rows)
     padded = our_logits(ours, ids.tolist(), attend)
     joined = [token for row in rows for token in row]
     documents = torch.tensor([[number for number, row in enumerate(rows, start=1) for _ in row]], device=DEVICE)
@@ -91,13 +91,21 @@ def padding(where: Path, oracle: nn.Module) -> float:
     return max(*gaps, *(apart(found, want) for found, want in zip(pieces, expected, strict=True)))
 
 
+def left_padded(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
+    """Return ids (B, T) and attend (B, T) bool, padded on the left."""
+    longest = max(map(len, rows))
+    ids = torch.tensor([[PAD] * (longest - len(row)) + row for row in rows], device=DEVICE)
+    attend = torch.tensor([[False] * (longest - len(row)) + [True] * len(row) for row in rows], device=DEVICE)
+    return ids, attend
+
+
 @torch.no_grad()
 def cached(where: Path) -> float:
     """Compare a prefill and then one token at a time with the forward pass over the whole row, alone and padded on the left."""
     ours = opened_here(where).eval()
     worst = 0.0
     for lengths in ((40,), (25, 40, 31)):
-        ids, attend = left_padded([tokens(length, length) for length in lengths], DEVICE)
+        ids, attend = left_padded([tokens(length, length) for length in lengths])
         whole = our_logits(ours, ids.tolist(), attend)
         real = attend[..., None].cpu()
         even = bool(attend.all())
@@ -118,7 +126,7 @@ def generation(where: Path, oracle: nn.Module) -> bool:
     settings = {"max_new_tokens": 24, "do_sample": False, "eos_token_id": None, "pad_token_id": PAD}
     want = []
     for batch in [[row] for row in rows] if by_length(where) else [rows]:
-        ids, attend = left_padded(batch, DEVICE)
+        ids, attend = left_padded(batch)
         want += oracle.generate(input_ids=ids, attention_mask=attend.long(), **settings)[:, ids.shape[1] :].tolist()
     return [done.ids for done in generate(ours, rows, Sampling(max_new_tokens=24, temperature=0.0))] == want
 

@@ -18,7 +18,7 @@ from tinyllm.algorithms import grpo
 from tinyllm.data.datasets.datasets import TokenPrompt
 from tinyllm.model import lora
 from tinyllm.model.config import LoRAConfig
-from tinyllm.model.generate import Sampling, generate
+from tinyllm.model.decoding import Sampling, generate
 from tinyllm.model.transformer import ActorCritic, CausalLM, SequenceScorer, set_dropout
 from tinyllm.rollout.config import RolloutConfig
 from tinyllm.rollout.judge import Judge

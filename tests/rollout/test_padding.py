@@ -13,7 +13,7 @@ from tinyllm.algorithms import grpo
 from tinyllm.data.datasets.datasets import TokenPrompt
 from tinyllm.mean import Mean
 from tinyllm.model.config import ModelConfig
-from tinyllm.model.generate import Completion, Sampling, generate
+from tinyllm.model.decoding import Completion, Sampling, generate
 from tinyllm.model.transformer import ActorCritic, CausalLM, SequenceScorer
 from tinyllm.rollout.config import RolloutConfig
 from tinyllm.rollout.judge import Judge, generate_and_score

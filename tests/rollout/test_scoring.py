@@ -16,7 +16,7 @@ from tinyllm import signals
 from tinyllm.data.datasets.datasets import TokenPrompt
 from tinyllm.data.records.types import Prompt
 from tinyllm.errors import UserError
-from tinyllm.model.generate import Completion
+from tinyllm.model.decoding import Completion
 from tinyllm.rollout import checks, rewards
 from tinyllm.rollout.judge import Judge, score_answers
 from tinyllm.rollout.rewards import Reward

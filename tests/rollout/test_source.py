@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 from tinyllm.algorithms import grpo
 from tinyllm.data.datasets.datasets import TokenPrompt
 from tinyllm.errors import UserError
-from tinyllm.model import generate as generation
+from tinyllm.model import decoding
 from tinyllm.model.config import ModelConfig
 from tinyllm.model.transformer import CausalLM, initialise
 from tinyllm.rollout import source as rollout
@@ -117,12 +118,10 @@ def test_sampler_and_training_forward_agree(policy: CausalLM, tokenizer: Tokeniz
 def test_a_sampler_that_disagrees_stops_the_run(
     policy: CausalLM, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = generation.generate
+    honest = decoding.generate
 
-    def hotter(model: CausalLM, prompts: list, sampling: generation.Sampling) -> list:
-        return honest(
-            model, prompts, generation.Sampling(sampling.max_new_tokens, 2.0, stop=sampling.stop, seed=sampling.seed)
-        )
+    def hotter(model: CausalLM, prompts: list, sampling: decoding.Sampling, *, streams: list) -> list:
+        return honest(model, prompts, replace(sampling, temperature=2.0), streams=streams)
 
     monkeypatch.setattr(rollout, "generate", hotter)
     with pytest.raises(UserError, match="sampler and training disagree"):
@@ -218,7 +217,7 @@ def test_dynamic_sampling_keeps_equal_groups_after_the_last_round(policy: Causal
 
 def test_overlong_answers_lose_reward_gradually(tokenizer: Tokenizer) -> None:
     judge = Judge(tokenizer, [], None, 0.0, 0.0, max_new_tokens=20, overlong_buffer=8)
-    answers = [generation.Completion(ids=[5] * n, finished=True) for n in (3, 12, 14, 20)]
+    answers = [decoding.Completion(ids=[5] * n, finished=True) for n in (3, 12, 14, 20)]
     reward, _ = judge([TokenPrompt([1], {})] * 4, answers, torch.zeros(4, 24), torch.zeros(4, 24))
     assert reward.tolist() == [0.0, 0.0, -0.25, -1.0]
 
@@ -250,10 +249,10 @@ def test_the_gap_between_sampler_and_training_is_a_mean_of_sizes(
     policy: CausalLM, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     """Nats per token of the answers, whatever their sign. Too large a one stops the run at its start, NaN always."""
-    honest = generation.generate
+    honest = decoding.generate
 
-    def shifted(*given: object) -> list:
-        found = honest(*given)
+    def shifted(*given: object, **how: object) -> list:
+        found = honest(*given, **how)
         for answer in found:
             answer.log_probs = [p + shift * (-1) ** n for n, p in enumerate(answer.log_probs)]
         return found

@@ -22,8 +22,9 @@ from tinyllm.data.datasets.datasets import SFTDataset
 from tinyllm.diagnostics.checks import checkpoints, export, target
 from tinyllm.diagnostics.checks import tokenizer as tokenizer_checks
 from tinyllm.mean import Mean
-from tinyllm.model import generate, hub, kernels, lora, transformer
-from tinyllm.model.transformer import KVCache
+from tinyllm.model import hub, kernels, lora, transformer
+from tinyllm.model.decoding import choosing, one_token
+from tinyllm.model.decoding import engine as decoding
 from tinyllm.stages.checkpoint_files import CheckpointFiles
 from tinyllm.text import chat, own_files
 from tinyllm.text.tokenizer import Tokenizer
@@ -37,16 +38,16 @@ Patch = Callable[[Any, str, Any], None]
 def cache_off_by_one(patch: Patch) -> None:
     """New keys and values overwrite the last cached ones."""
 
-    def append(self, layer, keys, values):
-        end = self.length + keys.shape[2]
-        start = max(0, self.length - 1)
-        self.keys[layer, :, :, end - 1 :] = 0
-        self.values[layer, :, :, end - 1 :] = 0
-        self.keys[layer, :, :, start : start + keys.shape[2]] = keys
-        self.values[layer, :, :, start : start + keys.shape[2]] = values
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+    original = one_token._Layer._write
 
-    patch(KVCache, "append", append)
+    def write(self, qkv, rotation, columns, number):
+        q = original(self, qkv, rotation, columns, number)
+        for cached in (columns.keys[number], columns.values[number]):
+            cached[:, -2:-1] = cached[:, -1:]
+            cached[:, -1] = 0
+        return q
+
+    patch(one_token._Layer, "_write", write)
 
 
 def merged_with_twice_the_scale(patch: Patch) -> None:
@@ -250,12 +251,16 @@ def checkpoint_without_files(patch: Patch) -> None:
 
 
 def stop_tokens_ignored(patch: Patch) -> None:
-    original = generate._decode
-    patch(generate, "_decode", lambda m, p, sampling, n: original(m, p, replace(sampling, stop=()), n))
+    original = decoding.Engine.__init__
+
+    def init(self, model, sampling, **how):
+        original(self, model, replace(sampling, stop=()), **how)
+
+    patch(decoding.Engine, "__init__", init)
 
 
 def temperature_ignored_by_the_sampler(patch: Patch) -> None:
-    patch(generate, "_scaled", lambda logits, temperature: logits)
+    patch(choosing, "_scaled", lambda logits, temperature: logits)
 
 
 def control_tokens_without_names(patch: Patch) -> None:

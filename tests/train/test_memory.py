@@ -21,7 +21,7 @@ from tinyllm.data.datasets.batches import TokenBatch
 from tinyllm.errors import UserError
 from tinyllm.model import heads, hub, lora, tensors
 from tinyllm.model.config import LoRAConfig, ModelConfig
-from tinyllm.model.generate import Sampling, generate
+from tinyllm.model.decoding import Sampling, generate
 from tinyllm.model.heads import token_log_probs
 from tinyllm.model.transformer import CausalLM, initialise, set_activation_checkpointing, set_dropout
 from tinyllm.stages import sft

@@ -132,7 +132,6 @@ class Evaluator:
             self.config.seed,
             self.uses_chat_template(benchmark),
             self.config.until,
-            self.tokens_per_batch,
             self.conventions.start,
             self.config.chat.system,
         )

@@ -1,19 +1,17 @@
-"""Generate answers to questions in batches that the ranks share, and score each with reward rules."""
+"""Generate answers to questions that the ranks share, and score each with reward rules."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from tinyllm import distributed as dist
 from tinyllm.console import say
 from tinyllm.errors import UserError
 from tinyllm.evals.formats import Question
 from tinyllm.evals.judging import answered, judged
-from tinyllm.evals.likelihood import batches, sum_over_ranks
-from tinyllm.model.generate import Completion, Sampling, generate
+from tinyllm.evals.likelihood import sum_over_ranks
+from tinyllm.model.decoding import Completion, Sampling, generate
 from tinyllm.model.transformer import CausalLM
 from tinyllm.rollout.rewards import Reward
 from tinyllm.rollout.scoring import Answered
@@ -30,8 +28,6 @@ class GenerationSettings:
     """use the chat template, not a continuation of plain text"""
     until: tuple[str, ...]
     """strings that end a plain continuation"""
-    tokens: int
-    """in one batch, prompts and answers together"""
     start: tuple[int, ...]
     """ids in front of a plain question"""
     system: str = ""
@@ -68,7 +64,7 @@ def generate_and_score(
 ) -> tuple[list[list[float]], list[float]]:
     """Generate `samples` answers per question and score them.
 
-    Batches and their random numbers do not depend on the number of ranks, so neither do the answers.
+    An answer's random numbers depend on its place among all answers, not on the number of ranks.
 
     Returns:
         for each rule its values of all answers, those to one question next to each other; and 1 for every answer that ended, else 0.
@@ -76,24 +72,18 @@ def generate_and_score(
     prompts = [ids for ids in prompt_ids(model, tokenizer, questions, settings) for _ in range(samples)]
     repeated = [question for question in questions for _ in range(samples)]
     values = [[0.0] * len(prompts) for _ in range(len(rules) + 1)]
-    all_batches = batches([len(ids) + settings.max_new_tokens for ids in prompts], settings.tokens)
-    for number in range(dist.rank(), len(all_batches), dist.world_size()):
-        batch, seed = all_batches[number], _seed(settings.seed, number)
-        sampling = Sampling(settings.max_new_tokens, settings.temperature, stop=tokenizer.stop_ids, seed=seed)
-        found = generate(model, [prompts[i] for i in batch], sampling)
-        rows = [_answered(tokenizer, repeated[i], answer, settings) for i, answer in zip(batch, found, strict=True)]
-        for column, rule in zip(values, rules, strict=False):
-            for i, value in zip(batch, judged(rule, rows), strict=True):
-                column[i] = value
-        for i, row in zip(batch, rows, strict=True):
-            values[-1][i] = float(row.finished)
+    mine = range(dist.rank(), len(prompts), dist.world_size())
+    sampling = Sampling(settings.max_new_tokens, settings.temperature, stop=tokenizer.stop_ids, seed=settings.seed)
+    found = generate(model, [prompts[i] for i in mine], sampling, streams=mine)
+    rows = [_answered(tokenizer, repeated[i], answer, settings) for i, answer in zip(mine, found, strict=True)]
+    for column, rule in zip(values, rules, strict=False):
+        for i, value in zip(mine, judged(rule, rows), strict=True):
+            column[i] = value
+    for i, row in zip(mine, rows, strict=True):
+        values[-1][i] = float(row.finished)
     device = model.lm_head.weight.device
     *by_rule, ended = [sum_over_ranks(column, device) for column in values]
     return by_rule, ended
-
-
-def _seed(*numbers: int) -> int:
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def _answered(tokenizer: Tokenizer, question: Question, answer: Completion, settings: GenerationSettings) -> Answered:

@@ -19,7 +19,7 @@ import torch
 from tinyllm.data.datasets.batches import Source, right_padded
 from tinyllm.data.datasets.datasets import SFTDataset, TokenPrompt, scored_documents
 from tinyllm.evals.statistics import normal_interval, wilson_interval
-from tinyllm.model.generate import Completion, Sampling, generate
+from tinyllm.model.decoding import Completion, Sampling, generate
 from tinyllm.model.transformer import CausalLM
 from tinyllm.text.tokenizer import Tokenizer
 
@@ -122,11 +122,8 @@ def evaluate(
     policy: CausalLM, tokenizer: Tokenizer, questions: Questions, *, seed: int, temperature: float = 1.0
 ) -> EvaluationResult:
     """Sample one answer per question and score it."""
-    completions: list[Completion] = []
-    for start in range(0, len(questions.prompts), _BATCH_SIZE):
-        batch = questions.prompts[start : start + _BATCH_SIZE]
-        sampling = Sampling(questions.max_new_tokens, temperature, stop=tokenizer.stop_ids, seed=seed + start)
-        completions += generate(policy, [p.ids for p in batch], sampling)
+    sampling = Sampling(questions.max_new_tokens, temperature, stop=tokenizer.stop_ids, seed=seed)
+    completions = generate(policy, [p.ids for p in questions.prompts], sampling)
     texts = [tokenizer.decode(c.ids) for c in completions]
     answered = list(zip(questions.prompts, texts, completions, strict=True))
     gold = [questions.gold(p.columns, text, c.finished) for p, text, c in answered]

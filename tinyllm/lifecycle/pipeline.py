@@ -19,7 +19,7 @@ from tinyllm.errors import UserError
 from tinyllm.lifecycle import examination, gates, overoptimization, records, sources
 from tinyllm.lifecycle.evaluation import EvaluationResult, Questions
 from tinyllm.lifecycle.stages import PARENTS, STAGES, names_of
-from tinyllm.model.generate import Completion
+from tinyllm.model.decoding import Completion
 from tinyllm.rollout import checks
 from tinyllm.stages.parents import RUNS, find_checkpoint
 from tinyllm.text.tokenizer import Tokenizer

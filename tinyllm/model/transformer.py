@@ -53,10 +53,6 @@ class KVCache:
         self.values[layer, :, :, self.length : end] = values
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
-    def keep(self, rows: Tensor) -> None:
-        """Keep the rows with these indices and drop the others."""
-        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
-
 
 class RMSNorm(nn.Module):
     """x / rms(x) * weight over the last dimension (arXiv 1910.07467).

@@ -19,7 +19,7 @@ from tinyllm.data.datasets.batches import right_padded
 from tinyllm.data.datasets.datasets import TokenPrompt
 from tinyllm.errors import FAILED, UserError
 from tinyllm.mean import Mean, over
-from tinyllm.model.generate import Completion, Sampling, generate
+from tinyllm.model.decoding import Completion, Sampling, generate
 from tinyllm.model.transformer import CausalLM, SequenceScorer
 from tinyllm.rollout.rewards import REWARD_MODEL, Reward
 from tinyllm.rollout.scoring import Answered, TrainerState, score
@@ -150,14 +150,19 @@ def generate_and_score(
     judge: Judge,
     sampling: Sampling,
     *,
+    streams: Sequence[int] | None = None,
     rows: int = 64,
     probe: Probe | None = None,
 ) -> dict[str, Mean]:
-    """Sample one answer to each prompt, `rows` at a time, and return the metrics of `score_answers` and of `probe`."""
+    """Sample one answer to each prompt, and return the metrics of `score_answers` and of `probe`, computed for `rows` at a time.
+
+    Args:
+        streams: of random numbers, see `generate`.
+    """
     pooled: dict[str, Mean] = {}
+    all_answers = generate(policy, [p.ids for p in prompts], sampling, streams=streams)
     for start in range(0, len(prompts), rows):
-        part = prompts[start : start + rows]
-        answers = generate(policy, [p.ids for p in part], sampling)
+        part, answers = prompts[start : start + rows], all_answers[start : start + rows]
         _, metrics = score_answers(judge, part, answers, policy.lm_head.weight.device)
         metrics |= probe(part, answers) if probe else {}
         pooled = {name: pooled[name] + mean if name in pooled else mean for name, mean in metrics.items()}

@@ -9,7 +9,7 @@ import torch
 from tinyllm import distributed as dist
 from tinyllm.data.datasets.datasets import TokenPrompt
 from tinyllm.mean import Mean
-from tinyllm.model.generate import Sampling
+from tinyllm.model.decoding import Sampling
 from tinyllm.model.transformer import CausalLM, SequenceScorer
 from tinyllm.rollout import rewards
 from tinyllm.rollout.config import RolloutConfig
@@ -47,12 +47,13 @@ def evaluate_policy(
     probe: Probe | None = None,
 ) -> dict[str, Mean]:
     """Sample one answer to each prompt and return the mean metrics of `generate_and_score`. The ranks share the prompts."""
-    sampling = Sampling(max_new_tokens, temperature, stop=tokenizer.stop_ids, seed=dist.rank())
-    mine = prompts[dist.rank() :: dist.world_size()]
+    sampling = Sampling(max_new_tokens, temperature, stop=tokenizer.stop_ids, seed=0)
+    places = range(dist.rank(), len(prompts), dist.world_size())
+    mine = [prompts[place] for place in places]
     with (
         torch.no_grad()
     ):  # a rank without prompts answers one that does not count, to report the same metrics as the others
-        pooled = generate_and_score(policy, mine or prompts[:1], judge, sampling, probe=probe)
+        pooled = generate_and_score(policy, mine or prompts[:1], judge, sampling, streams=places or None, probe=probe)
     if not mine:
         pooled = {name: Mean(0.0, 0.0) for name in pooled}
     return pool_over_ranks(pooled, policy.lm_head.weight.device)

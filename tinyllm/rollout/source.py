@@ -22,7 +22,7 @@ from tinyllm.data.datasets.batches import Samples, ScoredSamples, padded_width, 
 from tinyllm.data.datasets.datasets import TokenPrompt
 from tinyllm.errors import FAILED, UserError
 from tinyllm.mean import Mean, masked, over
-from tinyllm.model.generate import Completion, Sampling, generate
+from tinyllm.model.decoding import Completion, Sampling, generate
 from tinyllm.model.transformer import ActorCritic, CausalLM
 from tinyllm.rollout.config import RolloutConfig
 from tinyllm.rollout.judge import Judge, answer_rows, score_answers
@@ -219,10 +219,14 @@ class RolloutSource:
         return [prompt for prompt, _, _ in chosen], [answer for _, answer, _ in chosen], rewards, pooled
 
     def _sample_round(self, turn: int) -> tuple[list[TokenPrompt], list[Completion], Tensor, dict[str, Mean]]:
-        prompts = [p for p in self.prompts_of(turn) for _ in range(self.config.group_size)]
-        seed = int(self._random(turn, 0, self.rank).integers(1 << 62))
+        size = self.config.group_size
+        prompts = [p for p in self.prompts_of(turn) for _ in range(size)]
+        # numbered over all ranks, so that an answer is the same whichever rank samples it
+        places = range(self.rank, self._prompts_per_round, self.world_size)
+        streams = [place * size + member for place in places for member in range(size)]
+        seed = int(self._random(turn, 0).integers(1 << 62))
         sampling = Sampling(self.config.max_new_tokens, self.config.temperature, stop=self.stop, seed=seed)
-        answers = generate(self.policy, [p.ids for p in prompts], sampling)
+        answers = generate(self.policy, [p.ids for p in prompts], sampling, streams=streams)
         reward, metrics = score_answers(self.judge, prompts, answers, self.device)
         return prompts, answers, reward, metrics
 

@@ -15,7 +15,7 @@ from tinyllm.config import load
 from tinyllm.console import say
 from tinyllm.errors import UserError
 from tinyllm.io import untrusted_files
-from tinyllm.model.generate import Sampling, steps
+from tinyllm.model.decoding import Sampling, stream
 from tinyllm.model.transformer import CausalLM
 from tinyllm.stages.common import load_language_model, set_up
 from tinyllm.stages.config import ChatConfig
@@ -110,10 +110,10 @@ class ChatSession:
         self.answers += 1
         decoder, written, self.finished = StreamDecoder(self.tokenizer), "", False
         try:
-            for _, tokens, _ in steps(self.model, [ids], sampling):
-                self.finished = tokens[0] in sampling.stop
+            for token in stream(self.model, ids, sampling):
+                self.finished = token in sampling.stop
                 if not self.finished:
-                    written += (piece := decoder.push(tokens[0]))
+                    written += (piece := decoder.push(token))
                     yield piece
             written += (piece := decoder.flush())
             yield piece

@@ -14,7 +14,7 @@ from tinyllm.diagnostics.checks.result import CheckSkipped, Comparison, Effect, 
 from tinyllm.diagnostics.checks.target import Target, is_adapter
 from tinyllm.model import hub, lora
 from tinyllm.model.config import LoRAConfig
-from tinyllm.model.generate import Completion, Sampling, generate
+from tinyllm.model.decoding import Completion, Sampling, generate
 from tinyllm.model.transformer import CausalLM, SequenceScorer
 
 _NEW_TOKENS = 24
