@@ -94,13 +94,13 @@ def test_equal_prompts_are_computed_once_and_have_different_completions() -> Non
 
 def test_rows_that_are_done_are_computed_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     computed: list[int] = []
-    original = one_token.OneToken.__call__
+    original = engine.Engine._logits
 
-    def counted(self: one_token.OneToken, ids: torch.Tensor, *more: object) -> torch.Tensor:
-        computed.append(len(ids))
-        return original(self, ids, *more)
+    def counted(self: engine.Engine) -> torch.Tensor:
+        computed.append(len(self.ids))
+        return original(self)
 
-    monkeypatch.setattr(one_token.OneToken, "__call__", counted)
+    monkeypatch.setattr(engine.Engine, "_logits", counted)
     model = made()
     found = generate(model, PROMPTS * 8, Sampling(48, stop=STOP, seed=7), rows=16)
     needed = sum(len(c.ids) - 1 for c in found)

@@ -42,6 +42,11 @@ class Sampling:
                     f"{name} {getattr(self, name)} is out of range", where="sampling", fix=f"set it to {rule}"
                 )
 
+    @property
+    def of_all(self) -> bool:
+        """Whether tokens are sampled, from the whole vocabulary."""
+        return self.temperature > 0 and self.top_k == 0 and self.top_p == 1
+
 
 @dataclass
 class Completion:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tinyllm.errors import FAILED, UserError
+from tinyllm.model.decoding import native
 from tinyllm.model.decoding.choosing import choose, penalized, uniforms
 from tinyllm.model.decoding.completion import Completion, Sampling
 from tinyllm.model.decoding.one_token import OneToken
@@ -66,6 +67,8 @@ class Engine:
         self.device = model.lm_head.weight.device
         self.checked_every = checked_every or _CHECKED_EVERY[self.device.type]
         self.weights = OneToken(model, products_dtype(model), capacity + self.checked_every + 1)
+        self._functions = native.library() if native.covers(self.weights) else None
+        self._native: native.NativeStep | None = None  # of the ring as it is
         self.queue: deque[Row] = deque()
         self.rows: list[Row | None] = []  # of each slot; None: done
         self.checked = 0  # up to this column
@@ -103,17 +106,28 @@ class Engine:
             return done
         with torch.inference_mode():
             for _ in range(min(self.checked_every, min(ends) - 1 - self.ring.column)):
-                logits = self.weights(self.ids, self.ring.positions, self.ring.columns())
+                logits = self._logits()
                 self.ring.column += 1
                 self._choose(logits, slice(None))
             return done + self._check()
+
+    def _logits(self) -> Tensor:
+        """Return the logits (B, V) that follow the ids of this column."""
+        if self._native is None and self._functions is not None:
+            self._native = native.NativeStep(self.weights, self.ring, self._functions)
+        if self._native is not None:
+            return self._native(self.ids)
+        return self.weights(self.ids, self.ring.positions, self.ring.columns())
 
     def _choose(self, logits: Tensor, slots: slice | list[int]) -> None:
         """Choose the tokens of the current column for some slots, from logits (n, V)."""
         ring, place = self.ring, self.ring.place
         if ring.seen is not None:
             logits = penalized(logits, ring.seen[slots], self.sampling.repetition_penalty)
-        ids, log_probs = choose(logits, self.sampling, ring.uniforms[slots, place])
+        chosen_by = choose
+        if self._native is not None and isinstance(slots, slice) and self.sampling.of_all:
+            chosen_by = self._native.choose
+        ids, log_probs = chosen_by(logits, self.sampling, ring.uniforms[slots, place])
         ring.ids[slots, place], ring.log_probs[slots, place] = ids, log_probs
         self.ids = ring.ids[:, place]
         if ring.seen is not None:
@@ -160,6 +174,7 @@ class Engine:
             self.rows = []
         elif many and not self.queue:
             self.ring.keep(alive)
+            self._native = None
             self.ids = self.ring.ids[:, self.ring.place]
             self.rows = [self.rows[slot] for slot in alive]
 
@@ -174,6 +189,7 @@ class Engine:
         prompts, slots = [row.text for row in entering], free[: len(entering)]
         hidden = self._prefill(prompts)
         with torch.inference_mode():
+            self._native = None
             if not self.rows:
                 self._begin(prompts)
             else:

@@ -53,6 +53,8 @@ class OneToken:
         copied = size <= _COPIED_BYTES
         self.layers = [_Layer(cast(Block, layer), dtype, copied) for layer in decoder.layers]
         self.norm = _normalization(decoder.norm, dtype)
+        plain = type(decoder.embed_tokens) is nn.Embedding
+        self.embedding = decoder.embed_tokens.weight.detach() if plain else None
         head = head_matrix(model.lm_head).detach().to(dtype)
         self.head = head.T.contiguous() if copied and dtype == self.wide else head.T
         self.kinds, self.rotary = decoder.kinds, decoder.rotary
@@ -83,6 +85,13 @@ class OneToken:
         found = hidden @ self.head if self.dtype == self.wide else kernels.wide_product(hidden, self.head.T)
         return kernels.soft_capped(found, self.config.final_logit_softcapping)
 
+    def table(self, rotary: Rotary) -> tuple[Tensor, Tensor]:
+        """Return the factors of all positions, (length, rotated dimensions) each; see `_rotation`."""
+        if rotary.theta not in self._tables:
+            cos, sin = rotary.span(0, self.length, self.head.device)
+            self._tables[rotary.theta] = _doubled(cos[0, 0], sin[0, 0], self.dtype)
+        return self._tables[rotary.theta]
+
     def _rotation(self, rotary: Rotary, positions: int | Tensor, rows: int) -> tuple[Tensor, Tensor]:
         """Return the factors of a head's numbers and of those of its other half, (B or 1, 1, rotated dimensions) each."""
         if rotary.by_length:
@@ -92,10 +101,7 @@ class OneToken:
             )
             cos, sin = (part[:, 0] for part in rotary.at(place, place + 1, int(place.max()) + 1))
             return _doubled(cos, sin, self.dtype)
-        if rotary.theta not in self._tables:
-            cos, sin = rotary.span(0, self.length, self.head.device)
-            self._tables[rotary.theta] = _doubled(cos[0, 0], sin[0, 0], self.dtype)
-        cos, sin = self._tables[rotary.theta]
+        cos, sin = self.table(rotary)
         if isinstance(positions, int):
             return cos[positions], sin[positions]
         return cos.index_select(0, positions)[:, None], sin.index_select(0, positions)[:, None]
@@ -132,15 +138,21 @@ class _Layer:
         self.heads, self.groups = self.widths[0] // self.width, self.widths[1] // self.width
         self.scale = self.width**-0.5 if attention.scale is None else attention.scale
         self.softcap = attention.softcap
-        self.normed = not isinstance(attention.q_norm, nn.Identity)
-        self.norm_all_heads = attention.norm_all_heads
-        self.q_norm, self.k_norm = attention.q_norm, attention.k_norm
-        if self.normed and not self.norm_all_heads:
+        normed, together = not isinstance(attention.q_norm, nn.Identity), attention.norm_all_heads
+        self.qk_norm: RMS | None = None  # of each head
+        self.norms: tuple[Normalization, Normalization] | None = None  # of all heads together
+        if normed and together:
+            self.norms = _normalization(attention.q_norm, dtype), _normalization(attention.k_norm, dtype)
+        elif normed:
             self.qk_norm = _normalization_of_heads(attention.q_norm, attention.k_norm, self.heads, self.groups, dtype)
-        elif self.normed:
-            self.norm_q, self.norm_k = _normalization(attention.q_norm, dtype), _normalization(attention.k_norm, dtype)
         self.nothing = torch.zeros(1, 1, 1, dtype=dtype, device=self.out.device)
-        self.dtype = dtype
+
+    @property
+    def plain(self) -> bool:
+        """Whether the layer is that of Qwen and Llama: RMS norms before attention and a gated MLP with silu, nothing after them."""
+        before = isinstance(self.before_attention, RMS) and isinstance(self.before_mlp, RMS)
+        after = self.after_attention is None and self.after_mlp is None and self.norms is None
+        return before and after and self.gated and self.activation is F.silu and self.softcap is None
 
     def __call__(
         self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, columns: Columns, number: int, mask: Tensor | None
@@ -165,12 +177,12 @@ class _Layer:
     def _write(self, qkv: Tensor, rotation: tuple[Tensor, Tensor] | None, columns: Columns, number: int) -> Tensor:
         """Write the new keys and values and return the queries, (B, H, head_dim)."""
         rows, both = len(qkv), self.heads + self.groups
-        if self.normed and self.norm_all_heads:
+        if self.norms is not None:
             q, k, v = qkv.split(self.widths, -1)
-            qkv = torch.cat((self.norm_q(q), self.norm_k(k), v), -1)
+            qkv = torch.cat((self.norms[0](q), self.norms[1](k), v), -1)
         heads = qkv.view(rows, both + self.groups, self.width)
         qk = heads[:, :both]
-        if self.normed and not self.norm_all_heads:
+        if self.qk_norm is not None:
             qk = self.qk_norm(qk)
         if rotation is not None:
             qk = _rotated(qk, *rotation)
@@ -222,6 +234,15 @@ class _Product:
             return found[0] if len(found) == 1 else torch.cat(found, -1)
         return torch.mm(x, self.matrix) if self.bias is None else torch.addmm(self.bias, x, self.matrix)
 
+    def into(self, out: Tensor, x: Tensor) -> None:
+        """Write the products into `out` (B, sum of widths)."""
+        if self.matrix is None:
+            torch.cat([layer(x) for layer in self.layers], -1, out=out)
+        elif self.bias is None:
+            torch.mm(x, self.matrix, out=out)
+        else:
+            torch.addmm(self.bias, x, self.matrix, out=out)
+
     def added(self, to: Tensor, x: Tensor) -> Tensor:
         """Add the product to `to` (B, D), in place."""
         if self.matrix is None or self.bias is not None or to.dtype != x.dtype:
@@ -232,42 +253,45 @@ class _Product:
 Normalization = Callable[[Tensor], Tensor]
 
 
+class RMS:
+    """`kernels.rms_norm` without a gradient.
+
+    Args:
+        gain: (D,), or (heads, D) where each head has its own.
+        dtype: of the result.
+    """
+
+    def __init__(self, gain: Tensor, eps: float, dtype: torch.dtype):
+        self.wide = torch.promote_types(dtype, torch.float32)
+        self.gain, self.narrow_gain, self.eps, self.dtype = gain.to(self.wide).contiguous(), gain.to(dtype), eps, dtype
+        self._least = torch.tensor(eps, dtype=self.wide, device=gain.device)
+        self._share = 1 / gain.shape[-1]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return x (..., D) with a root mean square of one, times the gain."""
+        if self.dtype == self.wide:
+            length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+            return (x * torch.addcmul(self._least, length, length, value=self._share).rsqrt_()).mul_(self.gain)
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=self.wide)
+        scale = torch.addcmul(self._least, length, length, value=self._share).rsqrt_().to(x.dtype)
+        return (x * scale).mul_(self.gain if x.dtype == self.wide else self.narrow_gain).to(self.dtype)
+
+
 def _normalization(norm: nn.Module, dtype: torch.dtype) -> Normalization:
     """Return a normalization layer over the last dimension, with its result in `dtype`."""
     if isinstance(norm, RMSNorm):
-        return _rms_norm(_gain(norm), norm.eps, dtype)
+        return RMS(_gain(norm), norm.eps, dtype)
     assert isinstance(norm, nn.LayerNorm)
     weight, bias, shape, eps = norm.weight.detach(), norm.bias.detach(), norm.normalized_shape, norm.eps
     return lambda x: F.layer_norm(x, shape, weight.to(x.dtype), bias.to(x.dtype), eps).to(dtype)
 
 
-def _normalization_of_heads(q: nn.Module, k: nn.Module, heads: int, groups: int, dtype: torch.dtype) -> Normalization:
+def _normalization_of_heads(q: nn.Module, k: nn.Module, heads: int, groups: int, dtype: torch.dtype) -> RMS:
     """Return the normalization of queries and keys (B, H + K, head_dim), each head by itself."""
     assert isinstance(q, RMSNorm)
     assert isinstance(k, RMSNorm)
-    gains = torch.cat((_gain(q).expand(heads, -1), _gain(k).expand(groups, -1))).contiguous()
-    return _rms_norm(gains, q.eps, dtype)
+    return RMS(torch.cat((_gain(q).expand(heads, -1), _gain(k).expand(groups, -1))), q.eps, dtype)
 
 
 def _gain(norm: RMSNorm) -> Tensor:
     return norm.weight.detach() + norm.offset
-
-
-def _rms_norm(gain: Tensor, eps: float, dtype: torch.dtype) -> Normalization:
-    """Return `kernels.rms_norm` without a gradient. gain: (D,), or (heads, D) where each head has its own."""
-    size = gain.shape[-1]
-    wide = torch.promote_types(dtype, torch.float32)
-    least = torch.tensor(eps, dtype=wide, device=gain.device)
-    gains = {dtype: gain.to(dtype), wide: gain.to(wide)}
-    gain = gains[wide]
-
-    def norm(x: Tensor) -> Tensor:
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        return (x * torch.addcmul(least, length, length, value=1 / size).rsqrt_()).mul_(gain)
-
-    def rounded(x: Tensor) -> Tensor:
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
-        scale = torch.addcmul(least, length, length, value=1 / size).rsqrt_().to(x.dtype)
-        return (x * scale).mul_(gains[x.dtype]).to(dtype)
-
-    return norm if dtype == wide else rounded

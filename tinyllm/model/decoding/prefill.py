@@ -11,7 +11,7 @@ from torch import Tensor
 from tinyllm.model.kernels import compute_dtype, computing_with
 from tinyllm.model.transformer import CausalLM, KVCache
 
-_TOKENS = {"cpu": 4096, "cuda": 1 << 16, "mps": 1 << 14}  # of one forward pass, with padding
+_TOKENS = {"cpu": 1024, "cuda": 1 << 16, "mps": 1 << 14}  # of one forward pass, with padding
 
 
 class Prefilled(NamedTuple):

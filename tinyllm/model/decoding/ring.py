@@ -7,11 +7,13 @@ is its number modulo the capacity, which no row exceeds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from tinyllm import allocator
 from tinyllm.model.config import ModelConfig
 from tinyllm.model.decoding.one_token import Columns
 from tinyllm.model.decoding.prefill import Prefilled
@@ -43,7 +45,7 @@ class Ring:
         shape = (config.num_hidden_layers, rows, config.num_key_value_heads, capacity, config.head_dim)
         self.capacity, self.column, self.dtype, self.device = capacity, column, dtype, device
         # zeros: what a row may not see is multiplied by a probability of 0, which makes NaN of what is not a number
-        self.keys, self.values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
+        self.keys, self.values = (_zeros(shape, dtype, device) for _ in range(2))
         wide = torch.promote_types(dtype, torch.float32)
         self.ids = torch.zeros(rows, capacity, dtype=torch.long, device=device)
         self.log_probs = torch.zeros(rows, capacity, dtype=wide, device=device)
@@ -67,13 +69,17 @@ class Ring:
         """The position of the column's tokens in their texts, (B,) or one for all."""
         return self.column if self.first is None else self.column - self.first
 
-    def columns(self) -> Columns:
-        """Return what the computation of this column's tokens reads and writes."""
+    def advance_masks(self) -> int:
+        """Let all rows see this column, and return how many columns are read."""
         for window, mask in self.masks.items():
             mask[:, self.place] = 0.0
             if window is not None:
                 mask[:, (self.column - window) % self.capacity] = -torch.inf
-        end = self.capacity if self.wrapped or self.column >= self.capacity else self.place + 1
+        return self.capacity if self.wrapped or self.column >= self.capacity else self.place + 1
+
+    def columns(self) -> Columns:
+        """Return what the computation of this column's tokens reads and writes."""
+        end = self.advance_masks()
         masks = {name: self.masks[limit][:, :end] for name, limit in self.windows.items()} if self.masks else {}
         return Columns(
             self.keys.flatten(1, 2)[..., :end, :].unbind(0),
@@ -154,3 +160,11 @@ class Ring:
             size = min(end - start, self.capacity - place)
             yield slice(place, place + size)
             start += size
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    count = math.prod(shape)
+    pages = allocator.zeros_in_huge_pages(count * dtype.itemsize) if device.type == "cpu" else None
+    if pages is None:
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return torch.frombuffer(pages, dtype=dtype, count=count).view(shape)

@@ -1,0 +1,219 @@
+/* What lies between the matrix products of one decoding step, in float32: normalization, rotation, attention, activation, sampling.
+
+The same computation as `one_token.py` and `choosing.py`, which are used where there is no C compiler; `tests/model/test_native.py` compares
+the two. Small models spend most of a step in calling many small operations, and rows of a few hundred tokens in reading their keys and
+values; here each of them is read once, in the order of memory.
+
+Rows are divided among threads if the library is built with OpenMP. All arrays are float32 and contiguous unless a stride is given.
+*/
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#define LARGEST_HEAD 256
+#define LANES 16
+#define BLOCK 64 /* probabilities that are summed at once */
+
+typedef struct {
+    int64_t rows, width;
+    float eps;
+    const float *x, *gain;
+    float *out;
+} Norm;
+
+typedef struct {
+    int64_t rows, heads, groups, width, rotated; /* rotated: dimensions of a head, 0 without rotary embeddings */
+    int64_t rotation_stride;                     /* between the factors of two rows; 0: all rows have the same */
+    int64_t row_stride, head_stride;             /* of keys and values */
+    int64_t place, end;                          /* the column that is written, and how many are read */
+    int64_t mask_stride;
+    float eps, scale;
+    const float *gains; /* (heads + groups, width), or NULL without normalization */
+    const float *cos, *sin; /* (rows, rotated), of which the second half of sin has the other sign: see one_token._doubled */
+    const float *mask; /* (rows, columns), 0 or -inf; NULL where rows see all columns */
+    float *qkv; /* (rows, (heads + 2 groups) width); overwritten */
+    float *keys, *values;
+    float *scores; /* (rows, heads, columns), scratch */
+    float *out; /* (rows, heads width) */
+} Attention;
+
+typedef struct {
+    int64_t rows, width;
+    const float *x; /* (rows, 2 width): gate, up */
+    float *out;
+} Gate;
+
+typedef struct {
+    int64_t rows, vocabulary, uniform_stride;
+    float scale; /* 1 / temperature */
+    const float *logits;
+    const float *uniform;
+    float *scratch; /* (rows, vocabulary) */
+    int64_t *ids;
+    float *log_probs;
+} Draw;
+
+/* e^x to about one unit in the last place, for x <= 0, in a form that compilers vectorize. NaN stays NaN. */
+static inline float exponential(float x) {
+    float clamped = x < -87.0f ? -87.0f : x; /* e^-87 is the smallest that is not denormal */
+    float whole = nearbyintf(clamped * 1.44269504f);
+    float rest = fmaf(whole, -0.693359375f, clamped);
+    rest = fmaf(whole, 2.12194440e-4f, rest);
+    float p = 1.9875691500e-4f;
+    p = fmaf(p, rest, 1.3981999507e-3f);
+    p = fmaf(p, rest, 8.3334519073e-3f);
+    p = fmaf(p, rest, 4.1665795894e-2f);
+    p = fmaf(p, rest, 1.6666665459e-1f);
+    p = fmaf(p, rest, 5.0000001201e-1f);
+    p = fmaf(p, rest * rest, rest + 1.0f);
+    union { int32_t bits; float value; } power = {((int32_t)whole + 127) << 23};
+    return x < -87.0f ? 0.0f : p * power.value;
+}
+
+/* The largest of n numbers, NaN left out. */
+static inline float largest_of(const float *x, int64_t n) {
+    float lanes[LANES], largest = -INFINITY; /* side by side: compilers do not reorder comparisons that meet NaN */
+    int64_t i = 0;
+    for (int64_t lane = 0; lane < LANES; lane++) lanes[lane] = -INFINITY;
+    for (; i + LANES <= n; i += LANES)
+        for (int64_t lane = 0; lane < LANES; lane++) lanes[lane] = x[i + lane] > lanes[lane] ? x[i + lane] : lanes[lane];
+    for (; i < n; i++) largest = x[i] > largest ? x[i] : largest;
+    for (int64_t lane = 0; lane < LANES; lane++) largest = lanes[lane] > largest ? lanes[lane] : largest;
+    return largest;
+}
+
+static inline float sum_of_squares(const float *x, int64_t n) {
+    float total = 0;
+    for (int64_t i = 0; i < n; i++) total += x[i] * x[i];
+    return total;
+}
+
+void norm(const Norm *a) {
+#pragma omp parallel for if (a->rows * a->width > 16384)
+    for (int64_t row = 0; row < a->rows; row++) {
+        const float *x = a->x + row * a->width;
+        float *out = a->out + row * a->width;
+        float scale = 1 / sqrtf(sum_of_squares(x, a->width) / a->width + a->eps);
+        for (int64_t i = 0; i < a->width; i++) out[i] = x[i] * scale * a->gain[i];
+    }
+}
+
+/* Normalize and rotate one head, in place. */
+static void prepare(const Attention *a, int64_t row, int64_t head, float *x) {
+    int64_t half = a->rotated / 2;
+    if (a->gains) {
+        const float *gain = a->gains + head * a->width;
+        float scale = 1 / sqrtf(sum_of_squares(x, a->width) / a->width + a->eps);
+        for (int64_t i = 0; i < a->width; i++) x[i] = x[i] * scale * gain[i];
+    }
+    const float *cos = a->cos + row * a->rotation_stride, *sin = a->sin + row * a->rotation_stride;
+    for (int64_t i = 0; i < half; i++) {
+        float first = x[i], second = x[half + i];
+        x[i] = first * cos[i] + second * sin[i];
+        x[half + i] = second * cos[half + i] + first * sin[half + i];
+    }
+}
+
+/* Attention of the queries of one group. `width` is head_dim, a constant where this is inlined, so that compilers keep it in registers. */
+static inline void attend_with(const Attention *a, int64_t row, int64_t group, int64_t width) {
+    int64_t shared = a->heads / a->groups, end = a->end;
+    const float *keys = a->keys + row * a->row_stride + group * a->head_stride;
+    const float *values = a->values + row * a->row_stride + group * a->head_stride;
+    const float *mask = a->mask ? a->mask + row * a->mask_stride : 0;
+    for (int64_t h = 0; h < shared; h++) {
+        const float *q = a->qkv + row * (a->heads + 2 * a->groups) * width + (group * shared + h) * width;
+        int64_t head = row * a->heads + group * shared + h;
+        float *p = a->scores + head * end, total = 0, sums[LARGEST_HEAD];
+        for (int64_t s = 0; s < end; s++) {
+            const float *key = keys + s * width;
+            float product = 0;
+            for (int64_t i = 0; i < width; i++) product += q[i] * key[i];
+            p[s] = product * a->scale;
+        }
+        if (mask)
+            for (int64_t s = 0; s < end; s++) p[s] += mask[s];
+        float largest = largest_of(p, end);
+        for (int64_t s = 0; s < end; s++) p[s] = exponential(p[s] - largest);
+        for (int64_t s = 0; s < end; s++) total += p[s];
+        for (int64_t i = 0; i < width; i++) sums[i] = 0;
+        for (int64_t s = 0; s < end; s++) {
+            const float *value = values + s * width;
+            for (int64_t i = 0; i < width; i++) sums[i] += p[s] * value[i];
+        }
+        for (int64_t i = 0; i < width; i++) a->out[head * width + i] = sums[i] / total;
+    }
+}
+
+static void attend(const Attention *a, int64_t row, int64_t group) {
+    switch (a->width) {
+    case 32: attend_with(a, row, group, 32); break;
+    case 64: attend_with(a, row, group, 64); break;
+    case 128: attend_with(a, row, group, 128); break;
+    default: attend_with(a, row, group, a->width);
+    }
+}
+
+/* From the product of a row with W_qkv to the heads' outputs. */
+void attention(const Attention *a) {
+    int64_t width = a->width;
+#pragma omp parallel for if (a->rows * a->end * a->heads * width > 65536)
+    for (int64_t row = 0; row < a->rows; row++) {
+        float *q = a->qkv + row * (a->heads + 2 * a->groups) * width;
+        float *k = q + a->heads * width, *v = k + a->groups * width;
+        for (int64_t head = 0; head < a->heads + a->groups; head++) prepare(a, row, head, q + head * width);
+        for (int64_t group = 0; group < a->groups; group++) {
+            int64_t at = row * a->row_stride + group * a->head_stride + a->place * width;
+            memcpy(a->keys + at, k + group * width, width * sizeof(float));
+            memcpy(a->values + at, v + group * width, width * sizeof(float));
+        }
+        for (int64_t group = 0; group < a->groups; group++) attend(a, row, group);
+    }
+}
+
+/* silu(gate) * up */
+void gate(const Gate *a) {
+#pragma omp parallel for if (a->rows * a->width > 16384)
+    for (int64_t row = 0; row < a->rows; row++) {
+        const float *g = a->x + row * 2 * a->width, *up = g + a->width;
+        float *out = a->out + row * a->width;
+        for (int64_t i = 0; i < a->width; i++) {
+            float small = exponential(-fabsf(g[i])); /* never overflows */
+            float share = (g[i] >= 0 ? 1.0f : small) / (1.0f + small);
+            out[i] = g[i] * share * up[i];
+        }
+    }
+}
+
+/* Draw one token a row: the first whose cumulated probability exceeds a uniform number, and its log-probability. */
+void draw(const Draw *a) {
+#pragma omp parallel for if (a->rows * a->vocabulary > 16384)
+    for (int64_t row = 0; row < a->rows; row++) {
+        const float *logits = a->logits + row * a->vocabulary;
+        float *p = a->scratch + row * a->vocabulary, largest = largest_of(logits, a->vocabulary), scale = a->scale;
+        double total = 0, before = 0;
+        for (int64_t i = 0; i < a->vocabulary; i++) p[i] = exponential((logits[i] - largest) * scale);
+        for (int64_t start = 0; start < a->vocabulary; start += BLOCK) {
+            int64_t stop = start + BLOCK < a->vocabulary ? start + BLOCK : a->vocabulary;
+            float part = 0;
+            for (int64_t i = start; i < stop; i++) part += p[i];
+            total += part;
+        }
+        double target = total * a->uniform[row * a->uniform_stride];
+        int64_t start = 0, chosen = -1;
+        for (; start < a->vocabulary; start += BLOCK) {
+            int64_t stop = start + BLOCK < a->vocabulary ? start + BLOCK : a->vocabulary;
+            float part = 0;
+            for (int64_t i = start; i < stop; i++) part += p[i];
+            if (before + part > target) break;
+            before += part;
+        }
+        for (int64_t i = start; i < a->vocabulary; i++) {
+            if (p[i] > 0) chosen = i; /* by rounding errors the sum can end below the target: then it is the last possible token */
+            before += p[i];
+            if (before > target) break;
+        }
+        a->ids[row] = chosen < 0 ? 0 : chosen;
+        a->log_probs[row] = chosen < 0 ? NAN : (logits[chosen] - largest) * scale - (float)log(total);
+    }
+}

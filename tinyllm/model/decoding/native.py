@@ -1,0 +1,275 @@
+"""One decoding step on a CPU with `native.c` between the matrix products, which makes small models several times faster.
+
+The file is compiled when it is first needed, in about a second, and kept in the user's cache folder. Where there is no C compiler, on other
+devices, in other dtypes and for architectures that it does not cover, `one_token.py` computes the same.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tinyllm.model.decoding.completion import Sampling
+from tinyllm.model.decoding.one_token import RMS, OneToken
+from tinyllm.model.decoding.ring import Ring
+
+_SOURCE = Path(__file__).with_name("native.c")
+_FLAGS = (
+    "-O3 -march=native -mprefer-vector-width=512 -fPIC "
+    "-fno-math-errno -fno-trapping-math -fno-signed-zeros -fassociative-math -freciprocal-math"
+)
+_WIDE, _X86 = "-mprefer-vector-width=512", ("x86_64", "AMD64")
+_LARGEST_HEAD = 256  # of native.c
+_NAMES = ("norm", "attention", "gate", "draw")
+
+
+def _structure(name: str, integers: str = "", floats: str = "", pointers: str = "") -> type[ctypes.Structure]:
+    """Return a structure of native.c: its 64-bit integers, floats and pointers, in this order."""
+    kinds = ((integers, ctypes.c_int64), (floats, ctypes.c_float), (pointers, ctypes.c_void_p))
+    fields = [(field, kind) for names, kind in kinds for field in names.split()]
+    return type(name, (ctypes.Structure,), {"_fields_": fields})
+
+
+Norm = _structure("Norm", "rows width", "eps", "x gain out")
+Attention = _structure(
+    "Attention",
+    "rows heads groups width rotated rotation_stride row_stride head_stride place end mask_stride",
+    "eps scale",
+    "gains cos sin mask qkv keys values scores out",
+)
+Gate = _structure("Gate", "rows width", "", "x out")
+Draw = _structure("Draw", "rows vocabulary uniform_stride", "scale", "logits uniform scratch ids log_probs")
+
+
+# --- the library ---------------------------------------------------------------------------------------------------------------------
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """Return the compiled functions; None where there is no compiler, or TINYLLM_NATIVE is 0."""
+    compiler = shutil.which(os.environ.get("CC", "cc"))
+    if compiler is None or sys.platform == "win32" or os.environ.get("TINYLLM_NATIVE", "1") == "0":
+        return None
+    try:
+        return _loaded(compiler)
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _loaded(compiler: str) -> ctypes.CDLL:
+    # torch brings its own OpenMP. With a second one, the threads of both would wait for each other's.
+    openmp = _openmp_of_torch()
+    flags = [flag for flag in _FLAGS.split() if platform.machine() in _X86 or flag != _WIDE]
+    if openmp:
+        flags.append("-fopenmp")
+        ctypes.CDLL(openmp, ctypes.RTLD_GLOBAL)
+    content = _SOURCE.read_bytes()
+    key = hashlib.sha256(
+        b"\0".join([content, " ".join(flags).encode(), compiler.encode(), _processor().encode()])
+    ).hexdigest()
+    folder = _folder()
+    path = folder / f"native-{key[:20]}.so"
+    if not path.is_file():
+        made = folder / f".{path.name}.{os.getpid()}"
+        objects = made.with_suffix(".o")
+        # linked without OpenMP: its functions are those that torch has loaded
+        for command in (
+            ["-c", str(_SOURCE), "-o", str(objects), *flags],
+            ["-shared", "-o", str(made), str(objects), "-lm"],
+        ):
+            subprocess.run([compiler, *command], check=True, capture_output=True, timeout=60)
+        objects.unlink()
+        made.replace(path)  # several processes may compile at once
+    found = ctypes.CDLL(str(path))
+    for name in _NAMES:
+        function = getattr(found, name)
+        function.argtypes, function.restype = [ctypes.c_void_p], None
+    return found
+
+
+def _openmp_of_torch() -> str:
+    """Return the path of the OpenMP library that torch has loaded; "" if it is not known."""
+    maps = Path("/proc/self/maps")
+    if not maps.is_file():
+        return ""
+    paths = {line.split(maxsplit=5)[5] for line in maps.read_text().splitlines() if "libgomp" in line}
+    return min(paths, default="")
+
+
+def _processor() -> str:
+    """Return what tells processors apart whose compiled code differs."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    return next(
+        (line for line in lines if line.startswith(("flags", "Features"))), platform.processor() + platform.machine()
+    )
+
+
+def _folder() -> Path:
+    """Return the user's cache folder, or a folder that is removed with the process's other temporary files."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = base / "tinyllm"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if folder.stat().st_uid == os.getuid() and os.access(folder, os.W_OK):
+            return folder
+    except OSError:
+        pass
+    return Path(tempfile.mkdtemp(prefix="tinyllm-"))
+
+
+# --- a step --------------------------------------------------------------------------------------------------------------------------
+
+
+def covers(weights: OneToken) -> bool:
+    """Return whether native.c computes what lies between the products of this model."""
+    config, layers = weights.config, weights.layers
+    return (
+        weights.dtype == torch.float32
+        and weights.head.device.type == "cpu"
+        and config.head_dim <= _LARGEST_HEAD
+        and isinstance(weights.norm, RMS)
+        and all(layer.plain for layer in layers)
+        and config.embedding_scale == config.residual_multiplier == config.logits_scaling == 1
+        and config.final_logit_softcapping is None
+        and not config.learned_positions
+        and not any(rotary.by_length for rotary in weights.rotary.values())
+    )
+
+
+class NativeStep:
+    """`OneToken` and `choose` for the rows of one ring, with tensors that are allocated once. See `covers`."""
+
+    def __init__(self, weights: OneToken, ring: Ring, functions: ctypes.CDLL):
+        self.weights, self.ring, self.functions = weights, ring, functions
+        config, rows = weights.config, len(ring.ids)
+        q, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+
+        def empty(*shape: int) -> Tensor:
+            return torch.empty(shape)
+
+        self.x, self.normed = empty(rows, config.hidden_size), empty(rows, config.hidden_size)
+        self.qkv, self.heads = empty(rows, q + 2 * kv), empty(rows, q)
+        self.inner, self.gated = empty(rows, 2 * config.intermediate_size), empty(rows, config.intermediate_size)
+        self.logits, self.scratch = empty(rows, config.vocab_size), empty(rows, config.vocab_size)
+        self.scores = empty(rows, config.num_attention_heads, ring.capacity)
+        self.tables = {base: weights.table(rotary) for base, rotary in weights.rotary.items()}
+        self.ids, self.log_probs = torch.empty(rows, dtype=torch.long), empty(rows)
+        norm, attention = functions.norm, functions.attention
+        self.attentions = [self._attention(number) for number in range(config.num_hidden_layers)]
+        self.layers = [
+            (
+                self._call(norm, self._norm(layer.before_attention)),
+                layer.qkv,
+                self._call(attention, arguments),
+                layer.out,
+                self._call(norm, self._norm(layer.before_mlp)),
+                layer.inner,
+                layer.down,
+            )
+            for layer, arguments in zip(weights.layers, self.attentions, strict=True)
+        ]
+        self.gate = self._call(
+            functions.gate, Gate(rows, config.intermediate_size, self.inner.data_ptr(), self.gated.data_ptr())
+        )
+        self.last = self._call(norm, self._norm(weights.norm))
+
+    @staticmethod
+    def _call(function: Any, arguments: ctypes.Structure) -> Callable[[], None]:
+        pointer = ctypes.c_void_p(ctypes.addressof(arguments))
+
+        def call(_kept: ctypes.Structure = arguments) -> None:
+            function(pointer)
+
+        return call
+
+    def _norm(self, norm: Any) -> ctypes.Structure:
+        assert isinstance(norm, RMS)
+        x, out = self.x.data_ptr(), self.normed.data_ptr()
+        return Norm(len(self.x), self.x.shape[1], norm.eps, x, norm.gain.data_ptr(), out)
+
+    def _attention(self, number: int) -> ctypes.Structure:
+        layer, ring, config = self.weights.layers[number], self.ring, self.weights.config
+        base, window = self.weights.kinds[number]
+        rotated = 0 if base is None else self.tables[base][0].shape[-1]
+        keys, values = ring.keys[number], ring.values[number]
+        mask = ring.masks.get(ring.windows[window])
+        gains = layer.qk_norm.gain if layer.qk_norm else None
+        found = Attention(len(self.x), config.num_attention_heads, config.num_key_value_heads, config.head_dim, rotated)
+        found.row_stride, found.head_stride = keys.stride(0), keys.stride(1)
+        found.eps, found.scale = (layer.qk_norm.eps if layer.qk_norm else 0.0), layer.scale
+        found.gains = None if gains is None else gains.data_ptr()
+        found.mask, found.mask_stride = (None, 0) if mask is None else (mask.data_ptr(), mask.stride(0))
+        found.qkv, found.keys, found.values = self.qkv.data_ptr(), keys.data_ptr(), values.data_ptr()
+        found.scores, found.out = self.scores.data_ptr(), self.heads.data_ptr()
+        return found
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """Return the logits (B, V) of the tokens that follow `ids` (B,); see `OneToken.__call__`. Overwritten by the next call."""
+        ring = self.ring
+        end = ring.advance_masks()
+        rotations = self._rotations(ring.positions)
+        if self.weights.embedding is None:  # an adapter's
+            self.x.copy_(self.weights.model.model.embed_tokens(ids))
+        else:
+            torch.index_select(self.weights.embedding, 0, ids, out=self.x)
+        for (base, _), arguments in zip(self.weights.kinds, self.attentions, strict=True):
+            arguments.place, arguments.end = ring.place, end
+            if base is not None:
+                arguments.cos, arguments.sin, arguments.rotation_stride = rotations[base][:3]
+        x, normed, qkv, heads, inner, gated, gate = (
+            self.x,
+            self.normed,
+            self.qkv,
+            self.heads,
+            self.inner,
+            self.gated,
+            self.gate,
+        )
+        for before_attention, to_qkv, attention, out, before_mlp, to_inner, down in self.layers:
+            before_attention()
+            to_qkv.into(qkv, normed)
+            attention()
+            out.added(x, heads)
+            before_mlp()
+            to_inner.into(inner, normed)
+            gate()
+            down.added(x, gated)
+        self.last()
+        return torch.mm(normed, self.weights.head, out=self.logits)
+
+    def _rotations(self, positions: int | Tensor) -> dict[float, tuple[int, int, int, Any]]:
+        """Return addresses of cosines and sines, the stride between rows, and the tensors themselves so that they stay."""
+        found: dict[float, tuple[int, int, int, Any]] = {}
+        for base, (cos, sin) in self.tables.items():
+            if isinstance(positions, int):
+                found[base] = (cos[positions].data_ptr(), sin[positions].data_ptr(), 0, None)
+            else:
+                c, s = cos.index_select(0, positions), sin.index_select(0, positions)
+                found[base] = (c.data_ptr(), s.data_ptr(), c.stride(0), (c, s))
+        return found
+
+    def choose(self, logits: Tensor, sampling: Sampling, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        """Return token ids and log-probabilities, (B,) each; see `choosing.choose`. For samples from the whole vocabulary."""
+        arguments = Draw(len(logits), logits.shape[1], uniform.stride(0), 1 / sampling.temperature)
+        arguments.logits, arguments.uniform, arguments.scratch = (
+            logits.data_ptr(),
+            uniform.data_ptr(),
+            self.scratch.data_ptr(),
+        )
+        arguments.ids, arguments.log_probs = self.ids.data_ptr(), self.log_probs.data_ptr()
+        self.functions.draw(ctypes.addressof(arguments))
+        return self.ids, self.log_probs
