@@ -112,3 +112,13 @@ def test_a_step_takes_less_memory() -> None:
     )
     assert with_settings < 0.8 * default
     assert with_blocks < 0.8 * with_settings
+
+
+def test_zeros_in_huge_pages_are_zeros_that_can_be_written() -> None:
+    assert allocator.zeros_in_huge_pages(1 << 20) is None
+    found = allocator.zeros_in_huge_pages(5 << 20)
+    assert (found is not None) == (sys.platform == "linux")
+    if found is not None:
+        assert found[:] == bytes(5 << 20)
+        found[-1] = 7
+        assert found[-1] == 7

@@ -74,7 +74,7 @@ def zeros_in_huge_pages(size: int) -> mmap.mmap | None:
     Memory that is read in pieces of some kilobytes is read up to twice as fast so: small pages of one array lie anywhere in memory and
     take each other's places in a processor's cache.
     """
-    if size < _HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+    if size < _HUGE_PAGE or sys.platform != "linux":
         return None
     try:
         found = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

@@ -119,3 +119,30 @@ def test_a_folder_that_cannot_be_written_or_a_compiler_that_fails_stops_nothing(
 
 def test_the_source_is_part_of_the_package() -> None:
     assert "native.c" in {path.name for path in Path(native.__file__).parent.iterdir()}
+
+
+def test_processes_that_compile_at_once_and_files_that_are_cut_off(tmp_path: Path) -> None:
+    program = "from tinyllm.model.decoding import native; print(native.library() is not None)"
+
+    def start() -> subprocess.Popen:
+        return subprocess.Popen(
+            [sys.executable, "-c", program],
+            env=os.environ | {"XDG_CACHE_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
+            cwd=Path(__file__).parents[2],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    for process in [start() for _ in range(3)]:
+        assert process.communicate()[0] == "True\n"
+    folder = tmp_path / "tinyllm"
+    assert sorted(path.suffix for path in folder.iterdir()) == [".sha256", ".so"]
+    library = next(folder.glob("*.so"))
+    whole = library.read_bytes()
+    library.write_bytes(whole[:1000])
+    assert start().communicate()[0] == "True\n"
+    assert library.read_bytes() != whole[:1000]
+    folder.chmod(0o777)  # others may have put a library there: it is compiled elsewhere
+    library.write_bytes(b"")
+    assert start().communicate()[0] == "True\n"
+    assert library.read_bytes() == b""

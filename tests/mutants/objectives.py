@@ -48,11 +48,10 @@ MUTANTS = [
       "torch.Generator().manual_seed(seed))\n    return model", "torch.Generator().manual_seed(torch.seed()))\n    return model", LORA),
 
     # --- evaluation mode -----------------------------------------------------------------------------------------------------------
-    M("sampler-with-dropout", "extra", "answers are sampled with dropout on", "model/decoding/prefill.py",
-      "        model.eval()\n        try:", "        model.train()\n        try:", EVALUATION,
-      keeps="algorithms: the sampler is without dropout"),
-    M("sampler-stays-in-eval", "extra", "sampling switches dropout off for the training that follows", "model/decoding/prefill.py",
-      "model.train(was_training)", "model.train(False)", EVALUATION),
+    M("sampler-with-dropout", "extra", "answers are sampled with dropout on", "model/decoding/generate.py",
+      "        module.training = False\n", "        pass\n", EVALUATION, keeps="algorithms: the sampler is without dropout"),
+    M("sampler-stays-in-eval", "extra", "sampling switches dropout off for the training that follows", "model/decoding/generate.py",
+      "            module.training = True\n", "            pass\n", EVALUATION),
     M("old-with-dropout", "extra", "old and reference log-probabilities are computed with dropout on", "rollout/source.py",
       "        policy.eval()\n        temperature", "        policy.train()\n        temperature",
       EVALUATION, keeps="algorithms: old log-probabilities are without dropout"),

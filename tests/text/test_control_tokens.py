@@ -390,10 +390,10 @@ def test_eval_items_have_the_control_ids_of_their_structure_only(tokenizer: Toke
             (question,) = formats.FORMATS["questions"]["question"].convert(
                 {"question": f"q {text}", "answer": "4"}, "text"
             )
-            how = generation.GenerationSettings(8, 0.0, 0, False, (), 1 << 12, (tokenizer.document_start,))
+            how = generation.GenerationSettings(8, 0.0, 0, False, (), (tokenizer.document_start,))
             (ids,) = generation.prompt_ids(model, tokenizer, [question], how)
             assert_text(tokenizer, ids[1:], question.text)
-            how = generation.GenerationSettings(8, 0.0, 0, True, (), 1 << 12, ())
+            how = generation.GenerationSettings(8, 0.0, 0, True, (), ())
             (ids,) = generation.prompt_ids(model, tokenizer, [question], how)
             assert_messages(tokenizer, ids, question.turns, answer_next=True)
 

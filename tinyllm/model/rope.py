@@ -68,9 +68,10 @@ class Rotary:
         found = self._tables.get(device)
         if found is None or len(found[0]) < rows:
             size = max(_LEAST_ROWS, 1 << (rows - 1).bit_length())
-            frequencies, factor = self.frequencies(1)
-            angles = torch.outer(torch.arange(size).float(), frequencies)
-            found = (angles.cos() * factor).to(device), (angles.sin() * factor).to(device)
+            with torch.inference_mode(False):  # the table stays, and training uses it, too
+                frequencies, factor = self.frequencies(1)
+                angles = torch.outer(torch.arange(size).float(), frequencies)
+                found = (angles.cos() * factor).to(device), (angles.sin() * factor).to(device)
             self._tables[device] = found
         return found
 

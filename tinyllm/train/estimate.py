@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from tinyllm.model import sampling_memory
 from tinyllm.model.config import LoRAConfig, ModelConfig
 
 PROCESS = 380_000_000  # bytes of Python, torch and the code and tables of its libraries, tokenizer and records
@@ -34,7 +35,7 @@ class Training:
         accumulates: several micro-batches make a step.
         decoders: in a forward pass; 2 with a critic.
         frozen: bytes of other models: a reference, a reward model.
-        sampled, context: rows that are decoded together and tokens in each, online.
+        sampled, context: answers of a rollout and tokens in each with its prompt, online.
     """
 
     shape: ModelConfig
@@ -69,8 +70,7 @@ def needs(run: Training) -> dict[str, int]:
     }
     # the gradients of embedding and head are summed before they are added to those of earlier micro-batches
     end = {"gradients": gradients + head * (2 if run.accumulates else 1), "activations": block, "logits": 0}
-    cache = 2 * run.shape.num_hidden_layers * run.shape.num_key_value_heads * run.shape.head_dim * _width(run)
-    sampling = {"gradients": 0, "activations": run.sampled * run.context * cache, "logits": _sampling_logits(run)}
+    sampling = {"gradients": 0, "activations": _sampling_bytes(run), "logits": _sampling_logits(run)}
     return held | max((begin, end, sampling), key=lambda parts: sum(parts.values()))
 
 
@@ -169,6 +169,19 @@ def _logits(run: Training) -> int:
     return block + casts
 
 
+def _sampling_bytes(run: Training) -> int:
+    """Return the bytes of the keys and values of all rows that are decoded together, and of the weights that are copied for them."""
+    if not run.sampled:
+        return 0
+    weights = 4 * run.shape.parameters()
+    cache = _decoded_together(run) * run.context * sampling_memory.bytes_of_token(run.shape, _width(run))
+    return cache + (weights if weights <= sampling_memory.COPIED_BYTES else 0)
+
+
 def _sampling_logits(run: Training) -> int:
     """Return the bytes of the logits of one decoding step, in float32, with their softmax and the sampled distribution."""
-    return 4 * 4 * run.sampled * run.shape.vocab_size
+    return 4 * 4 * _decoded_together(run) * run.shape.vocab_size if run.sampled else 0
+
+
+def _decoded_together(run: Training) -> int:
+    return sampling_memory.together(run.shape, run.sampled, run.context, "cpu", _width(run))

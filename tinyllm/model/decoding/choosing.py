@@ -24,7 +24,7 @@ def uniforms(seed: int, streams: Sequence[int], count: int) -> Tensor:
     """Return `count` numbers in [0, 1) for each stream, (rows, count) float32: the first outputs of Philox keyed by (seed, stream)."""
     found = np.empty((len(streams), count), dtype=np.uint64)
     for row, stream in zip(found, streams, strict=True):
-        row[:] = np.random.Philox(key=[seed, stream]).random_raw(count)
+        row[:] = np.random.Philox(key=np.array([seed % (1 << 64), stream], dtype=np.uint64)).random_raw(count)
     return torch.from_numpy((found >> np.uint64(64 - _BITS)).astype(np.float32) * np.float32(2.0**-_BITS))
 
 
@@ -73,7 +73,7 @@ def invert(p: Tensor, uniform: Tensor) -> Tensor:
     target = cumulated[:, -1:] * uniform
     block = torch.searchsorted(cumulated, target, right=True).clamp_(max=blocks.shape[1] - 1)
     inside = blocks.gather(1, block[:, :, None].expand(-1, 1, _BLOCK)).squeeze(1).cumsum(-1)
-    rest = target - (cumulated - sums).gather(1, block)
+    rest = target - F.pad(cumulated, (1, -1)).gather(1, block)  # 0 or more, since earlier blocks end at most there
     # by rounding errors the rest can reach the sum of its block: that is the last token which adds to it
     most = torch.searchsorted(inside, inside[:, -1:].contiguous())
     return (block * _BLOCK + torch.minimum(torch.searchsorted(inside, rest, right=True), most)).clamp_(max=last)

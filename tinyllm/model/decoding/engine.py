@@ -52,7 +52,7 @@ class Row:
 
 
 class Engine:
-    """Decodes rows with one model and one kind of sampling.
+    """Decodes rows with one model, which is in evaluation mode, and one kind of sampling.
 
     Args:
         slots: rows decoded together.
@@ -74,7 +74,7 @@ class Engine:
         self.checked = 0  # up to this column
         self._prefilled: dict[tuple[int, ...], Prefilled] = {}  # prompts of which some rows still wait
         self._stops = torch.zeros(model.config.vocab_size, dtype=torch.bool, device=self.device)
-        self._stops[[token for token in sampling.stop if token < model.config.vocab_size]] = True
+        self._stops[[token for token in sampling.stop if 0 <= token < model.config.vocab_size]] = True
 
     def submit(self, rows: Sequence[Row]) -> None:
         """Put rows at the end of the queue."""

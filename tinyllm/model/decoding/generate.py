@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from tinyllm.errors import UserError
 from tinyllm.model.decoding.completion import Completion, Sampling
 from tinyllm.model.decoding.engine import Engine, Row
 from tinyllm.model.decoding.prefill import products_dtype
-from tinyllm.model.decoding.slots import together
+from tinyllm.model.sampling_memory import together
 from tinyllm.model.transformer import CausalLM
 
 
@@ -22,8 +23,8 @@ def generate(
 ) -> list[Completion]:
     """Sample a completion of every prompt, in the order of the prompts.
 
-    A completion is a function of the weights, the prompt, the settings and the number of its stream, up to the rounding of products
-    that depends on how many rows are computed together.
+    The model is in evaluation mode meanwhile. A completion is a function of the weights, the prompt, the settings and the number of its
+    stream, up to the rounding of products that depends on how many rows are computed together.
 
     Args:
         prompts: token ids, at least one each. Equal prompts are computed once. A completion ends where the context does.
@@ -33,14 +34,15 @@ def generate(
     Raises:
         UserError: an empty prompt, or one that fills the context; probabilities that are not finite.
     """
-    waiting = _rows(model, prompts, sampling, streams or range(len(prompts)))
+    waiting = _rows(model, prompts, sampling, range(len(prompts)) if streams is None else streams)
     found = [row.completion for row in waiting]
     waiting = [row for row in waiting if row.limit]
     if waiting:
         engine = _engine(model, waiting, sampling, rows)
         engine.submit(waiting)
-        for _ in engine.run():
-            pass
+        with _evaluating(model):
+            for _ in engine.run():
+                pass
     return found
 
 
@@ -53,10 +55,24 @@ def stream(model: CausalLM, prompt: Sequence[int], sampling: Sampling) -> Iterat
     engine.submit(rows)
     told = 0
     while engine.busy:
-        engine.advance()
+        with _evaluating(model):
+            engine.advance()
         ids = engine.written(rows[0])
         yield from ids[told:]
         told = len(ids)
+
+
+@contextmanager
+def _evaluating(model: CausalLM) -> Iterator[None]:
+    """Put the parts of a model that are in training mode into evaluation mode, and back."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def _rows(model: CausalLM, prompts: Sequence[Sequence[int]], sampling: Sampling, streams: Sequence[int]) -> list[Row]:
@@ -65,6 +81,9 @@ def _rows(model: CausalLM, prompts: Sequence[Sequence[int]], sampling: Sampling,
     for prompt, number in zip(prompts, streams, strict=True):
         if not prompt:
             raise UserError("a prompt is empty", fix="give it at least one token")
+        if not 0 <= min(prompt) <= max(prompt) < model.config.vocab_size:
+            what = f"a prompt has the token {max(prompt)}, and the vocabulary has {model.config.vocab_size}"
+            raise UserError(what, fix="use the tokenizer of this model")
         if len(prompt) >= context:
             what = f"a prompt of {len(prompt)} tokens leaves no room in a context of {context}"
             raise UserError(what, fix="shorten the prompt")
@@ -77,5 +96,5 @@ def _engine(
 ) -> Engine:
     capacity = max(len(row.prompt) + row.limit for row in waiting)
     device, width = model.lm_head.weight.device.type, products_dtype(model).itemsize
-    slots = rows or together(model.config, len(waiting), capacity, device, width)
+    slots = max(1, rows) if rows is not None else together(model.config, len(waiting), capacity, device, width)
     return Engine(model, sampling, slots=slots, capacity=capacity, checked_every=checked_every)

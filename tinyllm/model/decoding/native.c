@@ -56,7 +56,7 @@ typedef struct {
 
 /* e^x to about one unit in the last place, for x <= 0, in a form that compilers vectorize. NaN stays NaN. */
 static inline float exponential(float x) {
-    float clamped = x < -87.0f ? -87.0f : x; /* e^-87 is the smallest that is not denormal */
+    float clamped = x > -87.0f ? x : -87.0f; /* e^-87 is the smallest that is not denormal */
     float whole = nearbyintf(clamped * 1.44269504f);
     float rest = fmaf(whole, -0.693359375f, clamped);
     rest = fmaf(whole, 2.12194440e-4f, rest);
@@ -68,7 +68,7 @@ static inline float exponential(float x) {
     p = fmaf(p, rest, 5.0000001201e-1f);
     p = fmaf(p, rest * rest, rest + 1.0f);
     union { int32_t bits; float value; } power = {((int32_t)whole + 127) << 23};
-    return x < -87.0f ? 0.0f : p * power.value;
+    return x >= -87.0f ? p * power.value : x < -87.0f ? 0.0f : x;
 }
 
 /* The largest of n numbers, NaN left out. */
@@ -200,8 +200,8 @@ void draw(const Draw *a) {
             total += part;
         }
         double target = total * a->uniform[row * a->uniform_stride];
-        int64_t start = 0, chosen = -1;
-        for (; start < a->vocabulary; start += BLOCK) {
+        int64_t start = 0, chosen = -1, final = (a->vocabulary - 1) / BLOCK * BLOCK;
+        for (; start < final; start += BLOCK) {
             int64_t stop = start + BLOCK < a->vocabulary ? start + BLOCK : a->vocabulary;
             float part = 0;
             for (int64_t i = start; i < stop; i++) part += p[i];
@@ -213,6 +213,8 @@ void draw(const Draw *a) {
             before += p[i];
             if (before > target) break;
         }
+        for (int64_t i = start; chosen < 0 && i-- > 0;)
+            if (p[i] > 0) chosen = i;
         a->ids[row] = chosen < 0 ? 0 : chosen;
         a->log_probs[row] = chosen < 0 ? NAN : (logits[chosen] - largest) * scale - (float)log(total);
     }

@@ -63,36 +63,22 @@ def library() -> ctypes.CDLL | None:
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if compiler is None or sys.platform == "win32" or os.environ.get("TINYLLM_NATIVE", "1") == "0":
         return None
+    openmp = _openmp_of_torch()
+    flags = [flag for flag in _FLAGS.split() if platform.machine() in _X86 or flag != _WIDE]
+    flags += ["-fopenmp"] if openmp else []
     try:
-        return _loaded(compiler)
-    except (OSError, subprocess.SubprocessError):
+        if openmp:  # torch's own: with a second one, the threads of both would wait for each other's
+            ctypes.CDLL(openmp, ctypes.RTLD_GLOBAL)
+        folder = _folder()
+        if folder is not None:
+            return _loaded(_kept(compiler, flags, folder))
+        with tempfile.TemporaryDirectory(prefix="tinyllm-") as temporary:  # a library that is loaded needs no file
+            return _loaded(_compiled(compiler, flags, Path(temporary)))
+    except (OSError, AttributeError, subprocess.SubprocessError):
         return None
 
 
-def _loaded(compiler: str) -> ctypes.CDLL:
-    # torch brings its own OpenMP. With a second one, the threads of both would wait for each other's.
-    openmp = _openmp_of_torch()
-    flags = [flag for flag in _FLAGS.split() if platform.machine() in _X86 or flag != _WIDE]
-    if openmp:
-        flags.append("-fopenmp")
-        ctypes.CDLL(openmp, ctypes.RTLD_GLOBAL)
-    content = _SOURCE.read_bytes()
-    key = hashlib.sha256(
-        b"\0".join([content, " ".join(flags).encode(), compiler.encode(), _processor().encode()])
-    ).hexdigest()
-    folder = _folder()
-    path = folder / f"native-{key[:20]}.so"
-    if not path.is_file():
-        made = folder / f".{path.name}.{os.getpid()}"
-        objects = made.with_suffix(".o")
-        # linked without OpenMP: its functions are those that torch has loaded
-        for command in (
-            ["-c", str(_SOURCE), "-o", str(objects), *flags],
-            ["-shared", "-o", str(made), str(objects), "-lm"],
-        ):
-            subprocess.run([compiler, *command], check=True, capture_output=True, timeout=60)
-        objects.unlink()
-        made.replace(path)  # several processes may compile at once
+def _loaded(path: Path) -> ctypes.CDLL:
     found = ctypes.CDLL(str(path))
     for name in _NAMES:
         function = getattr(found, name)
@@ -100,35 +86,64 @@ def _loaded(compiler: str) -> ctypes.CDLL:
     return found
 
 
+def _kept(compiler: str, flags: list[str], folder: Path) -> Path:
+    """Return the library in the cache folder, compiled if it is not there or not whole."""
+    parts = _SOURCE.read_bytes(), compiler.encode(), " ".join(flags).encode(), _processor()
+    path = folder / f"native-{hashlib.sha256(bytes(0).join(parts)).hexdigest()[:20]}.so"
+    digest = path.with_suffix(".sha256")
+    # a file that a full disk has cut off would stop the process when it is loaded
+    if not (path.is_file() and digest.is_file() and digest.read_text() == _sha256(path)):
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:  # several processes may compile at once
+            made = _compiled(compiler, flags, Path(temporary))
+            (Path(temporary) / "sha256").write_text(_sha256(made))
+            made.replace(path)
+            (Path(temporary) / "sha256").replace(digest)
+    return path
+
+
+def _compiled(compiler: str, flags: list[str], folder: Path) -> Path:
+    """Compile native.c in a folder. Linked without OpenMP: its functions are those that torch has loaded."""
+    objects, made = folder / "native.o", folder / "native.so"
+    for command in (
+        ["-c", str(_SOURCE), "-o", str(objects), *flags],
+        ["-shared", "-o", str(made), str(objects), "-lm"],
+    ):
+        subprocess.run([compiler, *command], check=True, capture_output=True, timeout=60)
+    return made
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def _openmp_of_torch() -> str:
-    """Return the path of the OpenMP library that torch has loaded; "" if it is not known."""
-    maps = Path("/proc/self/maps")
+    """Return the path of the OpenMP library that came with torch, if it is loaded; else ""."""
+    maps, libraries = Path("/proc/self/maps"), Path(torch.__file__).parent
     if not maps.is_file():
         return ""
-    paths = {line.split(maxsplit=5)[5] for line in maps.read_text().splitlines() if "libgomp" in line}
-    return min(paths, default="")
+    places = (f"{libraries}{os.sep}", f"{libraries}.libs{os.sep}")
+    paths = {line.split(maxsplit=5)[-1] for line in maps.read_text(errors="replace").splitlines() if "libgomp" in line}
+    return min((path for path in paths if path.startswith(places)), default="")
 
 
-def _processor() -> str:
+def _processor() -> bytes:
     """Return what tells processors apart whose compiled code differs."""
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    return next(
-        (line for line in lines if line.startswith(("flags", "Features"))), platform.processor() + platform.machine()
-    )
+    lines = info.read_bytes().splitlines() if info.is_file() else []
+    named = (line for line in lines if line.startswith((b"flags", b"Features")))
+    return next(named, (platform.processor() + platform.machine()).encode())
 
 
-def _folder() -> Path:
-    """Return the user's cache folder, or a folder that is removed with the process's other temporary files."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = base / "tinyllm"
+def _folder() -> Path | None:
+    """Return the user's cache folder; None where there is none, or where others may write into it."""
     try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tinyllm"
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if folder.stat().st_uid == os.getuid() and os.access(folder, os.W_OK):
-            return folder
-    except OSError:
-        pass
-    return Path(tempfile.mkdtemp(prefix="tinyllm-"))
+        found = folder.stat()
+    except (OSError, RuntimeError):  # RuntimeError: there is no home
+        return None
+    own = found.st_uid == os.getuid() and not found.st_mode & 0o022
+    return folder if own and os.access(folder, os.W_OK) else None
 
 
 # --- a step --------------------------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tinyllm.model import kernels
+from tinyllm.model import kernels, sampling_memory
 from tinyllm.model.heads import head_matrix
 from tinyllm.model.rope import Rotary
 from tinyllm.model.transformer import Block, CausalLM, RMSNorm
@@ -50,7 +50,7 @@ class OneToken:
         self.model, self.config, self.dtype, self.length = model, config, dtype, length
         self.wide = torch.promote_types(dtype, torch.float32)
         size = sum(p.numel() * p.element_size() for p in decoder.parameters())
-        copied = size <= _COPIED_BYTES
+        copied = size <= sampling_memory.COPIED_BYTES
         self.layers = [_Layer(cast(Block, layer), dtype, copied) for layer in decoder.layers]
         self.norm = _normalization(decoder.norm, dtype)
         plain = type(decoder.embed_tokens) is nn.Embedding

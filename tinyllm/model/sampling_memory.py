@@ -1,14 +1,12 @@
-"""How many rows are decoded together. Free of torch, since plans of memory need it."""
+"""How many rows are decoded together, and what that needs of memory. Free of torch, since plans of memory need it."""
 
 from __future__ import annotations
 
 from tinyllm.model.config import ModelConfig
 
-_ROWS = {
-    "cpu": 64,
-    "cuda": 256,
-    "mps": 64,
-}  # at most; the keys and values of more rows do not stay in the cache of a CPU
+COPIED_BYTES = 64 << 20  # of weights that are copied; reading more takes longer than calling two products more a layer
+# at most; the keys and values of more rows do not stay in the cache of a CPU
+_ROWS = {"cpu": 64, "cuda": 256, "mps": 64}
 _BYTES = {"cpu": 1 << 29, "cuda": 1 << 34, "mps": 1 << 30}  # of all rows' keys and values
 
 
