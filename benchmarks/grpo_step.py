@@ -111,7 +111,8 @@ class TRL:
         options, rows = self.options, self.options.prompts * self.options.answers
 
         def reward(completion_ids: list[list[int]], **_: Any) -> list[float]:
-            assert all(len(ids) == options.new for ids in completion_ids)
+            # TRL cuts an answer behind its end token, which is one of thousands here
+            assert options.tiny or sum(map(len, completion_ids)) > 0.9 * options.new * len(completion_ids)
             return [len(set(ids)) / len(ids) for ids in completion_ids]
 
         config = GRPOConfig(
