@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -89,60 +87,53 @@ def test_the_ends_of_the_range_and_numbers_that_are_not_finite() -> None:
     assert ids.max() < 53
 
 
-def test_a_folder_that_cannot_be_written_or_a_compiler_that_fails_stops_nothing(tmp_path: Path) -> None:
-    (tmp_path / "cc").write_text("#!/bin/sh\nexit 1\n")
-    (tmp_path / "cc").chmod(0o755)
-    (tmp_path / "file").write_text("")
-    program = (
-        "from tinyllm.model.decoding import native, generate, Sampling\n"
-        "from tests.support import small\n"
-        "print(native.library() is not None, len(generate(small.rough(), [[5]], Sampling(4))[0].ids))\n"
-    )
-    cases = {
-        "True": {"XDG_CACHE_HOME": str(tmp_path / "file")},
-        "False": {"CC": str(tmp_path / "cc"), "XDG_CACHE_HOME": str(tmp_path)},
-    }
-    for wanted, variables in [
-        *cases.items(),
-        ("False", {"TINYLLM_NATIVE": "0"}),
-        ("False", {"CC": "no-such-compiler"}),
-    ]:
-        done = subprocess.run(
-            [sys.executable, "-c", program],
-            env=os.environ | variables,
-            cwd=Path(__file__).parents[2],
-            capture_output=True,
-            text=True,
-        )
-        assert done.stdout.split() == [wanted, "4"], done.stderr
+def found_with(patch: pytest.MonkeyPatch, **variables: str | None) -> bool:
+    """Whether there is a library in a process with these variables."""
+    for name, value in variables.items():
+        if value is None:
+            patch.delenv(name, raising=False)
+        else:
+            patch.setenv(name, value)
+    return native.library.__wrapped__() is not None
+
+
+def test_a_folder_that_cannot_be_written_or_a_compiler_that_fails_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler, file = tmp_path / "cc", tmp_path / "file"
+    compiler.write_text("#!/bin/sh\nexit 1\n")
+    compiler.chmod(0o755)
+    file.write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(file))
+    assert found_with(monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "home", lambda: Path("~nobody-of-this-name").expanduser())
+        assert found_with(patch, XDG_CACHE_HOME=None)
+    for variables in ({"CC": str(compiler)}, {"CC": "no-such-compiler"}, {"TINYLLM_NATIVE": "0"}):
+        with monkeypatch.context() as patch:
+            assert not found_with(patch, **variables)
+
+
+def test_several_that_compile_at_once_and_files_that_are_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(lambda _: native.library.__wrapped__() is not None, range(4)))
+    folder = tmp_path / "tinyllm"
+    assert sorted(path.suffix for path in folder.iterdir()) == [".sha256", ".so"]
+    library = next(folder.glob("*.so"))
+    for wrong in (library.read_bytes()[:1000], b""):
+        library.unlink()  # this process has it loaded
+        library.write_bytes(wrong)
+        assert found_with(monkeypatch)
+        assert library.read_bytes() != wrong
+    folder.chmod(0o777)  # others may have put a library there: it is compiled elsewhere
+    library.unlink()
+    library.write_bytes(b"")
+    assert found_with(monkeypatch)
+    assert library.read_bytes() == b""
 
 
 def test_the_source_is_part_of_the_package() -> None:
     assert "native.c" in {path.name for path in Path(native.__file__).parent.iterdir()}
-
-
-def test_processes_that_compile_at_once_and_files_that_are_cut_off(tmp_path: Path) -> None:
-    program = "from tinyllm.model.decoding import native; print(native.library() is not None)"
-
-    def start() -> subprocess.Popen:
-        return subprocess.Popen(
-            [sys.executable, "-c", program],
-            env=os.environ | {"XDG_CACHE_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
-            cwd=Path(__file__).parents[2],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    for process in [start() for _ in range(3)]:
-        assert process.communicate()[0] == "True\n"
-    folder = tmp_path / "tinyllm"
-    assert sorted(path.suffix for path in folder.iterdir()) == [".sha256", ".so"]
-    library = next(folder.glob("*.so"))
-    whole = library.read_bytes()
-    library.write_bytes(whole[:1000])
-    assert start().communicate()[0] == "True\n"
-    assert library.read_bytes() != whole[:1000]
-    folder.chmod(0o777)  # others may have put a library there: it is compiled elsewhere
-    library.write_bytes(b"")
-    assert start().communicate()[0] == "True\n"
-    assert library.read_bytes() == b""

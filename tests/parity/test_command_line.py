@@ -154,7 +154,7 @@ ONLINE = ("grpo", "dapo", "dr_grpo", "gspo", "cispo", "rloo", "ppo")
 def test_learning_from_a_rollout(place: Path, algorithm: str) -> None:
     verb = ["align-online", f"--algorithm={algorithm}"]
     row, ours, run = second_step(place, algorithm, verb, "PROMPTS", rows=12, micro=4, more=ROLLOUT)
-    assert 0.02 < row["clip_fraction"] < 0.9
+    assert 0.02 < row["clip_fraction"] < 0.95  # some of 12 rows, not all
     assert abs(row["ratio"] - 1) > 1e-3
     compare(algorithm, row, ours, getattr(jsonl, algorithm)(place / "model", run))
 

@@ -23,7 +23,7 @@ from tinyllm.diagnostics.checks import checkpoints, export, target
 from tinyllm.diagnostics.checks import tokenizer as tokenizer_checks
 from tinyllm.mean import Mean
 from tinyllm.model import hub, kernels, lora, transformer
-from tinyllm.model.decoding import choosing, one_token
+from tinyllm.model.decoding import choosing
 from tinyllm.model.decoding import engine as decoding
 from tinyllm.stages.checkpoint_files import CheckpointFiles
 from tinyllm.text import chat, own_files
@@ -38,16 +38,16 @@ Patch = Callable[[Any, str, Any], None]
 def cache_off_by_one(patch: Patch) -> None:
     """New keys and values overwrite the last cached ones."""
 
-    original = one_token._Layer._write
+    original = decoding.Engine._logits
 
-    def write(self, qkv, rotation, columns, number):
-        q = original(self, qkv, rotation, columns, number)
-        for cached in (columns.keys[number], columns.values[number]):
-            cached[:, -2:-1] = cached[:, -1:]
-            cached[:, -1] = 0
-        return q
+    def logits(self):
+        found, ring = original(self), self.ring
+        for cached in (ring.keys, ring.values):
+            cached[..., (ring.column - 1) % ring.capacity, :] = cached[..., ring.place, :]
+            cached[..., ring.place, :] = 0
+        return found
 
-    patch(one_token._Layer, "_write", write)
+    patch(decoding.Engine, "_logits", logits)
 
 
 def merged_with_twice_the_scale(patch: Patch) -> None:
