@@ -237,7 +237,7 @@ class NativeStep:
         ring = self.ring
         end = ring.advance_masks()
         rotations = self._rotations(ring.positions)
-        if self.weights.embedding is None:  # an adapter's
+        if self.weights.embedding is None:
             self.x.copy_(self.weights.model.model.embed_tokens(ids))
         else:
             torch.index_select(self.weights.embedding, 0, ids, out=self.x)
@@ -245,24 +245,16 @@ class NativeStep:
             arguments.place, arguments.end = ring.place, end
             if base is not None:
                 arguments.cos, arguments.sin, arguments.rotation_stride = rotations[base][:3]
-        x, normed, qkv, heads, inner, gated, gate = (
-            self.x,
-            self.normed,
-            self.qkv,
-            self.heads,
-            self.inner,
-            self.gated,
-            self.gate,
-        )
+        x, normed = self.x, self.normed
         for before_attention, to_qkv, attention, out, before_mlp, to_inner, down in self.layers:
             before_attention()
-            to_qkv.into(qkv, normed)
+            to_qkv.into(self.qkv, normed)
             attention()
-            out.added(x, heads)
+            out.added(x, self.heads)
             before_mlp()
-            to_inner.into(inner, normed)
-            gate()
-            down.added(x, gated)
+            to_inner.into(self.inner, normed)
+            self.gate()
+            down.added(x, self.gated)
         self.last()
         return torch.mm(normed, self.weights.head, out=self.logits)
 

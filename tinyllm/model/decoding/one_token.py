@@ -2,7 +2,7 @@
 
 The same computation as `transformer.Decoder`, for inputs without a dimension of length: small operations are few, q, k and v are one
 product, gate and up another, and attention at one query is two products. `tests/model/test_decoding.py` compares the two for every
-architecture. The weights of small models, and those that have another dtype than the products, are copied once per policy version, with
+architecture. The weights of small models, and those that have another dtype than the products, are copied once per call of `generate`, with
 adapters merged; those of large ones are used where they are.
 
 Shapes: B rows, S columns of the cache, D width, H heads, K key-value heads, V vocabulary.
@@ -21,10 +21,6 @@ from tinyllm.model import kernels, sampling_memory
 from tinyllm.model.heads import head_matrix
 from tinyllm.model.rope import Rotary
 from tinyllm.model.transformer import Block, CausalLM, RMSNorm
-
-_COPIED_BYTES = (
-    64 << 20
-)  # of a model whose weights are copied; reading more than that takes longer than calling two products more
 
 
 class Columns(NamedTuple):
@@ -53,8 +49,9 @@ class OneToken:
         copied = size <= sampling_memory.COPIED_BYTES
         self.layers = [_Layer(cast(Block, layer), dtype, copied) for layer in decoder.layers]
         self.norm = _normalization(decoder.norm, dtype)
-        plain = type(decoder.embed_tokens) is nn.Embedding
-        self.embedding = decoder.embed_tokens.weight.detach() if plain else None
+        rows = decoder.embed_tokens.weight.detach()
+        # None where the rows are not read as they are: an adapter's, or in another dtype
+        self.embedding = rows if type(decoder.embed_tokens) is nn.Embedding and rows.dtype == self.wide else None
         head = head_matrix(model.lm_head).detach().to(dtype)
         self.head = head.T.contiguous() if copied and dtype == self.wide else head.T
         self.kinds, self.rotary = decoder.kinds, decoder.rotary
