@@ -13,10 +13,11 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from tinyllm import distributed as dist
-from tinyllm.model.heads import token_log_probs
-from tinyllm.model.kernels import attention, rms_norm
+from tinyllm.model.heads import log_prob_total, token_log_probs
+from tinyllm.model.kernels import attention, gated, heads, rms_norm
 
 ROWS, LENGTH, WIDTH, HEADS, VOCABULARY = 16, 256, 128, 2, 4096
 
@@ -32,6 +33,13 @@ def turns(ours: Callable[[], None], theirs: Callable[[], None], rounds: int = 15
     return statistics.median(times[0][2:]), statistics.median(times[1][2:])
 
 
+def plain_heads(x: Tensor, gain: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Normalize, rotate and transpose heads by the library's operations."""
+    apart = F.rms_norm(x.unflatten(-1, (HEADS, -1)), gain.shape, gain, 1e-6).transpose(1, 2)
+    first, second = apart.chunk(2, -1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
+
+
 def cases(dtype: torch.dtype) -> dict[str, tuple[Callable[[], None], Callable[[], None]]]:
     shape = (ROWS, LENGTH, HEADS, WIDTH // HEADS)
     q, k, v = (torch.randn(shape).to(dtype).transpose(1, 2).requires_grad_() for _ in range(3))
@@ -40,6 +48,11 @@ def cases(dtype: torch.dtype) -> dict[str, tuple[Callable[[], None], Callable[[]
     ids = torch.randint(0, VOCABULARY, (ROWS, LENGTH))
     mask = torch.ones_like(ids, dtype=torch.bool)
     mask[:, 0] = False
+
+    of_head = torch.ones(WIDTH // HEADS, requires_grad=True)
+    angles = torch.arange(LENGTH)[:, None] * 10000 ** -torch.linspace(0, 1, WIDTH // HEADS // 2)
+    cos, sin = angles.cos()[None, None], angles.sin()[None, None]
+    gate, up = (torch.randn(ROWS, LENGTH, 3 * WIDTH).to(dtype).requires_grad_() for _ in range(2))
 
     def cross_entropy() -> None:
         logits = (x[:, :-1].reshape(-1, WIDTH) @ head.T).float()
@@ -54,7 +67,16 @@ def cases(dtype: torch.dtype) -> dict[str, tuple[Callable[[], None], Callable[[]
             lambda: rms_norm(x, gain, 1e-6).sum().backward(),
             lambda: F.rms_norm(x, (WIDTH,), gain.to(dtype), 1e-6).sum().backward(),
         ),
+        "heads": (
+            lambda: heads(x, WIDTH // HEADS, of_head, 1e-6, cos, sin).sum().backward(),
+            lambda: plain_heads(x, of_head.to(dtype), cos.to(dtype), sin.to(dtype)).sum().backward(),
+        ),
+        "gate": (
+            lambda: gated(gate, up, F.silu).sum().backward(),
+            lambda: (F.silu(gate) * up).sum().backward(),
+        ),
         "log-probabilities": (lambda: (-token_log_probs(x, head, ids, mask).sum()).backward(), cross_entropy),
+        "their total": (lambda: (-log_prob_total(x, head, ids, mask)).backward(), cross_entropy),
     }
 
 

@@ -83,7 +83,7 @@ def test_a_program_from_standard_input_is_not_started_again(tmp_path: Path) -> N
     assert (done.returncode, "'nope'" in done.stderr) == (2, True)
 
 
-def test_another_c_library_has_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_compilation_has_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """musl knows the name of glibc's version and has no value for it."""
 
     def confstr(name: str) -> str:

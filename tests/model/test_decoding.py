@@ -257,10 +257,10 @@ def test_an_adapter_is_part_of_the_weights_and_stays_as_it_is(
                 p.add_(torch.randn(p.shape, generator=generator) * 0.1)
     before = copy.deepcopy(model.state_dict())
     found = generate(model, PROMPTS, Sampling(16, stop=STOP, seed=2), rows=6)
-    assert_scored(model, PROMPTS, found, 1e-5)
+    assert_scored(model, PROMPTS, found, 2e-5)
     with lora.disabled(model):
         plain = generate(model, PROMPTS, Sampling(16, stop=STOP, seed=2), rows=6)
-        assert_scored(model, PROMPTS, plain, 1e-5)
+        assert_scored(model, PROMPTS, plain, 2e-5)
     assert [c.ids for c in plain] != [c.ids for c in found]
     after = model.state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)

@@ -166,7 +166,7 @@ def test_capped_attention_is_the_formula_and_without_a_limit_the_library() -> No
     torch.testing.assert_close(attention(q, k, v, None, softcap=1e6), attention(q, k, v, None), atol=1e-4, rtol=1e-4)
     mask = torch.ones(6, 6, dtype=torch.bool).tril()
     scores = soft_capped(torch.einsum("bhtd,bhsd->bhts", q, k.repeat_interleave(2, 1)) * 0.7, 1.5)
-    wanted = scores.masked_fill(~mask, -torch.inf).softmax(-1) @ v.repeat_interleave(2, 1)
+    wanted = (scores.masked_fill(~mask, -torch.inf).softmax(-1) @ v.repeat_interleave(2, 1)).transpose(1, 2).flatten(2)
     torch.testing.assert_close(attention(q, k, v, None, scale=0.7, softcap=1.5), wanted)
     torch.testing.assert_close(attention(q, k, v, mask[None, None], scale=0.7, softcap=1.5), wanted)
 

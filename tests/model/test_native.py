@@ -1,10 +1,8 @@
-"""The compiled part of a decoding step against torch's operations, and what happens where it cannot be compiled."""
+"""The compiled part of a decoding step against torch's operations."""
 
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch
@@ -85,55 +83,3 @@ def test_the_ends_of_the_range_and_numbers_that_are_not_finite() -> None:
     assert log_probs[2:].isnan().all()
     assert ids.min() >= 0
     assert ids.max() < 53
-
-
-def found_with(patch: pytest.MonkeyPatch, **variables: str | None) -> bool:
-    """Whether there is a library in a process with these variables."""
-    for name, value in variables.items():
-        if value is None:
-            patch.delenv(name, raising=False)
-        else:
-            patch.setenv(name, value)
-    return native.library.__wrapped__() is not None
-
-
-def test_a_folder_that_cannot_be_written_or_a_compiler_that_fails_stops_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    compiler, file = tmp_path / "cc", tmp_path / "file"
-    compiler.write_text("#!/bin/sh\nexit 1\n")
-    compiler.chmod(0o755)
-    file.write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(file))
-    assert found_with(monkeypatch)
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "home", lambda: Path("~nobody-of-this-name").expanduser())
-        assert found_with(patch, XDG_CACHE_HOME=None)
-    for variables in ({"CC": str(compiler)}, {"CC": "no-such-compiler"}, {"TINYLLM_NATIVE": "0"}):
-        with monkeypatch.context() as patch:
-            assert not found_with(patch, **variables)
-
-
-def test_several_that_compile_at_once_and_files_that_are_cut_off(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with ThreadPoolExecutor(4) as threads:
-        assert all(threads.map(lambda _: native.library.__wrapped__() is not None, range(4)))
-    folder = tmp_path / "tinyllm"
-    assert sorted(path.suffix for path in folder.iterdir()) == [".sha256", ".so"]
-    library = next(folder.glob("*.so"))
-    for wrong in (library.read_bytes()[:1000], b""):
-        library.unlink()  # this process has it loaded
-        library.write_bytes(wrong)
-        assert found_with(monkeypatch)
-        assert library.read_bytes() != wrong
-    folder.chmod(0o777)  # others may have put a library there: it is compiled elsewhere
-    library.unlink()
-    library.write_bytes(b"")
-    assert found_with(monkeypatch)
-    assert library.read_bytes() == b""
-
-
-def test_the_source_is_part_of_the_package() -> None:
-    assert "native.c" in {path.name for path in Path(native.__file__).parent.iterdir()}

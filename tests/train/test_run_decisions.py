@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from tests.support.trained import train_small
 from tinyllm.errors import UserError
 from tinyllm.mean import Mean
-from tinyllm.train import checkpoint
+from tinyllm.train import checkpoint, compiling
 from tinyllm.train.engine import Engine
 
 USUAL = 2.0  # above clip_norm, which is 1
@@ -103,3 +104,17 @@ def test_whether_a_run_is_compiled_is_decided_once(
     train_small(folder, compiled=then, **common)
     assert set(compiled) == ({-1} if first == "on" else set()), "before the first step, or never"
     assert json.loads((folder / "run.json").read_text()).get("compiled_from_step") == (13 if first == "on" else None)
+
+
+@pytest.mark.parametrize(("has_kernels", "least"), [(False, 180), (True, 1200)])
+def test_compiling_is_worth_it_where_enough_time_is_left(
+    has_kernels: bool, least: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside kernels of our own it gains less, so that it takes longer to pay."""
+    monkeypatch.setattr(compiling.shutil, "which", lambda name: name)
+    worth = partial(compiling.is_worth_compiling, has_kernels=has_kernels)
+    assert [worth("auto", seconds) for seconds in (0, least, least + 1)] == [False, False, True]
+    assert [worth(mode, seconds) for mode in ("on", "off") for seconds in (0, 1e6)] == [True, True, False, False]
+    monkeypatch.setattr(compiling.shutil, "which", lambda name: None)
+    assert not worth("auto", 1e6)
+    assert worth("on", 0), "torch says what is missing"

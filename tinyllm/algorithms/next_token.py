@@ -25,5 +25,4 @@ class Settings(Config):
 
 
 def loss(settings: Settings, model: CausalLM, batch: TokenBatch) -> tuple[Mean, dict[str, Mean]]:
-    log_probs = model.log_probs(batch.ids, batch.mask, attend=batch.documents)
-    return Mean(-log_probs.sum(), batch.mask.sum()), {}
+    return Mean(-model.log_prob_total(batch.ids, batch.mask, attend=batch.documents), batch.mask.sum()), {}

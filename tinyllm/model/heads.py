@@ -12,8 +12,10 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from tinyllm.model.kernels import compute_dtype, soft_capped, wide_product
+from tinyllm.model.native import kernels as native_kernels
 
 _ROW_MULTIPLE = 64  # few distinct row counts: a matrix product is prepared and cached once per shape
 _BLOCK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 27, "mps": 1 << 24}  # logits held at once; 4 MiB stay in a CPU's cache
@@ -67,6 +69,19 @@ def token_log_probs(
     return _scatter(log_probs, mask)
 
 
+def log_prob_total(
+    hidden: Tensor, head: Tensor, ids: Tensor, mask: Tensor, *, temperature: float = 1.0, softcap: float | None = None
+) -> Tensor:
+    """Return the sum of `token_log_probs`, a scalar.
+
+    As all tokens weigh the same, its gradient is known in the forward pass, and logits are not computed again in the backward pass.
+    """
+    if softcap is not None or not torch.is_grad_enabled():
+        return token_log_probs(hidden, head, ids, mask, temperature=temperature, softcap=softcap).sum()
+    rows, targets = _predictions(hidden, ids, mask)
+    return _TotalLogProb.apply(rows, head, targets, temperature)
+
+
 def token_scores(
     hidden: Tensor, head: Tensor, ids: Tensor, mask: Tensor, *, temperature: float = 1.0, softcap: float | None = None
 ) -> TokenScores:
@@ -78,14 +93,64 @@ def token_scores(
 def _score_masked(
     hidden: Tensor, head: Tensor, ids: Tensor, mask: Tensor, temperature: float, softcap: float | None, entropy: bool
 ) -> tuple[Tensor, Tensor]:
+    rows, targets = _predictions(hidden, ids, mask)
+    return _RowLogProbs.apply(rows, head, targets, temperature, softcap, entropy)
+
+
+def _predictions(hidden: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the states that predict the scored tokens, those *before* them, (N, D), and the tokens (N,)."""
     chosen = mask[:, 1:]
-    rows = hidden[:, :-1][chosen]  # (N, D): the state *before* each scored token predicts it
-    return _RowLogProbs.apply(rows, head, ids[:, 1:][chosen], temperature, softcap, entropy)
+    return hidden[:, :-1][chosen], ids[:, 1:][chosen]
 
 
 def _scatter(values: Tensor, mask: Tensor) -> Tensor:
     """Return `values` (N,) at the set positions of `mask` (B, T) and 0 elsewhere."""
     return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)
+
+
+def _prepared(
+    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float
+) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Return states divided by the temperature and the head, both in the compute dtype, targets, and the number of rows of a block.
+
+    Rows of zeros follow the states: their results are cut off, and their gradients are zero.
+    """
+    dtype, padding = compute_dtype(hidden), -len(hidden) % _ROW_MULTIPLE
+    rows = F.pad((hidden / temperature if temperature != 1.0 else hidden).to(dtype), (0, 0, 0, padding))
+    block = max(_LEAST_ROWS, _BLOCK_ELEMENTS[hidden.device.type] // weight.shape[0])
+    return rows, weight.to(dtype), F.pad(targets, (0, padding)), block
+
+
+class _TotalLogProb(torch.autograd.Function):
+    """Sum of log softmax(h W^T / temperature)[target] over rows, with its gradient, which only has to be scaled in the backward pass.
+
+    d log p(y) / d logits = onehot(y) - p. Logits are computed a block at a time, and once.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> Tensor:
+        count = len(hidden)
+        rows, head, targets, block = _prepared(hidden, weight, targets, temperature)
+        wide = torch.promote_types(rows.dtype, torch.float32)
+        values, to_rows = rows.new_empty(len(rows), dtype=wide), torch.empty_like(rows)
+        to_head = torch.zeros_like(head, dtype=wide) if ctx.needs_input_grad[1] else None  # a head may be frozen
+        for start in range(0, len(rows), block):
+            part = slice(start, start + block)
+            gap = _gap(wide_product(rows[part], head), targets[part], rows.dtype, values[part])
+            torch.mm(gap, head, out=to_rows[part])
+            if to_head is not None:
+                _add_product(to_head, gap, rows[part])
+        ctx.to_rows = to_rows[:count] if temperature == 1.0 else to_rows[:count] / temperature
+        ctx.to_head, ctx.dtypes = to_head, (hidden.dtype, weight.dtype)
+        return values[:count].sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor):
+        to_rows, to_head = ctx.to_rows, ctx.to_head
+        del ctx.to_rows, ctx.to_head  # as large as the gradient of the head
+        to_head = None if to_head is None else (to_head.mul_(gradient)).to(ctx.dtypes[1])
+        return (to_rows * gradient).to(ctx.dtypes[0]), to_head, None, None
 
 
 class _RowLogProbs(torch.autograd.Function):
@@ -100,25 +165,15 @@ class _RowLogProbs(torch.autograd.Function):
     def forward(
         ctx, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, softcap: float | None, entropy: bool
     ):
-        dtype, count = compute_dtype(hidden), len(hidden)
-        padding = -count % _ROW_MULTIPLE  # rows of zeros: their results are cut off, their gradients are zero
-        rows = F.pad((hidden / temperature if temperature != 1.0 else hidden).to(dtype), (0, 0, 0, padding))
-        head, targets = weight.to(dtype), F.pad(targets, (0, padding))
-        sum_dtype = torch.promote_types(dtype, torch.float32)  # a sum over a vocabulary is never taken in bf16
+        count = len(hidden)
+        rows, head, targets, block = _prepared(hidden, weight, targets, temperature)
         cap = None if softcap is None else softcap / temperature  # of logits that are divided already
-        block = max(_LEAST_ROWS, _BLOCK_ELEMENTS[hidden.device.type] // weight.shape[0])
-        values = torch.empty(len(rows), dtype=sum_dtype, device=hidden.device)
+        values = rows.new_empty(len(rows), dtype=torch.promote_types(rows.dtype, torch.float32))
         entropies = torch.zeros_like(values)
         for start in range(0, len(rows), block):
             part = slice(start, start + block)
             logits = soft_capped(wide_product(rows[part], head), cap)
-            logits -= logits.amax(-1, keepdim=True)
-            values[part] = logits.gather(1, targets[part, None]).squeeze(1)
-            weights = logits.exp() if entropy else logits.exp_()  # e^logits; divided by their sum p
-            total = weights.sum(-1)
-            values[part] -= total.log()
-            if entropy:  # -sum p log p = log(total) - sum(p logits)
-                entropies[part] = total.log() - weights.mul_(logits).sum(-1).div_(total)
+            _score(logits, targets[part], values[part], entropies[part] if entropy else None)
         ctx.save_for_backward(rows, head, targets)
         ctx.temperature, ctx.block, ctx.dtypes = temperature, block, (hidden.dtype, weight.dtype)
         ctx.cap = cap
@@ -141,22 +196,49 @@ class _RowLogProbs(torch.autograd.Function):
         return to_rows.to(ctx.dtypes[0]), to_head, None, None, None, None
 
 
+def _score(logits: Tensor, targets: Tensor, values: Tensor, entropies: Tensor | None) -> None:
+    """Write log-probabilities of the targets (N,) and, if they are wanted, entropies (N,). The logits (N, V) are overwritten."""
+    if native_kernels.covers(logits):
+        native_kernels.log_probabilities(logits, targets, values, entropies)
+        return
+    logits -= logits.amax(-1, keepdim=True)
+    values.copy_(logits.gather(1, targets[:, None]).squeeze(1))
+    weights = logits.exp() if entropies is not None else logits.exp_()  # e^logits; divided by their sum p
+    total = weights.sum(-1)
+    values -= total.log()
+    if entropies is not None:  # -sum p log p = log(total) - sum(p logits)
+        entropies.copy_(total.log() - weights.mul_(logits).sum(-1).div_(total))
+
+
+def _gap(logits: Tensor, targets: Tensor, dtype: torch.dtype, values: Tensor | None = None) -> Tensor:
+    """Return d log p(target) / d logits = onehot(target) - p, (N, V) in `dtype`. The logits are overwritten.
+
+    Args:
+        values: (N,), where log p(target) is written if it is wanted.
+    """
+    if native_kernels.covers(logits):
+        gap = logits if logits.dtype == dtype else torch.empty_like(logits, dtype=dtype)
+        native_kernels.log_probabilities(logits, targets, values, None, gap)
+        return gap
+    if values is not None:
+        values.copy_(logits.gather(1, targets[:, None]).squeeze(1) - logits.logsumexp(-1))
+    gap = logits.softmax(-1).neg_()
+    return gap.scatter_add_(1, targets[:, None], torch.ones_like(gap[:, :1])).to(dtype)
+
+
 def _gradients(
     rows: Tensor, head: Tensor, targets: Tensor, gradient: Tensor, block: int, wanted: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Return the gradients of rows (N, D) and, if that is wanted, of the head (V, D)."""
-    # the onehot(y) term touches one row of the head for each target
-    to_rows = gradient * head[targets]
+    to_rows = torch.empty(rows.shape, dtype=gradient.dtype, device=rows.device)
     to_head = torch.zeros(head.shape, dtype=gradient.dtype, device=head.device) if wanted else None
-    if to_head is not None:
-        to_head.index_add_(0, targets, gradient * rows)
-    scaled = (-gradient * rows).to(rows.dtype)
+    scaled = (gradient * rows).to(rows.dtype)
     for start in range(0, len(rows), block):
         part = slice(start, start + block)
-        p = wide_product(rows[part], head).softmax(-1).to(rows.dtype)
-        to_rows[part] -= gradient[part] * (p @ head)
+        gap = _gap(wide_product(rows[part], head), targets[part], rows.dtype)
+        torch.mul(gradient[part], gap @ head, out=to_rows[part])
         if to_head is not None:
-            _add_product(to_head, p, scaled[part])
+            _add_product(to_head, gap, scaled[part])
     return to_rows, to_head
 
 
@@ -181,7 +263,10 @@ def _capped_gradients(
 def _add_product(to_head: Tensor, to_logits: Tensor, rows: Tensor) -> None:
     """Add (N, V)^T (N, D) to the gradient of the head, some of its rows at a time: the product in bf16 would be half as large as it."""
     for total, part in zip(to_head.split(_HEAD_ROWS), to_logits.split(_HEAD_ROWS, dim=1), strict=True):
-        total += part.T @ rows
+        if total.dtype == rows.dtype:
+            total.addmm_(part.T, rows)
+        else:
+            total += part.T @ rows
 
 
 def last_token(values: Tensor, mask: Tensor) -> Tensor:

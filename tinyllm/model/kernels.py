@@ -1,17 +1,21 @@
 """Operations that are slow in eager mode when left to autograd: normalization, rotation, causal attention.
 
-Each is the textbook formula with its gradient written out, so that an eager step makes fewer passes over memory. Inside a compiled
-block the plain form is used, which the compiler fuses better. `benchmarks/operations.py` compares the two.
+Each is the textbook formula with its gradient written out, so that an eager step makes fewer passes over memory. On a CPU with a C compiler
+most make one pass (`native.kernels`). Inside a compiled block the plain form is used, which the compiler fuses better.
+`benchmarks/operations.py` compares them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from tinyllm.model.native import kernels as native_kernels
 
 _EXPLICIT_LENGTH = 512  # tokens; above it, attention must not hold all scores at once
 _COLUMNS = 8192  # of a matrix widened at once
@@ -74,6 +78,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """
     if torch.compiler.is_compiling():
         return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps).to(compute_dtype(x))
+    if native_kernels.covers(x, weight):
+        return native_kernels.RMSNorm.apply(x, weight, eps, compute_dtype(x))
     return _RMSNorm.apply(x, weight, eps, compute_dtype(x))
 
 
@@ -97,14 +103,33 @@ class _RMSNorm(torch.autograd.Function):
         return torch.addcmul(inner, unit, along, value=-1).mul_(scale), to_weight.to(weight.dtype), None, None
 
 
+def heads(
+    tokens: Tensor, width: int, gain: Tensor | None, eps: float, cos: Tensor | None, sin: Tensor | None
+) -> Tensor:
+    """Return queries, keys or values (B, heads, T, width) of the tokens' products (B, T, heads * width).
+
+    Args:
+        gain: (width,), of `rms_norm` over each head; None: not normalized.
+        cos, sin: of each position's angles, (B or 1, 1, T, rotated / 2); None: not rotated. See `rotate`.
+    """
+    if native_kernels.covers_heads(tokens, width):
+        return native_kernels.Heads.apply(tokens, width, gain, eps, cos, sin)
+    apart = tokens.view(*tokens.shape[:2], -1, width)
+    apart = (apart if gain is None else rms_norm(apart, gain, eps)).transpose(1, 2)
+    return apart if cos is None or sin is None else rotate(apart, cos, sin)
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Apply rotary position embedding (arXiv 2104.09864) in the half-split layout.
+    """Apply rotary position embedding (arXiv 2104.09864) in the half-split layout to the first dimensions of a head.
 
     Args:
         x: queries or keys (B, H, T, D).
-        cos, sin: of each position's angles, (B or 1, 1, T, D/2).
+        cos, sin: of each position's angles, (B or 1, 1, T, rotated / 2).
     """
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    rotated = 2 * cos.shape[-1]
+    if rotated < x.shape[-1]:
+        return torch.cat((rotate(x[..., :rotated], cos, sin), x[..., rotated:]), dim=-1)
     return _rotated(x, cos, sin) if torch.compiler.is_compiling() else _Rotate.apply(x, cos, sin)
 
 
@@ -135,7 +160,7 @@ def soft_capped(x: Tensor, cap: float | None) -> Tensor:
 def attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, scale: float | None = None, softcap: float | None = None
 ) -> Tensor:
-    """Return softmax(q k^T * scale + mask) v, (B, H, T, D).
+    """Return softmax(q k^T * scale + mask) v, (B, T, H * D).
 
     In bf16 on a CPU the products are written out: for rows of a few hundred tokens that trains twice as fast as the library's blockwise
     kernel, whose backward pass is made for longer ones. The choice does not depend on gradients: a reference model that is scored by
@@ -150,14 +175,24 @@ def attention(
     """
     length = q.shape[2]
     grouped = q.shape[1] != k.shape[1]
-    if softcap is not None:
-        return _capped_attention(q, k, v, mask, q.shape[-1] ** -0.5 if scale is None else scale, softcap)
     plain = mask is None and scale is None
-    if plain and q.device.type == "cpu" and q.dtype == torch.bfloat16 and 1 < length <= _EXPLICIT_LENGTH:
-        return explicit_attention(q, k, v)
-    return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=mask is None and length > 1, enable_gqa=grouped, scale=scale
-    )
+    if softcap is not None:
+        found = _capped_attention(q, k, v, mask, q.shape[-1] ** -0.5 if scale is None else scale, softcap)
+    elif plain and q.device.type == "cpu" and q.dtype == torch.bfloat16 and 1 < length <= _EXPLICIT_LENGTH:
+        found = explicit_attention(q, k, v)
+    else:
+        causal = mask is None and length > 1
+        found = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped, scale=scale
+        )
+    return found.transpose(1, 2).flatten(2)
+
+
+def gated(gate: Tensor, up: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return activation(gate) * up; all of one shape."""
+    if activation is F.silu and gate.dtype == up.dtype and native_kernels.covers(gate):
+        return native_kernels.SiluGate.apply(gate, up)
+    return activation(gate) * up
 
 
 def _capped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, softcap: float) -> Tensor:

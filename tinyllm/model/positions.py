@@ -8,8 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tinyllm.model import kernels
-
 
 class Place(NamedTuple):
     """Where the tokens of a batch are in their texts: how they are rotated, and what they may attend to."""
@@ -17,15 +15,6 @@ class Place(NamedTuple):
     cos: Tensor | None  # (B or 1, 1, T, rotated dimensions / 2); None without rotary embeddings
     sin: Tensor | None
     mask: Tensor | None  # (B or 1, 1, T, S) bool; None: causal
-
-    def rotate(self, x: Tensor) -> Tensor:
-        """Rotate queries or keys (B, heads, T, head_dim)."""
-        if self.cos is None or self.sin is None:
-            return x
-        width = 2 * self.cos.shape[-1]
-        if width == x.shape[-1]:
-            return kernels.rotate(x, self.cos, self.sin)
-        return torch.cat((kernels.rotate(x[..., :width], self.cos, self.sin), x[..., width:]), dim=-1)
 
 
 def attention_mask(

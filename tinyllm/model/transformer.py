@@ -24,7 +24,15 @@ from torch.utils.checkpoint import checkpoint
 from tinyllm.model import kernels
 from tinyllm.model.config import ModelConfig
 from tinyllm.model.features import Activation, Norm, NormPlacement
-from tinyllm.model.heads import TokenScores, head_matrix, last_token, logits, token_log_probs, token_scores
+from tinyllm.model.heads import (
+    TokenScores,
+    head_matrix,
+    last_token,
+    log_prob_total,
+    logits,
+    token_log_probs,
+    token_scores,
+)
 from tinyllm.model.positions import Place, attention_mask, positions_in_documents
 from tinyllm.model.rope import Rotary
 
@@ -66,8 +74,13 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.full((size,), 1.0 - offset))
         self.eps, self.offset = eps, offset
 
+    @property
+    def gain(self) -> Tensor:
+        """What x / rms(x) is multiplied by."""
+        return self.weight + self.offset if self.offset else self.weight
+
     def forward(self, x: Tensor) -> Tensor:
-        return kernels.rms_norm(x, self.weight + self.offset if self.offset else self.weight, self.eps)
+        return kernels.rms_norm(x, self.gain, self.eps)
 
 
 _NORMS: Mapping[Norm, Callable[[int, float], nn.Module]] = {
@@ -112,21 +125,24 @@ class Attention(nn.Module):
         self.k_norm = _norm(config, kv) if config.qk_norm else nn.Identity()
 
     def forward(self, x: Tensor, place: Place, cache: KVCache | None) -> Tensor:
-        rows, length, _ = x.shape
         q, k, v = (
             self.qkv_proj(x).split(self.widths, -1) if self.fused else (self.q_proj(x), self.k_proj(x), self.v_proj(x))
         )
-        if self.norm_all_heads:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k, v = (part.view(rows, length, -1, self.head_dim) for part in (q, k, v))
-        if not self.norm_all_heads:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H or K, T, head_dim)
-        q, k = place.rotate(q), place.rotate(k)
+        q, k = self._heads(q, self.q_norm, place), self._heads(k, self.k_norm, place)
+        v = kernels.heads(v, self.head_dim, None, 0.0, None, None)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
-        y = kernels.attention(q, k, v, place.mask, scale=self.scale, softcap=self.softcap)
-        return self.o_proj(y.transpose(1, 2).reshape(rows, length, -1))
+        return self.o_proj(kernels.attention(q, k, v, place.mask, scale=self.scale, softcap=self.softcap))
+
+    def _heads(self, x: Tensor, norm: nn.Module, place: Place) -> Tensor:
+        """Return queries or keys (B, heads, T, head_dim) of their product (B, T, heads * head_dim)."""
+        if isinstance(norm, RMSNorm) and not self.norm_all_heads:
+            return kernels.heads(x, self.head_dim, norm.gain, norm.eps, place.cos, place.sin)
+        if self.norm_all_heads:
+            x = norm(x)
+        else:
+            x = norm(x.unflatten(-1, (-1, self.head_dim))).flatten(-2)
+        return kernels.heads(x, self.head_dim, None, 0.0, place.cos, place.sin)
 
 
 class MLP(nn.Module):
@@ -149,7 +165,7 @@ class MLP(nn.Module):
         if not self.gated:
             return self.down_proj(self.activation(self.up_proj(x)))
         gate, up = self.gate_up_proj(x).chunk(2, -1) if self.fused else (self.gate_proj(x), self.up_proj(x))
-        return self.down_proj(self.activation(gate) * up)
+        return self.down_proj(kernels.gated(gate, up, self.activation))
 
 
 _PLACEMENTS: Mapping[NormPlacement, tuple[str | None, str | None, str | None, str | None]] = {
@@ -328,6 +344,11 @@ class CausalLM(Loaded):
         return token_log_probs(
             self(ids, attend), head_matrix(self.lm_head), ids, mask, temperature=temperature, softcap=softcap
         )
+
+    def log_prob_total(self, ids: Tensor, mask: Tensor, *, attend: Tensor | None = None) -> Tensor:
+        """Return the sum of `log_probs`, a scalar, which costs less where its gradient is wanted; see `heads.log_prob_total`."""
+        softcap, head = self.config.final_logit_softcapping, head_matrix(self.lm_head)
+        return log_prob_total(self(ids, attend), head, ids, mask, softcap=softcap)
 
     def token_scores(
         self, ids: Tensor, mask: Tensor, *, attend: Tensor | None = None, temperature: float = 1.0

@@ -13,13 +13,19 @@ from contextlib import ExitStack, contextmanager, suppress
 
 from tinyllm import signals
 
-_WORTH_COMPILING = 180.0  # seconds of training left: compiling costs 20 to 40 and gains about a third
+# seconds of training left: compiling costs 20 to 40 and gains about a third, beside our own kernels up to a tenth
+_WORTH_COMPILING, _BESIDE_KERNELS = 180.0, 1200.0
 
 
-def is_worth_compiling(mode: str, seconds_left: float) -> bool:
-    """Return whether to compile, for `train.compile` and the training time left. "auto" needs a C++ compiler."""
+def is_worth_compiling(mode: str, seconds_left: float, *, has_kernels: bool) -> bool:
+    """Return whether to compile, for `train.compile` and the training time left. "auto" needs a C++ compiler.
+
+    Args:
+        has_kernels: without compiling, the model computes with `model.native.kernels`.
+    """
     possible = sys.platform != "win32" and any(map(shutil.which, ("g++", "clang++", "c++")))
-    return mode == "on" or (mode == "auto" and possible and seconds_left > _WORTH_COMPILING)
+    least = _BESIDE_KERNELS if has_kernels else _WORTH_COMPILING
+    return mode == "on" or (mode == "auto" and possible and seconds_left > least)
 
 
 @contextmanager

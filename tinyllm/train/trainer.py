@@ -25,6 +25,7 @@ from tinyllm.distributed import heartbeat
 from tinyllm.errors import INTERRUPTED, STOPS, UserError
 from tinyllm.io import shell
 from tinyllm.mean import Mean, values
+from tinyllm.model.native import kernels as native_kernels
 from tinyllm.model.transformer import ActorCritic, CausalLM, compile_blocks, set_dropout
 from tinyllm.train import checkpoint, estimate, memory, nonfinite
 from tinyllm.train.checkpointing import CheckpointManager
@@ -343,7 +344,8 @@ class Trainer:
 
     def _decide_compile(self, seconds_left: float) -> None:
         """Decide whether the remaining training time is worth compiling: once per run, by rank 0 for all."""
-        wanted = is_worth_compiling(self.job.train.compile, seconds_left)
+        has_kernels = all(map(native_kernels.covers, self.engine.trainable.values()))
+        wanted = is_worth_compiling(self.job.train.compile, seconds_left, has_kernels=has_kernels)
         self.compiled = dist.broadcast_text(str(wanted)) == "True"
 
     def _compile(self) -> None:

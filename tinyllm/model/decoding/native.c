@@ -7,12 +7,9 @@ values; here each of them is read once, in the order of memory.
 Rows are divided among threads if the library is built with OpenMP. All arrays are float32 and contiguous unless a stride is given.
 */
 
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
+#include "../native/vector.h"
 
 #define LARGEST_HEAD 256
-#define LANES 16
 #define BLOCK 64 /* probabilities that are summed at once */
 
 typedef struct {
@@ -53,35 +50,6 @@ typedef struct {
     int64_t *ids;
     float *log_probs;
 } Draw;
-
-/* e^x to about one unit in the last place, for x <= 0, in a form that compilers vectorize. NaN stays NaN. */
-static inline float exponential(float x) {
-    float clamped = x > -87.0f ? x : -87.0f; /* e^-87 is the smallest that is not denormal */
-    float whole = nearbyintf(clamped * 1.44269504f);
-    float rest = fmaf(whole, -0.693359375f, clamped);
-    rest = fmaf(whole, 2.12194440e-4f, rest);
-    float p = 1.9875691500e-4f;
-    p = fmaf(p, rest, 1.3981999507e-3f);
-    p = fmaf(p, rest, 8.3334519073e-3f);
-    p = fmaf(p, rest, 4.1665795894e-2f);
-    p = fmaf(p, rest, 1.6666665459e-1f);
-    p = fmaf(p, rest, 5.0000001201e-1f);
-    p = fmaf(p, rest * rest, rest + 1.0f);
-    union { int32_t bits; float value; } power = {((int32_t)whole + 127) << 23};
-    return x >= -87.0f ? p * power.value : x < -87.0f ? 0.0f : x;
-}
-
-/* The largest of n numbers, NaN left out. */
-static inline float largest_of(const float *x, int64_t n) {
-    float lanes[LANES], largest = -INFINITY; /* side by side: compilers do not reorder comparisons that meet NaN */
-    int64_t i = 0;
-    for (int64_t lane = 0; lane < LANES; lane++) lanes[lane] = -INFINITY;
-    for (; i + LANES <= n; i += LANES)
-        for (int64_t lane = 0; lane < LANES; lane++) lanes[lane] = x[i + lane] > lanes[lane] ? x[i + lane] : lanes[lane];
-    for (; i < n; i++) largest = x[i] > largest ? x[i] : largest;
-    for (int64_t lane = 0; lane < LANES; lane++) largest = lanes[lane] > largest ? lanes[lane] : largest;
-    return largest;
-}
 
 static inline float sum_of_squares(const float *x, int64_t n) {
     float total = 0;
@@ -133,8 +101,8 @@ static inline void attend_with(const Attention *a, int64_t row, int64_t group, i
         }
         if (mask)
             for (int64_t s = 0; s < end; s++) p[s] += mask[s];
-        float largest = largest_of(p, end);
-        for (int64_t s = 0; s < end; s++) p[s] = exponential(p[s] - largest);
+        float highest = largest(p, 0, end, 0);
+        for (int64_t s = 0; s < end; s++) p[s] = exponential(p[s] - highest);
         for (int64_t s = 0; s < end; s++) total += p[s];
         for (int64_t i = 0; i < width; i++) sums[i] = 0;
         for (int64_t s = 0; s < end; s++) {
@@ -178,9 +146,7 @@ void gate(const Gate *a) {
         const float *g = a->x + row * 2 * a->width, *up = g + a->width;
         float *out = a->out + row * a->width;
         for (int64_t i = 0; i < a->width; i++) {
-            float small = exponential(-fabsf(g[i])); /* never overflows */
-            float share = (g[i] >= 0 ? 1.0f : small) / (1.0f + small);
-            out[i] = g[i] * share * up[i];
+            out[i] = g[i] * sigmoid(g[i]) * up[i];
         }
     }
 }
@@ -190,9 +156,9 @@ void draw(const Draw *a) {
 #pragma omp parallel for if (a->rows * a->vocabulary > 16384)
     for (int64_t row = 0; row < a->rows; row++) {
         const float *logits = a->logits + row * a->vocabulary;
-        float *p = a->scratch + row * a->vocabulary, largest = largest_of(logits, a->vocabulary), scale = a->scale;
+        float *p = a->scratch + row * a->vocabulary, highest = largest(logits, 0, a->vocabulary, 0), scale = a->scale;
         double total = 0, before = 0;
-        for (int64_t i = 0; i < a->vocabulary; i++) p[i] = exponential((logits[i] - largest) * scale);
+        for (int64_t i = 0; i < a->vocabulary; i++) p[i] = exponential((logits[i] - highest) * scale);
         for (int64_t start = 0; start < a->vocabulary; start += BLOCK) {
             int64_t stop = start + BLOCK < a->vocabulary ? start + BLOCK : a->vocabulary;
             float part = 0;
@@ -216,6 +182,6 @@ void draw(const Draw *a) {
         for (int64_t i = start; chosen < 0 && i-- > 0;)
             if (p[i] > 0) chosen = i;
         a->ids[row] = chosen < 0 ? 0 : chosen;
-        a->log_probs[row] = chosen < 0 ? NAN : (logits[chosen] - largest) * scale - (float)log(total);
+        a->log_probs[row] = chosen < 0 ? NAN : (logits[chosen] - highest) * scale - (float)log(total);
     }
 }

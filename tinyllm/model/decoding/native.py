@@ -1,19 +1,12 @@
 """One decoding step on a CPU with `native.c` between the matrix products, which makes small models several times faster.
 
-The file is compiled when it is first needed, in about a second, and kept in the user's cache folder. Where there is no C compiler, on other
-devices, in other dtypes and for architectures that it does not cover, `one_token.py` computes the same.
+Where it cannot be compiled (`model.compilation`), on other devices, in other dtypes and for architectures that it does not cover,
+`one_token.py` computes the same.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -25,13 +18,8 @@ from torch import Tensor
 from tinyllm.model.decoding.completion import Sampling
 from tinyllm.model.decoding.one_token import RMS, OneToken
 from tinyllm.model.decoding.ring import Ring
+from tinyllm.model.native import compilation
 
-_SOURCE = Path(__file__).with_name("native.c")
-_FLAGS = (
-    "-O3 -march=native -mprefer-vector-width=512 -fPIC "
-    "-fno-math-errno -fno-trapping-math -fno-signed-zeros -fassociative-math -freciprocal-math"
-)
-_WIDE, _X86 = "-mprefer-vector-width=512", ("x86_64", "AMD64")
 _LARGEST_HEAD = 256  # of native.c
 _NAMES = ("norm", "attention", "gate", "draw")
 
@@ -54,99 +42,14 @@ Gate = _structure("Gate", "rows width", "", "x out")
 Draw = _structure("Draw", "rows vocabulary uniform_stride", "scale", "logits uniform scratch ids log_probs")
 
 
-# --- the library ---------------------------------------------------------------------------------------------------------------------
-
-
 @cache
 def library() -> ctypes.CDLL | None:
-    """Return the compiled functions; None where there is no compiler, or TINYLLM_NATIVE is 0."""
-    compiler = shutil.which(os.environ.get("CC", "cc"))
-    if compiler is None or sys.platform == "win32" or os.environ.get("TINYLLM_NATIVE", "1") == "0":
-        return None
-    openmp = _openmp_of_torch()
-    flags = [flag for flag in _FLAGS.split() if platform.machine() in _X86 or flag != _WIDE]
-    flags += ["-fopenmp"] if openmp else []
-    try:
-        if openmp:  # torch's own: with a second one, the threads of both would wait for each other's
-            ctypes.CDLL(openmp, ctypes.RTLD_GLOBAL)
-        folder = _folder()
-        if folder is not None:
-            return _loaded(_kept(compiler, flags, folder))
-        with tempfile.TemporaryDirectory(prefix="tinyllm-") as temporary:  # a library that is loaded needs no file
-            return _loaded(_compiled(compiler, flags, Path(temporary)))
-    except (OSError, AttributeError, subprocess.SubprocessError):
-        return None
-
-
-def _loaded(path: Path) -> ctypes.CDLL:
-    found = ctypes.CDLL(str(path))
-    for name in _NAMES:
+    """Return the functions of native.c; None where they cannot be compiled."""
+    found = compilation.load(Path(__file__).with_name("native.c"))
+    for name in _NAMES if found is not None else ():
         function = getattr(found, name)
         function.argtypes, function.restype = [ctypes.c_void_p], None
     return found
-
-
-def _kept(compiler: str, flags: list[str], folder: Path) -> Path:
-    """Return the library in the cache folder, compiled if it is not there or not whole."""
-    parts = _SOURCE.read_bytes(), compiler.encode(), " ".join(flags).encode(), _processor()
-    path = folder / f"native-{hashlib.sha256(bytes(0).join(parts)).hexdigest()[:20]}.so"
-    digest = path.with_suffix(".sha256")
-    # a file that a full disk has cut off would stop the process when it is loaded
-    if not (path.is_file() and digest.is_file() and digest.read_text() == _sha256(path)):
-        with tempfile.TemporaryDirectory(dir=folder) as temporary:  # several processes may compile at once
-            made = _compiled(compiler, flags, Path(temporary))
-            (Path(temporary) / "sha256").write_text(_sha256(made))
-            made.replace(path)
-            (Path(temporary) / "sha256").replace(digest)
-    return path
-
-
-def _compiled(compiler: str, flags: list[str], folder: Path) -> Path:
-    """Compile native.c in a folder. Linked without OpenMP: its functions are those that torch has loaded."""
-    objects, made = folder / "native.o", folder / "native.so"
-    for command in (
-        ["-c", str(_SOURCE), "-o", str(objects), *flags],
-        ["-shared", "-o", str(made), str(objects), "-lm"],
-    ):
-        subprocess.run([compiler, *command], check=True, capture_output=True, timeout=60)
-    return made
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _openmp_of_torch() -> str:
-    """Return the path of the OpenMP library that came with torch, if it is loaded; else ""."""
-    maps, libraries = Path("/proc/self/maps"), Path(torch.__file__).parent
-    if not maps.is_file():
-        return ""
-    places = (f"{libraries}{os.sep}", f"{libraries}.libs{os.sep}")
-    paths = {line.split(maxsplit=5)[-1] for line in maps.read_text(errors="replace").splitlines() if "libgomp" in line}
-    return min((path for path in paths if path.startswith(places)), default="")
-
-
-def _processor() -> bytes:
-    """Return what tells processors apart whose compiled code differs."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_bytes().splitlines() if info.is_file() else []
-    named = (line for line in lines if line.startswith((b"flags", b"Features")))
-    return next(named, (platform.processor() + platform.machine()).encode())
-
-
-def _folder() -> Path | None:
-    """Return the user's cache folder; None where there is none, or where others may write into it."""
-    try:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tinyllm"
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        found = folder.stat()
-    except (OSError, RuntimeError):  # RuntimeError: there is no home
-        return None
-    own = found.st_uid == os.getuid() and not found.st_mode & 0o022
-    return folder if own and os.access(folder, os.W_OK) else None
-
-
-# --- a step --------------------------------------------------------------------------------------------------------------------------
 
 
 def covers(weights: OneToken) -> bool:

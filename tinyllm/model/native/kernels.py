@@ -1,0 +1,212 @@
+"""Kernels of a training step on a CPU in float32 and bfloat16: autograd functions around `kernels.c`.
+
+`model/kernels.py` and `model/heads.py` decide when they are used. Attention is torch's own: its kernel for a CPU leaves little to gain.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from tinyllm.model.native import compilation
+
+_DTYPES = (torch.float32, torch.bfloat16)
+_CHUNKS = 64  # parts in which gradients of gains are summed
+_LARGEST_HEAD = 512  # of kernels.c
+_SIGNATURES = {  # integers (i), floats (f) and pointers (p)
+    "norm": "iifipppp",
+    "norm_backward": "iiiipppppp",
+    "heads": "p",
+    "heads_backward": "p",
+    "gate": "iippp",
+    "gate_backward": "iippppp",
+    "log_probabilities": "iiippppp",
+}
+_KINDS = {"i": ctypes.c_int64, "f": ctypes.c_float, "p": ctypes.c_void_p}
+
+
+class _Heads(ctypes.Structure):
+    _fields_ = [
+        *(
+            (n, ctypes.c_int64)
+            for n in ["rows", "length", "heads", "width", "rotated", "narrow", "rotation_stride", "stride", "chunks"]
+        ),
+        ("eps", ctypes.c_float),
+        *((n, ctypes.c_void_p) for n in ["gain", "cos", "sin", "tokens", "heads_of", "scales", "to_tokens", "to_gain"]),
+    ]
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """Return the functions of kernels.c; None where they cannot be compiled."""
+    found = compilation.load(Path(__file__).with_name("kernels.c"))
+    for name, signature in _SIGNATURES.items() if found is not None else ():
+        function = getattr(found, name)
+        function.argtypes, function.restype = [_KINDS[kind] for kind in signature], None
+    return found
+
+
+def covers(*tensors: Tensor) -> bool:
+    """Return whether these functions can be used: tensors of float32 or bfloat16 on a CPU, outside a compilation by torch."""
+    return (
+        all(x.device.type == "cpu" and x.dtype in _DTYPES for x in tensors)
+        and not torch.compiler.is_compiling()
+        and library() is not None
+    )
+
+
+def covers_heads(x: Tensor, head_dim: int) -> bool:
+    """Return whether `Heads` can be used for heads of this width."""
+    return head_dim <= _LARGEST_HEAD and covers(x)
+
+
+def _functions() -> ctypes.CDLL:
+    found = library()
+    assert found is not None
+    return found
+
+
+def _address(x: Tensor | None) -> int | None:
+    return None if x is None else x.data_ptr()
+
+
+def _is_narrow(x: Tensor) -> bool:
+    return x.dtype == torch.bfloat16
+
+
+class RMSNorm(torch.autograd.Function):
+    """`kernels.rms_norm`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gain: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+        x, wide = x.contiguous(), gain.float()
+        width = x.shape[-1]
+        rows = x.numel() // width
+        out, scales = torch.empty_like(x, dtype=dtype), x.new_empty(rows, dtype=torch.float32)
+        narrow = _is_narrow(x) + 2 * _is_narrow(out)
+        pointers = x.data_ptr(), wide.data_ptr(), out.data_ptr(), scales.data_ptr()
+        _functions().norm(rows, width, eps, narrow, *pointers)
+        ctx.save_for_backward(x, wide, scales)
+        ctx.dtypes = gain.dtype, dtype
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        x, gain, scales = ctx.saved_tensors
+        of_gain, dtype = ctx.dtypes
+        gradient = gradient.to(dtype).contiguous()
+        width, rows = x.shape[-1], len(scales)
+        chunks = min(_CHUNKS, rows)
+        to_x, to_gain = torch.empty_like(x), gain.new_empty(chunks, width)
+        narrow = _is_narrow(x) + 2 * _is_narrow(gradient)
+        pointers = (a.data_ptr() for a in (gradient, x, gain, scales, to_x, to_gain))
+        _functions().norm_backward(rows, width, chunks, narrow, *pointers)
+        return to_x, to_gain.sum(0).to(of_gain), None, None
+
+
+def _described(
+    tokens: Tensor, width: int, gain: Tensor | None, eps: float, cos: Tensor | None, sin: Tensor | None
+) -> _Heads:
+    """Return the description of tokens (B, T, heads * width), whose last dimension is contiguous."""
+    rows, length, together = tokens.shape
+    found = _Heads(rows, length, together // width, width, 0, _is_narrow(tokens))
+    if cos is not None and sin is not None:
+        found.rotated = 2 * cos.shape[-1]
+        found.rotation_stride = 0 if len(cos) == 1 else cos.stride(0)
+        found.cos, found.sin = cos.data_ptr(), sin.data_ptr()
+    found.stride, found.chunks, found.eps = tokens.stride(1), min(_CHUNKS, rows * length), eps
+    found.gain, found.tokens = _address(gain), tokens.data_ptr()
+    return found
+
+
+def _apart(tokens: Tensor) -> Tensor:
+    """Return tokens (B, T, W) such that rows follow each other and the last dimension is contiguous."""
+    regular = tokens.stride(2) == 1 and (len(tokens) == 1 or tokens.stride(0) == tokens.shape[1] * tokens.stride(1))
+    return tokens if regular else tokens.contiguous()
+
+
+class Heads(torch.autograd.Function):
+    """(B, T, heads * width) to (B, heads, T, width), normalized where there is a gain, and rotated where there are angles."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        tokens: Tensor,
+        width: int,
+        gain: Tensor | None,
+        eps: float,
+        cos: Tensor | None,
+        sin: Tensor | None,
+    ) -> Tensor:
+        tokens, wide = _apart(tokens), None if gain is None else gain.float()
+        cos, sin = (None if x is None else x.float().contiguous() for x in (cos, sin))
+        rows, length, together = tokens.shape
+        described = _described(tokens, width, wide, eps, cos, sin)
+        out = tokens.new_empty(rows, together // width, length, width)
+        scales = None if wide is None else wide.new_empty(rows, length, together // width)
+        described.heads_of, described.scales = out.data_ptr(), _address(scales)
+        _functions().heads(ctypes.byref(described))
+        ctx.save_for_backward(tokens if wide is not None else None, wide, cos, sin, scales)
+        ctx.shape, ctx.eps, ctx.of_gain = (rows, length, together, width), eps, None if gain is None else gain.dtype
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor):
+        tokens, gain, cos, sin, scales = ctx.saved_tensors
+        rows, length, together, width = ctx.shape
+        gradient = gradient.contiguous()
+        to_tokens = gradient.new_empty(rows, length, together)
+        described = _described(to_tokens if tokens is None else tokens, width, gain, ctx.eps, cos, sin)
+        to_gain = None if gain is None else gain.new_empty(described.chunks, width)
+        described.heads_of, described.scales = gradient.data_ptr(), _address(scales)
+        described.to_tokens, described.to_gain = to_tokens.data_ptr(), _address(to_gain)
+        _functions().heads_backward(ctypes.byref(described))
+        return to_tokens, None, None if to_gain is None else to_gain.sum(0).to(ctx.of_gain), None, None, None
+
+
+class SiluGate(torch.autograd.Function):
+    """silu(gate) * up, of two tensors of one shape."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        gate, up = gate.contiguous(), up.contiguous()
+        out = torch.empty_like(gate)
+        pointers = gate.data_ptr(), up.data_ptr(), out.data_ptr()
+        _functions().gate(gate.numel(), _is_narrow(gate), *pointers)
+        ctx.save_for_backward(gate, up)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        gradient = gradient.contiguous()
+        to_gate, to_up = torch.empty_like(gate), torch.empty_like(up)
+        pointers = (x.data_ptr() for x in (gradient, gate, up, to_gate, to_up))
+        _functions().gate_backward(gate.numel(), _is_narrow(gate), *pointers)
+        return to_gate, to_up
+
+
+def log_probabilities(
+    logits: Tensor,
+    targets: Tensor,
+    log_probs: Tensor | None,
+    entropies: Tensor | None = None,
+    gaps: Tensor | None = None,
+) -> None:
+    """Write log p(target) and the entropy of each row of logits (N, V), and onehot(target) - p, where they are wanted.
+
+    `gaps` (N, V) may be the logits themselves.
+    """
+    rows, width = logits.shape
+    narrow = gaps is not None and _is_narrow(gaps)
+    pointers = (_address(x) for x in (logits, targets, log_probs, entropies, gaps))
+    _functions().log_probabilities(rows, width, narrow, *pointers)
