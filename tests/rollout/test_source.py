@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 from tinyllm.algorithms import grpo
 from tinyllm.data.datasets.datasets import TokenPrompt
 from tinyllm.errors import UserError
+from tinyllm.mean import Mean
 from tinyllm.model import decoding
 from tinyllm.model.config import ModelConfig
-from tinyllm.model.transformer import CausalLM, initialise
+from tinyllm.model.transformer import CausalLM, initialise, set_dropout
 from tinyllm.rollout import source as rollout
 from tinyllm.rollout.config import RolloutConfig
 from tinyllm.rollout.judge import Judge, repetition
@@ -316,3 +317,59 @@ def test_repetition_is_the_share_of_bigrams_seen_before_in_the_answer() -> None:
     mask[0, 3:], mask[1, 2:6], mask[2, 2:4] = True, True, True
     # 12 21 12 21: two of four were there before; 12 23 34: none of three; 12: none of one, though other rows have it
     assert repetition(ids, mask).value == pytest.approx(2 / 8)
+
+
+def once(policy: CausalLM, tokenizer: Tokenizer, **changes) -> RolloutSource:
+    return made(policy, tokenizer, **{"minibatches": 1, "epochs": 1, "batch_size": 16, **changes})
+
+
+def test_a_rollout_of_one_step_is_not_scored_twice(policy: CausalLM, tokenizer: Tokenizer) -> None:
+    """The step's own log-probabilities are those of the behavior policy: same loss, gradient and gap, without a forward pass."""
+    found = {}
+    for scored in (False, True):
+        source = once(policy, tokenizer)
+        source._may_skip_scoring = lambda number, scored=scored: not scored
+        batches = source(1)
+        assert {batch.only_step for batch in batches} == {not scored}
+        policy.zero_grad()
+        total, metrics = 0.0, dict[str, Mean]()
+        for batch in batches:
+            loss, more = grpo.loss(grpo.Settings(), policy, batch)
+            loss.total.backward()
+            total += float(loss.total.detach())
+            metrics = {name: metrics[name] + mean if metrics else mean for name, mean in more.items()}
+        gap = source.metrics.get("sampler_gap") or metrics["sampler_gap"]
+        assert ("sampler_gap" in source.metrics) == scored
+        found[scored] = total, [p.grad.clone() for p in policy.parameters()], gap.value, metrics["ratio"].value
+    assert found[False][0] == pytest.approx(found[True][0], abs=1e-5)
+    for a, b in zip(found[False][1], found[True][1], strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+    assert 0 < found[False][2] < 1e-5
+    assert found[False][2] == pytest.approx(found[True][2], abs=1e-6)
+    assert found[False][3] == 1.0
+
+
+def test_when_a_rollout_is_scored(policy: CausalLM, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    source = once(policy, tokenizer)
+    assert [source._may_skip_scoring(n) for n in (0, 1, 9, 10, 11)] == [False, True, True, False, True]
+    assert not made(policy, tokenizer)._may_skip_scoring(1), "several steps learn from it"
+    assert not once(policy, tokenizer, reference=policy)._may_skip_scoring(1)
+    source.keep = tmp_path
+    assert not source._may_skip_scoring(1)
+    source.keep = None
+    set_dropout(policy, 0.1)
+    assert not source._may_skip_scoring(1)
+    set_dropout(policy, 0.0)
+    assert source._may_skip_scoring(1)
+
+
+def test_answers_of_a_group_are_side_by_side(policy: CausalLM, tokenizer: Tokenizer) -> None:
+    """A minibatch has the same answers as before, and its micro-batches few different prompts."""
+    source = made(policy, tokenizer)
+    for step in range(4):
+        groups = torch.cat([batch.group for batch in source(step)]).tolist()
+        assert groups == sorted(groups)
+        assert len(groups) == 8
+    first, second = (torch.cat([batch.ids[:, :16].sum(1) for batch in source(step)]).tolist() for step in (0, 1))
+    whole = source._samples.rows(range(16)).ids[:, :16].sum(1).tolist()
+    assert sorted(first + second) == sorted(whole)

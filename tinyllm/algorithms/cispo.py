@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from tinyllm.algorithms.common import policy_metrics
+from tinyllm.algorithms.common import score_policy
 from tinyllm.algorithms.grpo import compute_advantages
 from tinyllm.config import Config
 from tinyllm.mean import Mean, masked
@@ -37,10 +37,9 @@ def loss(
     settings: Settings, model: CausalLM, batch: ScoredSamples, temperature: float = 1.0
 ) -> tuple[Mean, dict[str, Mean]]:
     mask = batch.mask
-    scores = model.token_scores(batch.ids, mask, temperature=temperature)
-    weight = (scores.log_probs - batch.old_log_probs).exp().detach().clamp(max=1 + settings.clip_high)
+    scores, old, metrics = score_policy(model, batch, temperature)
+    weight = (scores.log_probs - old).exp().detach().clamp(max=1 + settings.clip_high)
     bounded = (weight >= 1 + settings.clip_high).to(weight.dtype)
-    metrics = policy_metrics(scores.log_probs, batch.old_log_probs, scores.entropy, mask)
     return masked(-weight * batch.advantages * scores.log_probs, mask), metrics | {
         "clip_fraction": masked(bounded, mask)
     }

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tinyllm.data.datasets.batches import ScoredSamples
+    from tinyllm.model.heads import TokenScores
     from tinyllm.model.transformer import CausalLM
 
     class TokenLossSettings(Protocol):
@@ -68,6 +69,19 @@ def policy_metrics(log_probs: Tensor, old_log_probs: Tensor, entropy: Tensor, ma
     }
 
 
+def score_policy(
+    model: CausalLM, batch: ScoredSamples, temperature: float
+) -> tuple[TokenScores, Tensor, dict[str, Mean]]:
+    """Return the policy's scores of the answers, log-probabilities of the behavior policy (B, T), and the policy metrics."""
+    mask = batch.mask
+    scores = model.token_scores(batch.ids, mask, group=batch.group, temperature=temperature)
+    old = scores.log_probs.detach() if batch.only_step else batch.old_log_probs
+    metrics = policy_metrics(scores.log_probs, old, scores.entropy, mask)
+    if batch.only_step:  # otherwise the rollout has measured it
+        metrics["sampler_gap"] = masked((batch.sampler_log_probs - old).abs(), mask)
+    return scores, old, metrics
+
+
 def kl_penalty(log_probs: Tensor, old_log_probs: Tensor, ref_log_probs: Tensor, weighted: bool) -> Tensor:
     """Return k3 per token (B, T).
 
@@ -90,15 +104,14 @@ def token_policy_loss(
     Shared by GRPO, Dr. GRPO and DAPO, which differ in how they average it.
     """
     mask = batch.mask
-    scores = model.token_scores(batch.ids, mask, temperature=temperature)
-    ratio = (scores.log_probs - batch.old_log_probs).exp()
+    scores, old, metrics = score_policy(model, batch, temperature)
+    ratio = (scores.log_probs - old).exp()
     per_token = clipped_surrogate(ratio, batch.advantages, settings.clip_low, settings.clip_high)
-    metrics = policy_metrics(scores.log_probs, batch.old_log_probs, scores.entropy, mask) | {
-        "clip_fraction": masked(clip_mask(ratio, batch.advantages, settings.clip_low, settings.clip_high), mask)
-    }
+    clipped = clip_mask(ratio, batch.advantages, settings.clip_low, settings.clip_high)
+    metrics["clip_fraction"] = masked(clipped, mask)
     if batch.ref_log_probs is not None:
         metrics["kl"] = masked(k3(scores.log_probs, batch.ref_log_probs), mask)
-        penalty = kl_penalty(scores.log_probs, batch.old_log_probs, batch.ref_log_probs, settings.kl_weighted)
+        penalty = kl_penalty(scores.log_probs, old, batch.ref_log_probs, settings.kl_weighted)
         per_token = per_token + settings.kl_coef * penalty
     return per_token, metrics
 

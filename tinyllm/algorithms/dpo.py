@@ -75,7 +75,7 @@ VARIANTS: dict[str, Callable[[Settings, Tensor, Tensor], Tensor]] = {
 
 
 def loss(settings: Settings, model: CausalLM, batch: PreferenceBatch) -> tuple[Mean, dict[str, Mean]]:
-    log_probs = model.log_probs(batch.ids, batch.mask).sum(1)  # (2P,)
+    log_probs = model.log_probs(batch.ids, batch.mask, group=batch.group).sum(1)  # (2P,)
     log_ratios = log_probs - required(batch.ref_log_probs, "ref_log_probs")
     chosen, rejected = log_ratios.chunk(2)
     averaged_chosen, averaged_rejected = (log_ratios / batch.mask.sum(1)).chunk(2)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from tinyllm.algorithms.common import clip_mask, clipped_surrogate, k3, kl_penalty, policy_metrics, sequence_mean
+from tinyllm.algorithms.common import clip_mask, clipped_surrogate, k3, kl_penalty, score_policy, sequence_mean
 from tinyllm.algorithms.grpo import compute_advantages, uses_reference
 from tinyllm.config import Config
 from tinyllm.mean import Mean, masked, over
@@ -44,16 +44,16 @@ def loss(
     settings: Settings, model: CausalLM, batch: ScoredSamples, temperature: float = 1.0
 ) -> tuple[Mean, dict[str, Mean]]:
     mask = batch.mask
-    scores = model.token_scores(batch.ids, mask, temperature=temperature)
-    ratio = sequence_mean(scores.log_probs - batch.old_log_probs, mask).exp()  # (B,)
+    scores, old, metrics = score_policy(model, batch, temperature)
+    ratio = sequence_mean(scores.log_probs - old, mask).exp()  # (B,)
     advantages = sequence_mean(batch.advantages, mask)  # (B,); equal at every token of an answer
     per_row = clipped_surrogate(ratio, advantages, settings.clip_low, settings.clip_high)
-    metrics = policy_metrics(scores.log_probs, batch.old_log_probs, scores.entropy, mask) | {
+    metrics |= {
         "clip_fraction": over(clip_mask(ratio, advantages, settings.clip_low, settings.clip_high)),
         "sequence_ratio": over(ratio),
     }
     if batch.ref_log_probs is not None:
         metrics["kl"] = masked(k3(scores.log_probs, batch.ref_log_probs), mask)
-        penalty = kl_penalty(scores.log_probs, batch.old_log_probs, batch.ref_log_probs, settings.kl_weighted)
+        penalty = kl_penalty(scores.log_probs, old, batch.ref_log_probs, settings.kl_weighted)
         per_row = per_row + settings.kl_coef * sequence_mean(penalty, mask)
     return over(per_row), metrics

@@ -19,7 +19,7 @@ from tinyllm.algorithms.common import (
     clipped_surrogate,
     constant_group_fraction,
     leave_one_out_advantages,
-    policy_metrics,
+    score_policy,
 )
 from tinyllm.config import Config
 from tinyllm.mean import Mean, over
@@ -57,10 +57,10 @@ def loss(
     settings: Settings, model: CausalLM, batch: ScoredSamples, temperature: float = 1.0
 ) -> tuple[Mean, dict[str, Mean]]:
     mask = batch.mask
-    scores = model.token_scores(batch.ids, mask, temperature=temperature)
-    ratio = ((scores.log_probs - batch.old_log_probs) * mask).sum(1).exp()  # (B,)
+    scores, old, metrics = score_policy(model, batch, temperature)
+    ratio = ((scores.log_probs - old) * mask).sum(1).exp()  # (B,)
     advantages = (batch.advantages * mask).sum(1) / mask.sum(1).clamp(min=1)  # (B,); equal at every token of an answer
-    metrics = policy_metrics(scores.log_probs, batch.old_log_probs, scores.entropy, mask) | {
+    metrics |= {
         "clip_fraction": over(clip_mask(ratio, advantages, settings.clip, settings.clip)),
         "sequence_ratio": over(ratio),
     }

@@ -32,7 +32,7 @@ class Settings(Config):
 
 
 def loss(settings: Settings, model: CausalLM, batch: PreferenceBatch) -> tuple[Mean, dict[str, Mean]]:
-    average = sequence_mean(model.log_probs(batch.ids, batch.mask), batch.mask)  # (2P,)
+    average = sequence_mean(model.log_probs(batch.ids, batch.mask, group=batch.group), batch.mask)  # (2P,)
     chosen, rejected = average.chunk(2)
     margin = settings.beta * (chosen - rejected)
     return over(-log_sigmoid(margin - settings.gamma)), {

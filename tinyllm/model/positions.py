@@ -15,6 +15,15 @@ class Place(NamedTuple):
     cos: Tensor | None  # (B or 1, 1, T, rotated dimensions / 2); None without rotary embeddings
     sin: Tensor | None
     mask: Tensor | None  # (B or 1, 1, T, S) bool; None: causal
+    branches: Branches | None = None
+
+
+class Branches(NamedTuple):
+    """Answers behind prompts that they share: the sequence holds U prompts of T tokens, then R answers of A. See `model.prefixes`."""
+
+    prompts: tuple[int, int]  # U, T
+    which: Tensor  # (R,) int64, the prompt of each answer
+    place: Place  # of the answers; mask (R, 1, A, T + A)
 
 
 def attention_mask(

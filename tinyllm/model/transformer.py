@@ -12,7 +12,7 @@ Left out: mixture of experts.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -33,7 +33,8 @@ from tinyllm.model.heads import (
     token_log_probs,
     token_scores,
 )
-from tinyllm.model.positions import Place, attention_mask, positions_in_documents
+from tinyllm.model.positions import Branches, Place, attention_mask, positions_in_documents
+from tinyllm.model.prefixes import SharedPrompts
 from tinyllm.model.rope import Rotary
 
 
@@ -128,11 +129,32 @@ class Attention(nn.Module):
         q, k, v = (
             self.qkv_proj(x).split(self.widths, -1) if self.fused else (self.q_proj(x), self.k_proj(x), self.v_proj(x))
         )
-        q, k = self._heads(q, self.q_norm, place), self._heads(k, self.k_norm, place)
-        v = kernels.heads(v, self.head_dim, None, 0.0, None, None)
+        if place.branches is not None:
+            return self.o_proj(self._attend_in_branches(q, k, v, place, place.branches))
+        q, k, v = self._placed((q, k, v), place)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
-        return self.o_proj(kernels.attention(q, k, v, place.mask, scale=self.scale, softcap=self.softcap))
+        return self.o_proj(self._attend(q, k, v, place.mask))
+
+    def _attend_in_branches(self, q: Tensor, k: Tensor, v: Tensor, place: Place, branches: Branches) -> Tensor:
+        """Return attention (1, N, heads * head_dim) where answers share prompts; q, k and v are products of the sequence, (1, N, ...)."""
+        prompts, answers = branches.prompts[0] * branches.prompts[1], len(branches.which)
+        of_prompts, of_answers = zip(*(x[0].split((prompts, x.shape[1] - prompts)) for x in (q, k, v)), strict=True)
+        q, k, v = self._placed([x.unflatten(0, branches.prompts) for x in of_prompts], place)
+        first = self._attend(q, k, v, place.mask)
+        own = self._placed([x.unflatten(0, (answers, -1)) for x in of_answers], branches.place)
+        k, v = (torch.cat((x.index_select(0, branches.which), y), 2) for x, y in ((k, own[1]), (v, own[2])))
+        then = self._attend(own[0], k, v, branches.place.mask)
+        return torch.cat((first.flatten(0, 1), then.flatten(0, 1)))[None]
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        return kernels.attention(q, k, v, mask, scale=self.scale, softcap=self.softcap)
+
+    def _placed(self, products: Sequence[Tensor], place: Place) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values (B, heads, T, head_dim) of their products (B, T, heads * head_dim)."""
+        q, k, v = products
+        q, k = self._heads(q, self.q_norm, place), self._heads(k, self.k_norm, place)
+        return q, k, kernels.heads(v, self.head_dim, None, 0.0, None, None)
 
     def _heads(self, x: Tensor, norm: nn.Module, place: Place) -> Tensor:
         """Return queries or keys (B, heads, T, head_dim) of their product (B, T, heads * head_dim)."""
@@ -231,7 +253,13 @@ class Decoder(nn.Module):
         self.kinds = [(config.rope_base(layer), config.window(layer)) for layer in range(config.num_hidden_layers)]
         self.rotary = {base: _rotary(config, base) for base, _ in self.kinds if base is not None}
 
-    def forward(self, ids: Tensor, attend: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self,
+        ids: Tensor,
+        attend: Tensor | None = None,
+        cache: KVCache | None = None,
+        shared: SharedPrompts | None = None,
+    ) -> Tensor:
         """Return the final hidden states (B, T, D) of `ids` (B, T).
 
         Args:
@@ -240,6 +268,7 @@ class Decoder(nn.Module):
                 positions start anew with each, so a packed or left-padded row gives the states its documents would have alone.
                 Rows padded on the right need none: causal attention never sees what follows, and losses mask padding.
             cache: keys and values of earlier tokens; those of `ids` are appended.
+            shared: the layout of `ids` in which prompts are computed once; without `attend` and `cache`.
 
         Raises:
             ValueError: several tokens after cached ones without `attend`.
@@ -247,19 +276,11 @@ class Decoder(nn.Module):
         start, length = (cache.length if cache else 0), ids.shape[1]
         if attend is None and start and length > 1:
             raise ValueError("several tokens after cached ones need an attend mask")
-        places = self._places(ids.device, attend, start, length)
-        x = self.embed_tokens(ids)
-        x = x.to(torch.promote_types(x.dtype, torch.float32))  # the residual stream of a bf16 model is float32
-        if self.config.embedding_scale != 1:
-            x = x * self.config.embedding_scale
-        if self.config.learned_positions:
-            positions = (
-                torch.arange(start, start + length, device=ids.device)
-                if attend is None
-                else positions_in_documents(attend)[0]
-            )
-            last = self.config.max_position_embeddings - 1  # padding may be further to the right
-            x = x + self.embed_positions(positions[..., -length:].clamp(max=last))
+        if shared is not None:
+            places, positions, ids = self._branched(shared), shared.sequence_positions(), shared.tokens
+        else:
+            places, positions = self._places(ids.device, attend, start, length), _positions(attend, start, length, ids)
+        x = self._embedded(ids, positions if self.config.learned_positions else None)
         recompute = self.checkpointing and self.training and torch.is_grad_enabled()
         for layer, kind in zip(self.layers, self.kinds, strict=True):
             if recompute:  # random numbers and autocast are those of the first computation
@@ -268,7 +289,31 @@ class Decoder(nn.Module):
                 x = layer(x, places[kind], cache)
         if cache is not None:
             cache.length += length
-        return self.norm(x)
+        x = self.norm(x)
+        return x if shared is None else shared.rows(x)
+
+    def _embedded(self, ids: Tensor, positions: Tensor | None) -> Tensor:
+        """Return what the first block reads (B, T, D); `positions` where they have embeddings."""
+        x = self.embed_tokens(ids)
+        x = x.to(torch.promote_types(x.dtype, torch.float32))  # the residual stream of a bf16 model is float32
+        if self.config.embedding_scale != 1:
+            x = x * self.config.embedding_scale
+        if positions is None:
+            return x
+        last = self.config.max_position_embeddings - 1  # padding may be further to the right
+        return x + self.embed_positions(positions.clamp(max=last))
+
+    def _branched(self, shared: SharedPrompts) -> dict[tuple[float | None, int | None], Place]:
+        """Return rotation and mask of each kind of layer, for prompts and for the answers that share them."""
+        _, positions = shared.positions()
+        end = int(positions.max()) + 1
+        found = self._places(positions.device, None, 0, shared.prompts[1])
+        masks = {window: shared.mask(window) for _, window in self.kinds}
+        for (base, window), place in found.items():
+            cos, sin = (None, None) if base is None else self.rotary[base].at(positions, positions + 1, end)
+            branches = Branches(shared.prompts, shared.which, Place(cos, sin, masks[window]))
+            found[base, window] = place._replace(branches=branches)
+        return found
 
     @property
     def forgetful(self) -> bool:
@@ -293,6 +338,13 @@ class Decoder(nn.Module):
                 rotations[base] = rotary.at(positions[:, start:], lengths[:, start:], start + length)
         masks = {window: attention_mask(device, attend, start, length, window) for _, window in self.kinds}
         return {(base, window): Place(*rotations[base], masks[window]) for base, window in self.kinds}
+
+
+def _positions(attend: Tensor | None, start: int, length: int, ids: Tensor) -> Tensor:
+    """Return the positions of the last `length` tokens in their texts, (T,) or (B, T)."""
+    if attend is None:
+        return torch.arange(start, start + length, device=ids.device)
+    return positions_in_documents(attend)[0][..., -length:]
 
 
 def _rotary(config: ModelConfig, base: float) -> Rotary:
@@ -325,12 +377,26 @@ class CausalLM(Loaded):
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
-    def forward(self, ids: Tensor, attend: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self,
+        ids: Tensor,
+        attend: Tensor | None = None,
+        cache: KVCache | None = None,
+        shared: SharedPrompts | None = None,
+    ) -> Tensor:
         """Return the final hidden states (B, T, D) that `logits` and `log_probs` read; see `Decoder.forward`."""
-        hidden = self.model(ids, attend, cache)
+        hidden = self.model(ids, attend, cache, shared)
         return hidden if self.config.logits_scaling == 1 else hidden / self.config.logits_scaling
 
-    def log_probs(self, ids: Tensor, mask: Tensor, *, attend: Tensor | None = None, temperature: float = 1.0) -> Tensor:
+    def log_probs(
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        *,
+        attend: Tensor | None = None,
+        group: Tensor | None = None,
+        temperature: float = 1.0,
+    ) -> Tensor:
         """Return log p(ids[t] | ids[:t]) in nats where `mask` (B, T) is set and 0 elsewhere, (B, T); see `heads.token_log_probs`.
 
         Calls the module itself, never a part of it, so that the hooks of torch.distributed run.
@@ -338,12 +404,12 @@ class CausalLM(Loaded):
         Args:
             mask: bool; the first column must be unset.
             attend: see `Decoder.forward`.
+            group: (B,) int64, equal for rows that begin with the same tokens up to the first that is scored: these are computed once.
             temperature: of the softmax.
         """
-        softcap = self.config.final_logit_softcapping
-        return token_log_probs(
-            self(ids, attend), head_matrix(self.lm_head), ids, mask, temperature=temperature, softcap=softcap
-        )
+        softcap, head = self.config.final_logit_softcapping, head_matrix(self.lm_head)
+        hidden = self._hidden(ids, mask, attend, group)
+        return token_log_probs(hidden, head, ids, mask, temperature=temperature, softcap=softcap)
 
     def log_prob_total(self, ids: Tensor, mask: Tensor, *, attend: Tensor | None = None) -> Tensor:
         """Return the sum of `log_probs`, a scalar, which costs less where its gradient is wanted; see `heads.log_prob_total`."""
@@ -351,12 +417,24 @@ class CausalLM(Loaded):
         return log_prob_total(self(ids, attend), head, ids, mask, softcap=softcap)
 
     def token_scores(
-        self, ids: Tensor, mask: Tensor, *, attend: Tensor | None = None, temperature: float = 1.0
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        *,
+        attend: Tensor | None = None,
+        group: Tensor | None = None,
+        temperature: float = 1.0,
     ) -> TokenScores:
         """Return log-probabilities and entropies, each (B, T); see `log_probs`."""
-        softcap = self.config.final_logit_softcapping
-        head = head_matrix(self.lm_head)
-        return token_scores(self(ids, attend), head, ids, mask, temperature=temperature, softcap=softcap)
+        softcap, head = self.config.final_logit_softcapping, head_matrix(self.lm_head)
+        hidden = self._hidden(ids, mask, attend, group)
+        return token_scores(hidden, head, ids, mask, temperature=temperature, softcap=softcap)
+
+    def _hidden(self, ids: Tensor, mask: Tensor, attend: Tensor | None, group: Tensor | None) -> Tensor:
+        """Return `forward`, with prompts computed once where rows of a group share them and that saves time."""
+        shareable = group is not None and attend is None and not self.model.forgetful
+        shared = SharedPrompts.of(ids, mask, group) if shareable and group is not None else None
+        return self(ids, attend) if shared is None else self(ids, shared=shared)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return logits (..., V) of hidden states (..., D), in float32 at least."""

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from tinyllm.rollout.config import RolloutConfig
 from tinyllm.rollout.judge import Judge, answer_rows, score_answers
 
 _METRIC = "metrics."
+_CHECKED = 10  # of so many rollouts, one is scored only to check the sampler
 _FILE_KEYS = {  # names in files that differ from the field's: checkpoints and kept rollouts of earlier versions stay readable
     "sampler_log_probs": "sampled",
     "old_log_probs": "old",
@@ -96,6 +98,8 @@ class RolloutSource:
         epoch, minibatch = divmod(phase, self.config.minibatches)
         order = self._random(number, 1 + epoch).permutation(self.answers)
         mine = order[minibatch :: self.config.minibatches]
+        # answers of a group side by side, so that a micro-batch has few distinct prompts, which are computed once
+        mine = mine[np.argsort(samples.group.cpu().numpy()[mine], kind="stable")]
         parts = math.ceil(len(mine) / self.micro_batch_size)
         return [samples.rows(part) for part in np.array_split(mine, parts)]
 
@@ -178,8 +182,9 @@ class RolloutSource:
         self.judge.state.global_step = number * self.config.steps
         with self.judge.watched():
             prompts, answers, reward, metrics = self._sample(number)
-        samples = self._measure(prompts, answers, reward)
-        metrics["sampler_gap"] = self._check_sampler(samples, first=number == 0)
+        samples = self._measure(prompts, answers, reward, only_step=self._may_skip_scoring(number))
+        if not samples.only_step:
+            metrics["sampler_gap"] = self._check_sampler(samples, first=number == 0)
         if samples.ref_log_probs is not None:  # nats per answer, as in PPO's reward
             metrics["objective/kl"] = over((samples.old_log_probs - samples.ref_log_probs).sum(1))
         scored, more = self.compute_advantages(samples)
@@ -231,22 +236,37 @@ class RolloutSource:
         return prompts, answers, reward, metrics
 
     @torch.no_grad()
-    def _measure(self, prompts: Sequence[TokenPrompt], answers: Sequence[Completion], reward: Tensor) -> Samples:
+    def _measure(
+        self, prompts: Sequence[TokenPrompt], answers: Sequence[Completion], reward: Tensor, *, only_step: bool
+    ) -> Samples:
         """Return the answers with log-probabilities under behavior policy and reference, and values."""
         ids, _, mask = answer_rows(prompts, answers, self.device)
-        sampled = [[0.0] * len(p.ids) + a.log_probs for p, a in zip(prompts, answers, strict=True)]
+        group = torch.arange(len(answers), device=self.device) // self.config.group_size
+        rows = [[0.0] * len(p.ids) + a.log_probs for p, a in zip(prompts, answers, strict=True)]
+        sampled = right_padded(rows, 0.0).to(self.device)
         return Samples(
             ids,
             mask,
-            group=torch.arange(len(answers), device=self.device) // self.config.group_size,
+            group=group,
             finished=torch.tensor([a.finished for a in answers], device=self.device),
             reward=reward,
-            sampler_log_probs=right_padded(sampled, 0.0).to(self.device),
-            old_log_probs=self._log_probs(self.policy, ids, mask),
-            ref_log_probs=self._ref_log_probs(ids, mask),
+            sampler_log_probs=sampled,
+            old_log_probs=sampled if only_step else self._log_probs(self.policy, ids, mask, group),
+            ref_log_probs=self._ref_log_probs(ids, mask, group),
             values=self._values(ids),
             max_new_tokens=self.config.max_new_tokens,
+            only_step=only_step,
         )
+
+    def _may_skip_scoring(self, number: int) -> bool:
+        """Return whether log-probabilities under the behavior policy can be those that the step computes anyway.
+
+        A rollout that is kept, compared with a reference or learned from in several steps needs them; so does dropout, in which the
+        policy that learns is not the one that samples. Some rollouts are scored all the same, to check the sampler.
+        """
+        needed = self.config.steps > 1 or self.reference is not None or self.critic is not None or self.keep is not None
+        drops = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in self.policy.modules())
+        return not (needed or drops or number % _CHECKED == 0)
 
     @torch.no_grad()
     def probe(self, prompts: Sequence[TokenPrompt], answers: Sequence[Completion]) -> dict[str, Mean]:
@@ -256,7 +276,7 @@ class RolloutSource:
         with self.autocast():
             scores = self.policy.token_scores(ids, mask, temperature=self.config.temperature)
         found = {"entropy": masked(scores.entropy, mask)}
-        ref_log_probs = self._ref_log_probs(ids, mask)
+        ref_log_probs = self._ref_log_probs(ids, mask, torch.arange(len(ids), device=self.device))
         if ref_log_probs is None:
             return found
         return found | {"objective/kl": over((scores.log_probs - ref_log_probs).sum(1))}
@@ -278,21 +298,21 @@ class RolloutSource:
             self._warned = True
         return gap
 
-    def _log_probs(self, policy: CausalLM, ids: Tensor, mask: Tensor) -> Tensor:
+    def _log_probs(self, policy: CausalLM, ids: Tensor, mask: Tensor, group: Tensor) -> Tensor:
         """Return log-probabilities (B, T), a micro-batch at a time, by the same call as in the loss."""
         policy.eval()
-        temperature, size = self.config.temperature, self.micro_batch_size
-        parts = zip(ids.split(size), mask.split(size), strict=True)
+        temperature = self.config.temperature
+        parts = zip(*(x.split(self.micro_batch_size) for x in (ids, mask, group)), strict=True)
         with self.autocast():
-            return torch.cat([policy.log_probs(i, m, temperature=temperature) for i, m in parts])
+            return torch.cat([policy.log_probs(i, m, group=g, temperature=temperature) for i, m, g in parts])
 
-    def _ref_log_probs(self, ids: Tensor, mask: Tensor) -> Tensor | None:
+    def _ref_log_probs(self, ids: Tensor, mask: Tensor, group: Tensor) -> Tensor | None:
         if self.reference is None:
             return None
         if isinstance(self.reference, CausalLM):
-            return self._log_probs(self.reference, ids, mask)
+            return self._log_probs(self.reference, ids, mask, group)
         with self.reference() as reference:
-            return self._log_probs(reference, ids, mask)
+            return self._log_probs(reference, ids, mask, group)
 
     def _values(self, ids: Tensor) -> Tensor | None:
         if self.critic is None:
@@ -309,5 +329,5 @@ def _to_file(samples: ScoredSamples) -> dict[str, Tensor]:
 
 
 def _from_file(tensors: dict[str, Tensor], max_new_tokens: int) -> ScoredSamples:
-    fields = {_FIELDS.get(name, name): value for name, value in tensors.items()}
+    fields: dict[str, Any] = {_FIELDS.get(name, name): value for name, value in tensors.items()}
     return ScoredSamples(**fields, max_new_tokens=max_new_tokens)

@@ -165,7 +165,7 @@ def reference_log_probs(
         for start in range(0, len(mine), rows):
             part = mine[start : start + rows]
             batch = dataset.collate(part, 0, part).to(device)
-            scores = model.log_probs(batch.ids, batch.mask).sum(1)
+            scores = model.log_probs(batch.ids, batch.mask, group=batch.group).sum(1)
             found[part] = scores.view(2, -1).T.to(found.dtype)
             done = start + len(part)
             bar.update(done, f"{done:,}/{len(mine):,} records", f"{done:,}/{len(mine):,} records {bar.eta(done)}")

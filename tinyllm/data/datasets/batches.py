@@ -72,6 +72,11 @@ class PreferenceBatch(_Batch):
         """Number of pairs."""
         return self.ids.shape[0] // 2
 
+    @property
+    def group(self) -> Tensor:
+        """(2P,) int64, equal for the two rows of a pair, which begin with the same prompt."""
+        return _twice(self.ids)
+
 
 @dataclass(frozen=True)
 class UnpairedBatch(_Batch):
@@ -86,6 +91,16 @@ class UnpairedBatch(_Batch):
     ref_log_probs: Tensor | None = None  # (2N,) float, summed log-probability of each answer under the reference
     kl: Tensor | None = None
     """() float, KTO's estimate over the whole optimizer step: all micro-batches and ranks. None: estimate it from this batch alone."""
+
+    @property
+    def group(self) -> Tensor:
+        """(2N,) int64, equal for the two rows with the same prompt."""
+        return _twice(self.ids)
+
+
+def _twice(ids: Tensor) -> Tensor:
+    """Return the number of each row (2N,) where the second half of the rows has the same numbers as the first."""
+    return torch.arange(len(ids) // 2, device=ids.device).repeat(2)
 
 
 @dataclass(frozen=True)
@@ -102,6 +117,8 @@ class Samples(_Batch):
     ref_log_probs: Tensor | None = None  # (B, T) float
     values: Tensor | None = None  # (B, T) float, the critic's, before each token
     max_new_tokens: int = 0  # the longest answer that the rollout allows
+    only_step: bool = False
+    """One step learns from the rollout, so the behavior policy is the policy itself; `old_log_probs` are the sampler's then."""
 
     def rows(self, indices: Sequence[int] | np.ndarray) -> Self:
         """Return some of the rows, without the columns that are padding in all of them (up to a multiple of `PAD_MULTIPLE`)."""
