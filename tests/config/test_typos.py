@@ -126,6 +126,7 @@ def error_output(arguments: list[str], capsys: pytest.CaptureFixture) -> str:
     return text
 
 
+@pytest.mark.slow
 def test_a_typo_in_any_option_of_any_command(capsys: pytest.CaptureFixture) -> None:
     score = Score("options")
     for way, command in commands():

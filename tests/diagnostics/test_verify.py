@@ -55,6 +55,7 @@ def plant_in_subprocesses(folder: Path, name: str, setenv: Callable[[str, str], 
     setenv("PYTHONPATH", os.pathsep.join([str(site), str(ROOT)]))
 
 
+@pytest.mark.slow
 def test_command_reports_every_comparison_with_its_difference(tmp_path: Path) -> None:
     done = verify_command(tmp_path, "--json")
     assert done.returncode == OK, done.stdout + done.stderr

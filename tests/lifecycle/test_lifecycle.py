@@ -207,6 +207,7 @@ def test_chat_answers_and_ends_with_eos(smoke: tuple[Path, dict]) -> None:
     assert exchange["answer"]
 
 
+@pytest.mark.slow
 @pytest.mark.two_cores
 def test_two_ranks_by_nproc_and_under_torchrun(tmp_path: Path) -> None:
     """Both give the loss curve of one rank: the records of a step do not depend on the number of ranks."""

@@ -49,6 +49,7 @@ def swept(folder: Path, stride: int) -> dict:
     return found
 
 
+@pytest.mark.slow
 def test_killed_at_some_file_system_events_nothing_is_lost(tmp_path: Path) -> None:
     found = swept(tmp_path, 13)
     assert found["kills at events"] > 12

@@ -159,7 +159,7 @@ class NativeStep:
             self.gate()
             down.added(x, self.gated)
         self.last()
-        return torch.mm(normed, self.weights.head, out=self.logits)
+        return self.weights.head.into(self.logits, normed)
 
     def _rotations(self, positions: int | Tensor) -> dict[float, tuple[int, int, int, Any]]:
         """Return addresses of cosines and sines, the stride between rows, and the tensors themselves so that they stay."""
