@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.model.test_decoding import FEATURES, made
 from tinyllm.model import heads, kernels
@@ -188,8 +189,70 @@ def test_gradients_do_not_depend_on_the_number_of_threads() -> None:
 
 def test_other_dtypes_and_compilations_by_torch_are_left_to_torch() -> None:
     assert native_kernels.covers(torch.ones(1), torch.ones(1, dtype=torch.bfloat16))
+    assert not native_kernels.covers(torch.ones(1), dtype=torch.float16)
     assert not native_kernels.covers(torch.ones(1).double())
     assert not native_kernels.covers(torch.ones(1).half())
     assert not native_kernels.covers(torch.ones(1, device="meta"))
-    assert not native_kernels.covers_heads(torch.ones(1), 513)
-    assert native_kernels.covers_heads(torch.ones(1), 512)
+    with FakeTensorMode():
+        assert not native_kernels.covers(torch.ones(1))
+    for width in (512, 513):
+        assert native_kernels.covers_heads(torch.ones(1, 1, width), width, None, None, None) == (width <= 512)
+
+
+def test_float16_in_autocast() -> None:
+    x, gain = generated(2, 8, 64), generated(64, seed=1)
+    with torch.autocast("cpu", torch.float16):
+        found = kernels.rms_norm(x, gain, 1e-6)
+    torch.testing.assert_close(found, F.rms_norm(x, (64,), gain, 1e-6).half(), atol=0.01, rtol=0.01)
+    for rows in (2, 150):
+        narrow = loss_and_gradients(heads.log_prob_total, rows, 1000, torch.float16)
+        for a, b in zip(narrow, loss_and_gradients(summed, rows, 1000, torch.float64), strict=True):
+            assert (a.double() - b).abs().max() <= 0.01 * b.abs().max()
+
+
+def test_shapes_and_strides_that_the_functions_do_not_expect() -> None:
+    x = generated(3, 64)
+    for gain in (torch.full((1,), 2.0).expand(64), generated(64, 2)[:, 0]):
+        torch.testing.assert_close(kernels.rms_norm(x, gain, 1e-6), F.rms_norm(x, (64,), gain, 1e-6))
+        tokens = generated(1, 2, 128)
+        wanted = F.rms_norm(tokens.view(1, 2, 2, 64), (64,), gain, 1e-6).transpose(1, 2)
+        torch.testing.assert_close(kernels.heads(tokens, 64, gain, 1e-6, None, None), wanted)
+    odd = generated(1, 4, 64).transpose(0, 1)  # (4, 1, 64), of which the second stride means nothing
+    torch.testing.assert_close(kernels.heads(odd, 16, None, 0.0, None, None), odd.view(4, 1, 4, 16).transpose(1, 2))
+    torch.testing.assert_close(kernels.gated(x, x[:1], F.silu), F.silu(x) * x[:1])
+    for wrong in (
+        lambda: kernels.rms_norm(x, torch.ones(8), 1e-6),
+        lambda: kernels.heads(generated(1, 2, 70), 16, None, 0.0, None, None),
+        lambda: kernels.heads(generated(1, 2, 64), 16, torch.ones(8), 0.0, None, None),
+    ):
+        with pytest.raises(RuntimeError):
+            wrong()
+
+
+@pytest.mark.parametrize("shift", [0, 40, -60])
+def test_targets_of_other_dtypes_and_outside_the_vocabulary(shift: int) -> None:
+    hidden, head = generated(2, 9, 16).requires_grad_(), generated(50, 16, seed=1).requires_grad_()
+    ids, mask = torch.arange(18).view(2, 9) + shift, torch.ones(2, 9, dtype=torch.bool)
+    mask[:, 0] = False
+    for function in (heads.log_prob_total, heads.token_log_probs):
+        if shift:
+            with pytest.raises(IndexError, match="in a vocabulary of 50"):
+                function(hidden, head, ids, mask)
+        else:
+            torch.testing.assert_close(function(hidden, head, ids.int(), mask).sum(), summed(hidden, head, ids, mask))
+
+
+def test_a_total_has_one_backward_pass() -> None:
+    hidden, head = generated(2, 9, 16).requires_grad_(), generated(50, 16, seed=1).requires_grad_()
+    ids, mask = torch.arange(18).view(2, 9), torch.arange(9).expand(2, 9) > 0
+    total = heads.log_prob_total(hidden, head, ids, mask)
+    total.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="one backward pass"):
+        total.backward()
+
+
+def test_the_dtype_of_heads_is_that_of_products() -> None:
+    """An adapter's product can be float32 in autocast; policy and reference must use the same kernel of attention."""
+    with torch.autocast("cpu", torch.bfloat16):
+        for tokens in (generated(1, 3, 32), generated(1, 3, 32).bfloat16()):
+            assert kernels.heads(tokens, 16, torch.ones(16), 1e-6, None, None).dtype == torch.bfloat16

@@ -147,8 +147,10 @@ class _TotalLogProb(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor):
+        if ctx.to_rows is None:
+            raise RuntimeError("a total of log-probabilities has one backward pass; `token_log_probs` has several")
         to_rows, to_head = ctx.to_rows, ctx.to_head
-        del ctx.to_rows, ctx.to_head  # as large as the gradient of the head
+        ctx.to_rows = ctx.to_head = None  # a second copy of the head's gradient would be the largest tensor in memory
         to_head = None if to_head is None else (to_head.mul_(gradient)).to(ctx.dtypes[1])
         return (to_rows * gradient).to(ctx.dtypes[0]), to_head, None, None
 
@@ -216,7 +218,7 @@ def _gap(logits: Tensor, targets: Tensor, dtype: torch.dtype, values: Tensor | N
     Args:
         values: (N,), where log p(target) is written if it is wanted.
     """
-    if native_kernels.covers(logits):
+    if native_kernels.covers(logits, dtype=dtype):
         gap = logits if logits.dtype == dtype else torch.empty_like(logits, dtype=dtype)
         native_kernels.log_probabilities(logits, targets, values, None, gap)
         return gap

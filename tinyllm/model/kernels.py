@@ -78,7 +78,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """
     if torch.compiler.is_compiling():
         return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps).to(compute_dtype(x))
-    if native_kernels.covers(x, weight):
+    if weight.shape == x.shape[-1:] and native_kernels.covers(x, weight, dtype=compute_dtype(x)):
         return native_kernels.RMSNorm.apply(x, weight, eps, compute_dtype(x))
     return _RMSNorm.apply(x, weight, eps, compute_dtype(x))
 
@@ -112,7 +112,8 @@ def heads(
         gain: (width,), of `rms_norm` over each head; None: not normalized.
         cos, sin: of each position's angles, (B or 1, 1, T, rotated / 2); None: not rotated. See `rotate`.
     """
-    if native_kernels.covers_heads(tokens, width):
+    plain = gain is None or tokens.dtype == compute_dtype(tokens)  # otherwise the dtype changes
+    if plain and native_kernels.covers_heads(tokens, width, gain, cos, sin):
         return native_kernels.Heads.apply(tokens, width, gain, eps, cos, sin)
     apart = tokens.view(*tokens.shape[:2], -1, width)
     apart = (apart if gain is None else rms_norm(apart, gain, eps)).transpose(1, 2)
@@ -190,7 +191,8 @@ def attention(
 
 def gated(gate: Tensor, up: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
     """Return activation(gate) * up; all of one shape."""
-    if activation is F.silu and gate.dtype == up.dtype and native_kernels.covers(gate):
+    alike = gate.dtype == up.dtype and gate.shape == up.shape
+    if activation is F.silu and alike and native_kernels.covers(gate, up):
         return native_kernels.SiluGate.apply(gate, up)
     return activation(gate) * up
 

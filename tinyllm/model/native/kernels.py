@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from tinyllm.model.native import compilation
 
 _DTYPES = (torch.float32, torch.bfloat16)
+_TYPES = (Tensor, torch.nn.Parameter)  # others, as those of tracing, may have no memory
 _CHUNKS = 64  # parts in which gradients of gains are summed
 _LARGEST_HEAD = 512  # of kernels.c
 _SIGNATURES = {  # integers (i), floats (f) and pointers (p)
@@ -52,18 +53,33 @@ def library() -> ctypes.CDLL | None:
     return found
 
 
-def covers(*tensors: Tensor) -> bool:
-    """Return whether these functions can be used: tensors of float32 or bfloat16 on a CPU, outside a compilation by torch."""
+def covers(*tensors: Tensor, dtype: torch.dtype = torch.float32) -> bool:
+    """Return whether these functions can be used: plain tensors of float32 or bfloat16 on a CPU, outside a compilation by torch.
+
+    Args:
+        dtype: of the result.
+    """
     return (
-        all(x.device.type == "cpu" and x.dtype in _DTYPES for x in tensors)
+        all(type(x) in _TYPES and x.device.type == "cpu" and x.dtype in _DTYPES for x in tensors)
+        and dtype in _DTYPES
         and not torch.compiler.is_compiling()
         and library() is not None
     )
 
 
-def covers_heads(x: Tensor, head_dim: int) -> bool:
-    """Return whether `Heads` can be used for heads of this width."""
-    return head_dim <= _LARGEST_HEAD and covers(x)
+def covers_heads(tokens: Tensor, width: int, gain: Tensor | None, cos: Tensor | None, sin: Tensor | None) -> bool:
+    """Return whether `Heads` can be used: every array is as large as the function expects."""
+    _, length, together = tokens.shape
+    angles = [x for x in (cos, sin) if x is not None]
+    return (
+        width <= _LARGEST_HEAD
+        and together % width == 0
+        and covers(tokens, *([] if gain is None else [gain]), *angles)
+        and (gain is None or gain.shape == (width,))
+        and all(x.ndim == 4 and x.shape[0] in (1, len(tokens)) and x.shape[1:3] == (1, length) for x in angles)
+        and len({x.shape for x in angles}) <= 1
+        and all(2 * x.shape[-1] <= width for x in angles)
+    )
 
 
 def _functions() -> ctypes.CDLL:
@@ -85,7 +101,7 @@ class RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, gain: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-        x, wide = x.contiguous(), gain.float()
+        x, wide = x.contiguous(), gain.float().contiguous()
         width = x.shape[-1]
         rows = x.numel() // width
         out, scales = torch.empty_like(x, dtype=dtype), x.new_empty(rows, dtype=torch.float32)
@@ -112,24 +128,26 @@ class RMSNorm(torch.autograd.Function):
 
 
 def _described(
-    tokens: Tensor, width: int, gain: Tensor | None, eps: float, cos: Tensor | None, sin: Tensor | None
+    tokens: Tensor, stride: int, width: int, gain: Tensor | None, eps: float, cos: Tensor | None, sin: Tensor | None
 ) -> _Heads:
-    """Return the description of tokens (B, T, heads * width), whose last dimension is contiguous."""
+    """Return the description of tokens (B, T, heads * width), of which each begins `stride` numbers behind the one before."""
     rows, length, together = tokens.shape
     found = _Heads(rows, length, together // width, width, 0, _is_narrow(tokens))
     if cos is not None and sin is not None:
         found.rotated = 2 * cos.shape[-1]
         found.rotation_stride = 0 if len(cos) == 1 else cos.stride(0)
         found.cos, found.sin = cos.data_ptr(), sin.data_ptr()
-    found.stride, found.chunks, found.eps = tokens.stride(1), min(_CHUNKS, rows * length), eps
+    found.stride, found.chunks, found.eps = stride, min(_CHUNKS, rows * length), eps
     found.gain, found.tokens = _address(gain), tokens.data_ptr()
     return found
 
 
-def _apart(tokens: Tensor) -> Tensor:
-    """Return tokens (B, T, W) such that rows follow each other and the last dimension is contiguous."""
-    regular = tokens.stride(2) == 1 and (len(tokens) == 1 or tokens.stride(0) == tokens.shape[1] * tokens.stride(1))
-    return tokens if regular else tokens.contiguous()
+def _apart(tokens: Tensor) -> tuple[Tensor, int]:
+    """Return tokens (B, T, W) at equal distances in memory, and the distance. Strides of dimensions of one element mean nothing."""
+    rows, length, together = tokens.shape
+    if tokens.stride(2) == 1 and length > 1 and (rows == 1 or tokens.stride(0) == length * tokens.stride(1)):
+        return tokens, tokens.stride(1)
+    return tokens.contiguous(), together
 
 
 class Heads(torch.autograd.Function):
@@ -145,16 +163,18 @@ class Heads(torch.autograd.Function):
         cos: Tensor | None,
         sin: Tensor | None,
     ) -> Tensor:
-        tokens, wide = _apart(tokens), None if gain is None else gain.float()
+        wide = None if gain is None else gain.float().contiguous()
+        tokens, stride = _apart(tokens)
         cos, sin = (None if x is None else x.float().contiguous() for x in (cos, sin))
         rows, length, together = tokens.shape
-        described = _described(tokens, width, wide, eps, cos, sin)
+        described = _described(tokens, stride, width, wide, eps, cos, sin)
         out = tokens.new_empty(rows, together // width, length, width)
         scales = None if wide is None else wide.new_empty(rows, length, together // width)
         described.heads_of, described.scales = out.data_ptr(), _address(scales)
         _functions().heads(ctypes.byref(described))
         ctx.save_for_backward(tokens if wide is not None else None, wide, cos, sin, scales)
-        ctx.shape, ctx.eps, ctx.of_gain = (rows, length, together, width), eps, None if gain is None else gain.dtype
+        ctx.shape, ctx.stride, ctx.eps = (rows, length, together, width), stride, eps
+        ctx.of_gain = None if gain is None else gain.dtype
         return out
 
     @staticmethod
@@ -164,7 +184,7 @@ class Heads(torch.autograd.Function):
         rows, length, together, width = ctx.shape
         gradient = gradient.contiguous()
         to_tokens = gradient.new_empty(rows, length, together)
-        described = _described(to_tokens if tokens is None else tokens, width, gain, ctx.eps, cos, sin)
+        described = _described(to_tokens if tokens is None else tokens, ctx.stride, width, gain, ctx.eps, cos, sin)
         to_gain = None if gain is None else gain.new_empty(described.chunks, width)
         described.heads_of, described.scales = gradient.data_ptr(), _address(scales)
         described.to_tokens, described.to_gain = to_tokens.data_ptr(), _address(to_gain)
@@ -205,8 +225,14 @@ def log_probabilities(
     """Write log p(target) and the entropy of each row of logits (N, V), and onehot(target) - p, where they are wanted.
 
     `gaps` (N, V) may be the logits themselves.
+
+    Raises:
+        IndexError: a target is not in the vocabulary.
     """
     rows, width = logits.shape
+    targets = targets.long().contiguous()
+    if rows and not 0 <= int(targets.min()) <= int(targets.max()) < width:
+        raise IndexError(f"targets from {int(targets.min())} to {int(targets.max())} in a vocabulary of {width}")
     narrow = gaps is not None and _is_narrow(gaps)
     pointers = (_address(x) for x in (logits, targets, log_probs, entropies, gaps))
     _functions().log_probabilities(rows, width, narrow, *pointers)
