@@ -9,10 +9,13 @@ import torch
 from torch import Tensor
 
 from tests.model.test_decoding import FEATURES, made
+from tinyllm.mean import Mean
 from tinyllm.model import lora
 from tinyllm.model.config import LoRAConfig
-from tinyllm.model.prefixes import SharedPrompts
+from tinyllm.model.prefixes import SharedPrompts, plain_rows
 from tinyllm.model.transformer import CausalLM, set_activation_checkpointing
+from tinyllm.train.config import OptimConfig
+from tinyllm.train.engine import Engine
 
 WINDOWED = ("mistral", "gemma2", "gemma3_text")
 
@@ -103,6 +106,9 @@ def test_what_is_not_shared() -> None:
     unscored = mask.clone()
     unscored[5] = False
     assert SharedPrompts.of(ids, unscored, group) is None, "a row without an answer says nothing of its prompt"
+    with plain_rows():
+        assert SharedPrompts.of(ids, mask, group) is None
+    assert SharedPrompts.of(ids, mask, group) is not None
     long = torch.arange(48).ge(2).expand(24, 48)
     assert SharedPrompts.of(ids, long, group) is None, "hardly anything would be saved"
 
@@ -114,3 +120,19 @@ def test_rotations_that_depend_on_the_length_are_not_shared() -> None:
     rows = batch(model.config.vocab_size)
     for a, b in zip(learned(model, *rows), learned(model, *rows[:2], None), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_memory_is_probed_with_plain_rows() -> None:
+    """Other batches may share less than the longest one."""
+    model = made(0.3).train()
+    ids, mask, group = batch(model.config.vocab_size)
+    seen: list[bool] = []
+
+    def loss(model: CausalLM, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Mean, dict[str, Mean]]:
+        seen.append(SharedPrompts.of(*batch) is not None)
+        return Mean(-model.log_probs(*batch[:2], group=batch[2]).sum(), batch[1].sum()), {}
+
+    engine = Engine(model, loss, OptimConfig(optimizer="adamw"), 2, precision="fp32", seed=0)
+    engine.probe_memory((ids, mask, group))
+    engine.step([(ids, mask, group)])
+    assert seen == [False, True]

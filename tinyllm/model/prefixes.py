@@ -7,6 +7,9 @@ a row of its own, so states and gradients are those of plain rows up to rounding
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import NamedTuple, Self
 
 import torch
@@ -14,6 +17,19 @@ from torch import Tensor
 
 _WIDTH = 16  # prompts and answers are padded to a multiple: few distinct shapes
 _WORTH = 0.85  # of the tokens of plain rows, at most; with more left, splitting attention costs what is saved
+
+
+_sharing = ContextVar("sharing", default=True)
+
+
+@contextmanager
+def plain_rows() -> Iterator[None]:
+    """Compute every row by itself: for measurements that hold whatever rows share."""
+    token = _sharing.set(False)
+    try:
+        yield
+    finally:
+        _sharing.reset(token)
 
 
 class SharedPrompts(NamedTuple):
@@ -34,6 +50,8 @@ class SharedPrompts(NamedTuple):
             mask: (R, T) bool; an answer reaches from the first token to the last one that is set.
             group: (R,) int64, equal for rows that may begin with the same prompt. They are compared.
         """
+        if not _sharing.get():
+            return None
         rows, width = ids.shape
         numbers, which = group.unique(return_inverse=True)
         place = torch.arange(width, device=ids.device)

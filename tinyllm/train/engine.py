@@ -19,6 +19,7 @@ from tinyllm import allocator
 from tinyllm import distributed as dist
 from tinyllm.errors import FAILED, INTEGRITY, RESOURCES, UserError
 from tinyllm.mean import Mean, values
+from tinyllm.model.prefixes import plain_rows
 from tinyllm.model.transformer import set_activation_checkpointing
 from tinyllm.train import optimizers, schedules
 from tinyllm.train.changes import Segments
@@ -152,7 +153,8 @@ class Engine:
         self.model.train()
         if self._replicated is not None:  # the first exchange of gradients decides in which order later ones are summed
             self._replicated.set_requires_gradient_sync(True)
-        self._backward(batch)
+        with plain_rows():  # other batches may share less
+            self._backward(batch)
         self.zero_grad()
         del reserved
 
