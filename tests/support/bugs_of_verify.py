@@ -98,7 +98,7 @@ BUGS = {
         ),
         _bug(
             planted_bugs.prompts_without_tokens,
-            *("packing", "generation", "lora", "export", "precision"),
+            *("packing", "generation", "lora: merged", "lora: disabled", "lora: untrained", "export", "precision"),
             elsewhere=("transformers",),
         ),
         _bug(

@@ -115,7 +115,7 @@ def heads(
     plain = gain is None or tokens.dtype == compute_dtype(tokens)  # otherwise the dtype changes
     if plain and native_kernels.covers_heads(tokens, width, gain, cos, sin):
         return native_kernels.Heads.apply(tokens, width, gain, eps, cos, sin)
-    apart = tokens.view(*tokens.shape[:2], -1, width)
+    apart = tokens.unflatten(-1, (-1, width))
     apart = (apart if gain is None else rms_norm(apart, gain, eps)).transpose(1, 2)
     return apart if cos is None or sin is None else rotate(apart, cos, sin)
 
