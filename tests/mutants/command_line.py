@@ -17,7 +17,7 @@ def stage(name: str, plants: str, file: str, old: str, new: str) -> Mutant:
 # fmt: off
 MUTANTS = [
     stage("sft", "micro-batches count alike, whatever they score", "algorithms/next_token.py",
-          "Mean(-log_probs.sum(), batch.mask.sum())", "Mean(-log_probs.sum() / batch.mask.sum(), 1)"),
+          "Mean(-total, batch.mask.sum())", "Mean(-total / batch.mask.sum(), 1)"),
     stage("sft_packed", "conversations of one row see each other", "algorithms/next_token.py",
           "attend=batch.documents", "attend=None"),
     stage("sft_lora", "rsLoRA scales as LoRA does", "model/config.py",
@@ -42,12 +42,12 @@ MUTANTS = [
     stage("dr_grpo", "the constant is the width of the batch", "algorithms/dr_grpo.py",
           "len(batch.ids) * batch.max_new_tokens", "len(batch.ids) * batch.mask.shape[1]"),
     stage("gspo", "the ratio of an answer is not normalised by its length", "algorithms/gspo.py",
-          "sequence_mean(scores.log_probs - batch.old_log_probs, mask).exp()",
-          "((scores.log_probs - batch.old_log_probs) * mask).sum(1).exp()"),
+          "sequence_mean(scores.log_probs - old, mask).exp()",
+          "((scores.log_probs - old) * mask).sum(1).exp()"),
     stage("cispo", "the weight has a gradient", "algorithms/cispo.py", ".exp().detach().clamp(", ".exp().clamp("),
     stage("rloo", "the ratio of an answer is the mean of its tokens' ratios", "algorithms/rloo.py",
-          "ratio = ((scores.log_probs - batch.old_log_probs) * mask).sum(1).exp()",
-          "ratio = ((scores.log_probs - batch.old_log_probs).exp() * mask).sum(1) / mask.sum(1)"),
+          "ratio = ((scores.log_probs - old) * mask).sum(1).exp()",
+          "ratio = ((scores.log_probs - old).exp() * mask).sum(1) / mask.sum(1)"),
     stage("ppo", "advantages are not whitened", "algorithms/ppo.py",
           "advantages = masked_whiten(advantages, samples.mask)", "advantages = advantages * samples.mask"),
 ]

@@ -8,6 +8,7 @@ M = Mutant
 ONLINE, PREFERENCES, FORMS, KNOBS, EVERY = (
     f"algorithms/test_{name}.py" for name in ("online", "preferences", "closed_forms", "knobs", "every")
 )
+PREFIXES = "model/test_prefixes.py"
 HEADS, PADDING, COMMON = "model/test_heads.py", "rollout/test_padding.py", "stages/test_common.py"
 STAGE = "stages/test_align_online.py::test_"
 SIGN = f"{EVERY}::test_sign_of_the_advantage"
@@ -23,7 +24,19 @@ MUTANTS = [
     M("temperature-not-in-gradient", "extra", "the gradient is not divided by the temperature", "model/heads.py",
       "to_rows = to_rows[:count] / ctx.temperature if ctx.temperature != 1.0 else to_rows[:count]", "to_rows = to_rows[:count]", HEADS),
     M("softmax-not-in-gradient", "extra", "the head's gradient lacks the softmax", "model/heads.py",
-      "_add_product(to_head, p, scaled[part])", "_add_product(to_head, 0 * p, scaled[part])", HEADS),
+      "_add_product(to_head, gap, scaled[part])", "_add_product(to_head, 0 * gap, scaled[part])", HEADS),
+    M("total-not-scaled", "extra", "the gradient of a total ignores the gradient of what it is part of", "model/heads.py",
+      "(to_head.mul_(gradient)).to(", "to_head.to(", "model/test_native_kernels.py"),
+    M("prompt-padding-seen", "extra", "answers see the padding behind a prompt that they share", "model/prefixes.py",
+      "(prompt < self.lengths[:, None])", "(prompt < self.prompts[1] + 0 * self.lengths[:, None])", PREFIXES),
+    M("answers-a-place-late", "extra", "answers behind shared prompts are one position too far", "model/prefixes.py",
+      "answers = self.lengths[:, None] + torch.arange", "answers = 1 + self.lengths[:, None] + torch.arange", PREFIXES),
+    M("prompts-not-compared", "extra", "rows of a group share a prompt that is not theirs", "model/prefixes.py",
+      "if not bool((same & mask.any(1)).all()):", "if False:", PREFIXES),
+    M("probe-shares-prompts", "extra", "the memory of a step is measured on rows that share", "train/engine.py",
+      "with plain_rows():", "if True:", PREFIXES),
+    M("behavior-policy-learns", "extra", "the behavior policy of a rollout's only step has a gradient", "algorithms/common.py",
+      "scores.log_probs.detach() if batch.only_step", "scores.log_probs if batch.only_step", "rollout/test_source.py"),
     M("last-token-early", "extra", "the reward is read one token before the last", "model/heads.py",
       "last = torch.where(mask, positions, -1).amax(1).clamp(min=0)",
       "last = torch.where(mask, positions, -1).amax(1).clamp(min=1) - 1", HEADS),
@@ -145,7 +158,7 @@ MUTANTS = [
     M("orpo-answers-only", "extra", "ORPO's NLL always leaves the prompt out", "algorithms/orpo.py",
       "scored[:pairs] = batch.real[:pairs]", "pass", PREFERENCES),
     M("simpo-summed", "extra", "SimPO on sums", "algorithms/simpo.py",
-      "sequence_mean(model.log_probs(batch.ids, batch.mask), batch.mask)",
+      "sequence_mean(model.log_probs(batch.ids, batch.mask, group=batch.group), batch.mask)",
       "model.log_probs(batch.ids, batch.mask).sum(1)", FORMS),
     M("simpo-no-gamma", "extra", "SimPO without its margin", "algorithms/simpo.py",
       "log_sigmoid(margin - settings.gamma)", "log_sigmoid(margin)", FORMS),

@@ -18,9 +18,9 @@ STAGE = "stages/test_align_online.py::test_"
 MUTANTS = [
     # --- 1: the shift --------------------------------------------------------------------------------------------------------------
     M("no-shift-states", "1", "a token is scored with the state that has seen it", "model/heads.py",
-      "rows = hidden[:, :-1][chosen]", "rows = hidden[:, 1:][chosen]", HEADS),
+      "return hidden[:, :-1][chosen], ids", "return hidden[:, 1:][chosen], ids", HEADS),
     M("no-shift-targets", "1", "the state's own token is scored instead of the next", "model/heads.py",
-      "ids[:, 1:][chosen], temperature, softcap, entropy)", "ids[:, :-1][chosen], temperature, softcap, entropy)", HEADS),
+      "hidden[:, :-1][chosen], ids[:, 1:][chosen]", "hidden[:, :-1][chosen], ids[:, :-1][chosen]", HEADS),
     M("no-shift-sampler", "1", "the state before the last one chooses the next token", "model/decoding/prefill.py",
       "hidden[row, length - 1]", "hidden[row, max(0, length - 2)]", GENERATE),
 
@@ -46,8 +46,8 @@ MUTANTS = [
 
     # --- 3: GSPO, GRPO -------------------------------------------------------------------------------------------------------------
     M("gspo-no-length", "3", "GSPO's ratio without 1/|y|", "algorithms/gspo.py",
-      "ratio = sequence_mean(scores.log_probs - batch.old_log_probs, mask).exp()",
-      "ratio = ((scores.log_probs - batch.old_log_probs) * mask).sum(1).exp()", ONLINE),
+      "ratio = sequence_mean(scores.log_probs - old, mask).exp()",
+      "ratio = ((scores.log_probs - old) * mask).sum(1).exp()", ONLINE),
     M("grpo-no-mask", "3", "GRPO's mean is over prompt and padding, too", "algorithms/grpo.py",
       "over(sequence_mean(per_token, batch.mask))", "over(per_token.mean(1))", ONLINE),
     M("grpo-no-reference", "3", "no reference is made though a KL is configured", "algorithms/grpo.py",
@@ -202,8 +202,7 @@ MUTANTS = [
 
     # --- 10: ranks -----------------------------------------------------------------------------------------------------------------
     M("unwrapped-forward", "10", "the forward pass goes around the hooks of the model", "model/transformer.py",
-      "self(ids, attend), head_matrix(self.lm_head), ids, mask, temperature=temperature, softcap=softcap\n        )\n\n",
-      "self.model(ids, attend), head_matrix(self.lm_head), ids, mask, temperature=temperature, softcap=softcap\n        )\n\n",
+      "log_prob_total(self(ids, attend), head,", "log_prob_total(self.model(ids, attend), head,",
       COMMON),
     M("gradients-never-meet", "10", "ranks never exchange their gradients", "train/engine.py",
       "set_requires_gradient_sync(number == len(batches) - 1)", "set_requires_gradient_sync(False)", COMMON),

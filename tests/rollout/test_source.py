@@ -333,7 +333,9 @@ def test_a_rollout_of_one_step_is_not_scored_twice(policy: CausalLM, tokenizer: 
         assert {batch.only_step for batch in batches} == {not scored}
         policy.zero_grad()
         total, metrics = 0.0, dict[str, Mean]()
+        generator = torch.Generator().manual_seed(1)
         for batch in batches:
+            batch = replace(batch, advantages=torch.randn(batch.ids.shape, generator=generator) * batch.mask)
             loss, more = grpo.loss(grpo.Settings(), policy, batch)
             loss.total.backward()
             total += float(loss.total.detach())
@@ -344,6 +346,7 @@ def test_a_rollout_of_one_step_is_not_scored_twice(policy: CausalLM, tokenizer: 
     assert found[False][0] == pytest.approx(found[True][0], abs=1e-5)
     for a, b in zip(found[False][1], found[True][1], strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+    assert max(float(gradient.abs().max()) for gradient in found[False][1]) > 0.01
     assert 0 < found[False][2] < 1e-5
     assert found[False][2] == pytest.approx(found[True][2], abs=1e-6)
     assert found[False][3] == 1.0

@@ -25,4 +25,5 @@ class Settings(Config):
 
 
 def loss(settings: Settings, model: CausalLM, batch: TokenBatch) -> tuple[Mean, dict[str, Mean]]:
-    return Mean(-model.log_prob_total(batch.ids, batch.mask, attend=batch.documents), batch.mask.sum()), {}
+    total = model.log_prob_total(batch.ids, batch.mask, attend=batch.documents)
+    return Mean(-total, batch.mask.sum()), {}

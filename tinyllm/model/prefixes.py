@@ -17,6 +17,10 @@ from torch import Tensor
 
 _WIDTH = 16  # prompts and answers are padded to a multiple: few distinct shapes
 _WORTH = 0.85  # of the tokens of plain rows, at most; with more left, splitting attention costs what is saved
+_LONGEST = (
+    3  # times as long as the prompt an answer may be: without its causal half, attention then costs half as much again
+)
+_SCORES = 1 << 20  # of an answer, at most: a mask of that size is kept for every layer
 
 
 _sharing = ContextVar("sharing", default=True)
@@ -50,15 +54,17 @@ class SharedPrompts(NamedTuple):
             mask: (R, T) bool; an answer reaches from the first token to the last one that is set.
             group: (R,) int64, equal for rows that may begin with the same prompt. They are compared.
         """
-        if not _sharing.get():
+        if not _sharing.get() or not len(ids):
             return None
         rows, width = ids.shape
-        numbers, which = group.unique(return_inverse=True)
+        numbers, which = group.long().unique(return_inverse=True)
         place = torch.arange(width, device=ids.device)
         lengths, ends = mask.int().argmax(1), width - mask.flip(1).int().argmax(1)
-        longest, answer = (_padded(int(n)) for n in torch.stack((lengths.max(), (ends - lengths).max())).tolist())
+        longest, answer = (_padded(n) for n in torch.stack((lengths.max(), (ends - lengths).max())).tolist())
+        longest = min(longest, width)
         tokens = len(numbers) * longest + rows * answer
-        if tokens > _WORTH * rows * width:
+        large = answer > _LONGEST * longest or answer * (longest + answer) > _SCORES
+        if large or tokens > _WORTH * rows * width:
             return None
         first = torch.full_like(numbers, rows).scatter_reduce(
             0, which, torch.arange(rows, device=ids.device), "amin"

@@ -431,8 +431,13 @@ class CausalLM(Loaded):
         return token_scores(hidden, head, ids, mask, temperature=temperature, softcap=softcap)
 
     def _hidden(self, ids: Tensor, mask: Tensor, attend: Tensor | None, group: Tensor | None) -> Tensor:
-        """Return `forward`, with prompts computed once where rows of a group share them and that saves time."""
-        shareable = group is not None and attend is None and not self.model.forgetful
+        """Return `forward`, with prompts computed once where rows of a group share them and that saves time.
+
+        Not in bfloat16: plain rows have another kernel of attention, whose roundings differ by hundredths of a nat, and what is compared
+        with the policy (a reference, the behavior policy) may have been computed in batches that share less.
+        """
+        wide = kernels.compute_dtype(self.lm_head.weight) not in (torch.bfloat16, torch.float16)
+        shareable = group is not None and attend is None and wide and not self.model.forgetful
         shared = SharedPrompts.of(ids, mask, group) if shareable and group is not None else None
         return self(ids, attend) if shared is None else self(ids, shared=shared)
 

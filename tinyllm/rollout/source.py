@@ -301,10 +301,12 @@ class RolloutSource:
     def _log_probs(self, policy: CausalLM, ids: Tensor, mask: Tensor, group: Tensor) -> Tensor:
         """Return log-probabilities (B, T), a micro-batch at a time, by the same call as in the loss."""
         policy.eval()
-        temperature = self.config.temperature
+        temperature, alone = self.config.temperature, self.critic is not None  # with a critic, rows share nothing
         parts = zip(*(x.split(self.micro_batch_size) for x in (ids, mask, group)), strict=True)
         with self.autocast():
-            return torch.cat([policy.log_probs(i, m, group=g, temperature=temperature) for i, m, g in parts])
+            return torch.cat(
+                [policy.log_probs(i, m, group=None if alone else g, temperature=temperature) for i, m, g in parts]
+            )
 
     def _ref_log_probs(self, ids: Tensor, mask: Tensor, group: Tensor) -> Tensor | None:
         if self.reference is None:

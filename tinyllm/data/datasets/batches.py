@@ -75,7 +75,7 @@ class PreferenceBatch(_Batch):
     @property
     def group(self) -> Tensor:
         """(2P,) int64, equal for the two rows of a pair, which begin with the same prompt."""
-        return _twice(self.ids)
+        return torch.arange(self.count, device=self.ids.device).repeat(2)
 
 
 @dataclass(frozen=True)
@@ -93,14 +93,9 @@ class UnpairedBatch(_Batch):
     """() float, KTO's estimate over the whole optimizer step: all micro-batches and ranks. None: estimate it from this batch alone."""
 
     @property
-    def group(self) -> Tensor:
-        """(2N,) int64, equal for the two rows with the same prompt."""
-        return _twice(self.ids)
-
-
-def _twice(ids: Tensor) -> Tensor:
-    """Return the number of each row (2N,) where the second half of the rows has the same numbers as the first."""
-    return torch.arange(len(ids) // 2, device=ids.device).repeat(2)
+    def group(self) -> None:
+        """None: the loss computes the two halves apart, so that no prompts are shared."""
+        return None
 
 
 @dataclass(frozen=True)
