@@ -3,7 +3,7 @@
     python benchmarks/gpu.py [--only NAME ...] [--rounds 3] [--out FILE] [--tiny]
 
 Sections, in this order: ceilings, pretrain, lora, decode, grpo, stages. Each prints lines `name: value unit` and the seconds it took; all
-of them take at most 8 minutes. FILE receives all figures as JSON after every section; without `--out`, `$OUT/gpu.json` does where OUT is
+of them are sized for 8 minutes. FILE receives all figures as JSON after every section; without `--out`, `$OUT/gpu.json` does where OUT is
 set. Weights and tokens are random. `lora` and `decode` compare with transformers and PEFT (the `parity` extra): the same weights and rows,
 in turns; a contestant whose package is missing is left out. `--tiny` proves every section with small shapes, without a GPU on a CPU.
 
