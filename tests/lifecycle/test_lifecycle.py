@@ -174,6 +174,7 @@ def test_a_command_repeated_writes_the_same_weights(smoke: tuple[Path, dict], tm
     assert json.loads(done.stdout)["best"] == row["best"]
 
 
+@pytest.mark.slow  # test_resume.py stops every kind of run, in a process of its own
 def test_an_interrupted_run_resumes_to_the_same_weights(smoke: tuple[Path, dict], tmp_path: Path) -> None:
     """Equal weights without and with an interruption. Another configuration in the same place is refused."""
     shutil.copytree(smoke[0] / "runs", tmp_path / "runs", symlinks=True)
