@@ -24,6 +24,7 @@ import torch
 import transformers
 from datasets import Dataset
 from decode import random_model
+from gpu import Words, different
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from trl import GRPOConfig, GRPOTrainer
@@ -39,18 +40,6 @@ from tinyllm.train.config import OptimConfig
 from tinyllm.train.engine import Engine
 
 RATE = 1e-6
-
-
-class Words:
-    """Shows ids as text, for rewards that count them."""
-
-    def decode(self, ids: list[int]) -> str:
-        return " ".join(map(str, ids))
-
-
-def different(columns: Any, text: str, finished: bool) -> float:
-    words = text.split()
-    return len(set(words)) / len(words)
 
 
 class Ours:

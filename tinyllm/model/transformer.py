@@ -276,11 +276,15 @@ class Decoder(nn.Module):
         start, length = (cache.length if cache else 0), ids.shape[1]
         if attend is None and start and length > 1:
             raise ValueError("several tokens after cached ones need an attend mask")
-        if shared is not None:
-            places, positions, ids = self._branched(shared), shared.sequence_positions(), shared.tokens
+        if shared is None:
+            places = self._places(ids.device, attend, start, length)
         else:
-            places, positions = self._places(ids.device, attend, start, length), _positions(attend, start, length, ids)
-        x = self._embedded(ids, positions if self.config.learned_positions else None)
+            places, ids = self._branched(shared), shared.tokens
+        x = self._embedded(ids)
+        if self.config.learned_positions:
+            positions = _positions(attend, start, length, ids) if shared is None else shared.sequence_positions()
+            last = self.config.max_position_embeddings - 1  # padding may be further to the right
+            x = x + self.embed_positions(positions.clamp(max=last))
         recompute = self.checkpointing and self.training and torch.is_grad_enabled()
         for layer, kind in zip(self.layers, self.kinds, strict=True):
             if recompute:  # random numbers and autocast are those of the first computation
@@ -292,16 +296,13 @@ class Decoder(nn.Module):
         x = self.norm(x)
         return x if shared is None else shared.rows(x)
 
-    def _embedded(self, ids: Tensor, positions: Tensor | None) -> Tensor:
-        """Return what the first block reads (B, T, D); `positions` where they have embeddings."""
+    def _embedded(self, ids: Tensor) -> Tensor:
+        """Return the embeddings of tokens (B, T, D), in float32 at least."""
         x = self.embed_tokens(ids)
         x = x.to(torch.promote_types(x.dtype, torch.float32))  # the residual stream of a bf16 model is float32
         if self.config.embedding_scale != 1:
             x = x * self.config.embedding_scale
-        if positions is None:
-            return x
-        last = self.config.max_position_embeddings - 1  # padding may be further to the right
-        return x + self.embed_positions(positions.clamp(max=last))
+        return x
 
     def _branched(self, shared: SharedPrompts) -> dict[tuple[float | None, int | None], Place]:
         """Return rotation and mask of each kind of layer, for prompts and for the answers that share them."""

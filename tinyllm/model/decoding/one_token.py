@@ -318,7 +318,7 @@ class RMS:
 def _normalization(norm: nn.Module, dtype: torch.dtype) -> Normalization:
     """Return a normalization layer over the last dimension, with its result in `dtype`."""
     if isinstance(norm, RMSNorm):
-        return RMS(_gain(norm), norm.eps, dtype)
+        return RMS(norm.gain.detach(), norm.eps, dtype)
     assert isinstance(norm, nn.LayerNorm)
     weight, bias, shape, eps = norm.weight.detach(), norm.bias.detach(), norm.normalized_shape, norm.eps
     return lambda x: F.layer_norm(x, shape, weight.to(x.dtype), bias.to(x.dtype), eps).to(dtype)
@@ -328,8 +328,4 @@ def _normalization_of_heads(q: nn.Module, k: nn.Module, heads: int, groups: int,
     """Return the normalization of queries and keys (B, H + K, head_dim), each head by itself."""
     assert isinstance(q, RMSNorm)
     assert isinstance(k, RMSNorm)
-    return RMS(torch.cat((_gain(q).expand(heads, -1), _gain(k).expand(groups, -1))), q.eps, dtype)
-
-
-def _gain(norm: RMSNorm) -> Tensor:
-    return norm.weight.detach() + norm.offset
+    return RMS(torch.cat((q.gain.detach().expand(heads, -1), k.gain.detach().expand(groups, -1))), q.eps, dtype)
