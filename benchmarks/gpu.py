@@ -334,6 +334,14 @@ def generating(model: Any, prompts: list[list[int]], new: int, device: torch.dev
     return step
 
 
+def with_graphs(step: Step) -> None:
+    os.environ["TINYLLM_CUDA_GRAPHS"] = "1"
+    try:
+        step()
+    finally:
+        del os.environ["TINYLLM_CUDA_GRAPHS"]
+
+
 def decode(report: Report, sizes: Sizes, device: torch.device) -> None:
     model = random_model(sizes.tuned, device, torch.bfloat16).eval()
     theirs = None if missing("decode", "transformers") else transformers_model(model).eval()
@@ -341,7 +349,8 @@ def decode(report: Report, sizes: Sizes, device: torch.device) -> None:
         prompts = torch.randint(0, sizes.tuned.vocab_size, (rows, sizes.prompt)).tolist()
 
         def contestants(new: int, prompts: list[list[int]] = prompts) -> dict[str, Step]:
-            found: dict[str, Step] = {"tinyllm": partial(generate, model, prompts, Sampling(new))}
+            ours = partial(generate, model, prompts, Sampling(new))
+            found: dict[str, Step] = {"tinyllm": ours, "tinyllm, CUDA graphs": partial(with_graphs, ours)}
             if theirs is not None:
                 found["transformers"] = generating(theirs, prompts, new, device)
             return found

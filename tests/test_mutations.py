@@ -197,6 +197,7 @@ def test_nothing_begun_is_no_success(capsys: pytest.CaptureFixture) -> None:
     assert "0 of 0 caught" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_bug_that_is_not_caught_fails_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

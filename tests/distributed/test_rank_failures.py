@@ -121,6 +121,7 @@ def straight(bare: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, 
     return found
 
 
+@pytest.mark.slow
 def test_restarts_after_three_kinds_of_failure_give_the_same_weights(place: Path, straight: dict[int, Path]) -> None:
     """--no-resume applies to the first start only; restarts resume."""
     old = place / "runs" / "sft" / "full" / "x" / "checkpoints"

@@ -26,7 +26,8 @@ from tests.model.test_prefixes import batch
 from tests.support import small
 from tinyllm.cli.app import app
 from tinyllm.io.files import sha256
-from tinyllm.model.decoding import Sampling, generate
+from tinyllm.model import kernels
+from tinyllm.model.decoding import Sampling, generate, graphs
 from tinyllm.model.prefixes import SharedPrompts
 from tinyllm.model.transformer import CausalLM
 from tinyllm.train.engine import replicate_model
@@ -92,6 +93,24 @@ def test_shared_prompts_give_what_plain_rows_give(name: str, device: torch.devic
         assert_close(a, b)
 
 
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_packed_rows_in_bf16_are_their_documents(name: str, device: torch.device) -> None:
+    """On a GPU without a mask, where the architecture allows that."""
+    model = built(name, device)
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0):
+        assert kernels.documents_kernel(device, torch.bfloat16, model.config.head_dim) is not None
+    ids, length = batch(53)[0].to(device), 20
+    ids = ids[:, : ids.shape[1] // length * length]
+    alone = ids.reshape(-1, length)
+    documents = 1 + (torch.arange(ids.shape[1], device=device) // length).expand(ids.shape)
+    scored = (torch.arange(ids.shape[1], device=device) % length > 0).expand(ids.shape)
+    with torch.autocast(device.type, torch.bfloat16):
+        packed = learned(model, (ids, scored), attend=documents)[0].reshape(-1, length)
+        apart = learned(model, (alone, scored.reshape(-1, length)))[0]
+    assert apart.abs().mean() > 0
+    assert (packed - apart).abs().mean() < 0.02
+
+
 def test_bf16_is_near_float32(device: torch.device) -> None:
     rows = batch(53)
     model = made(0.1).to(device)
@@ -105,8 +124,13 @@ def test_bf16_is_near_float32(device: torch.device) -> None:
 # --- sampling --------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("recorded", [False, True], ids=["eager", "graphs"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_greedy_decoding_is_the_forward_pass_without_a_cache(name: str, device: torch.device) -> None:
+def test_greedy_decoding_is_the_forward_pass_without_a_cache(
+    name: str, recorded: bool, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TINYLLM_CUDA_GRAPHS", "1" if recorded else "0")
+    monkeypatch.setattr(graphs, "AFTER", 3)
     model = built(name, device)
     for prompt, completion in zip(PROMPTS, generate(model, PROMPTS, Sampling(20, temperature=0), rows=4), strict=True):
         assert len(completion.ids) == 20

@@ -12,7 +12,7 @@ from tests.support import small
 from tinyllm.model import heads, lora
 from tinyllm.model.config import LoRAConfig
 from tinyllm.model.heads import last_token, token_log_probs, token_scores
-from tinyllm.model.transformer import CausalLM
+from tinyllm.model.transformer import Block, CausalLM, compile_blocks
 
 
 def plain(
@@ -181,3 +181,43 @@ def test_logits_of_an_adapted_head_are_those_that_training_scores(changed: dict[
     assert (logits.dtype, bool(logits.abs().max() > 64)) == (torch.float32, True)
     log_p = logits[:, :-1].log_softmax(-1).gather(2, ids[:, 1:, None]).squeeze(2)
     torch.testing.assert_close(scored[:, 1:], log_p, atol=1e-4, rtol=0)
+
+
+def test_a_compiled_total_is_the_total(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float64, which no kernel of ours computes; blocks of two sizes, a head that learns and one that does not."""
+    monkeypatch.setitem(heads._BLOCK_ELEMENTS, "cpu", 1)
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(3, 120, 8, generator=generator, dtype=torch.float64, requires_grad=True)
+    head = torch.randn(50, 8, generator=generator, dtype=torch.float64, requires_grad=True)
+    ids, mask = torch.randint(0, 50, (3, 120), generator=generator), torch.rand(3, 120, generator=generator) > 0.1
+    mask[:, 0] = False
+    assert int(mask.sum()) > heads._LEAST_ROWS
+    wanted = heads.log_prob_total(hidden, head, ids, mask, temperature=0.7)
+    found = heads.log_prob_total(hidden, head, ids, mask, temperature=0.7, compiled=True)
+    torch.testing.assert_close(found, wanted, atol=1e-10, rtol=1e-12)
+    torch.testing.assert_close(found, plain(hidden, head, ids, mask, 0.7).sum(), atol=1e-10, rtol=1e-12)
+    gradients = [torch.autograd.grad(total, (hidden, head)) for total in (found, wanted)]
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-11, rtol=1e-10)
+    frozen = heads.log_prob_total(hidden, head.detach(), ids, mask, temperature=0.7, compiled=True)
+    torch.testing.assert_close(torch.autograd.grad(frozen, hidden)[0], gradients[0][0], atol=1e-11, rtol=1e-10)
+
+
+def test_compiling_a_model_compiles_its_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small.rough().double()
+    ids = torch.arange(24).view(2, 12)
+    mask = torch.arange(12).expand(2, 12) > 0
+    wanted = model.log_prob_total(ids, mask)
+    calls: list[torch.dtype] = []
+
+    def counted(logits: torch.Tensor, targets: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        calls.append(dtype)
+        return heads._pointwise_gap(logits, targets, dtype)
+
+    monkeypatch.setattr(heads, "_compiled_gap", lambda: counted)
+    monkeypatch.setattr(Block, "compile", lambda self: None)
+    torch.testing.assert_close(model.log_prob_total(ids, mask), wanted, atol=1e-10, rtol=1e-12)
+    assert not calls
+    compile_blocks(model)
+    torch.testing.assert_close(model.log_prob_total(ids, mask), wanted, atol=1e-10, rtol=1e-12)
+    assert calls == [torch.float64]

@@ -116,6 +116,27 @@ def test_sampler_and_training_forward_agree(policy: CausalLM, tokenizer: Tokeniz
     assert metrics["sampler_gap"].value < 1e-4
 
 
+def test_answers_are_sampled_in_the_precision_of_training(policy: CausalLM, tokenizer: Tokenizer) -> None:
+    narrow = partial(torch.autocast, "cpu", torch.bfloat16)
+    source = made(policy, tokenizer)
+    source.autocast = narrow
+    samples, metrics = source.rollout(0)
+    seed = int(source._random(0, 0).integers(1 << 62))
+    found = {}
+    for name, context in {"bf16": narrow, "fp32": nullcontext}.items():
+        with context():
+            answers = decoding.generate(
+                policy,
+                [p.ids for p in source.prompts_of(0) for _ in range(4)],
+                decoding.Sampling(9, 1.0, stop=tokenizer.stop_ids, seed=seed),
+            )
+        found[name] = torch.tensor([p for answer in answers for p in answer.log_probs])
+    assert torch.equal(samples.sampler_log_probs[samples.mask], found["bf16"])
+    assert not torch.equal(found["bf16"], found["fp32"])
+    assert 0 < metrics["sampler_gap"].value < 0.05
+    assert next(policy.parameters()).dtype == torch.float32
+
+
 def test_a_sampler_that_disagrees_stops_the_run(
     policy: CausalLM, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -137,14 +137,15 @@ def test_non_finite_weights_are_never_saved(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_non_finite_gradient_names_the_records_of_its_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    scale = Engine._scale_gradients
+    backward = Engine._backward
 
-    def exploding(engine: Engine, loss, rate: float) -> float:
+    def exploding(engine: Engine, batch: object) -> dict:
+        found = backward(engine, batch)
         if engine.updates == 4:
             next(iter(engine.trainable.values())).grad.view(-1)[0] = float("inf")
-        return scale(engine, loss, rate)
+        return found
 
-    monkeypatch.setattr(Engine, "_scale_gradients", exploding)
+    monkeypatch.setattr(Engine, "_backward", exploding)
     config = tuning(steps=6, save_every=1, eval_every=6, keep=9)
     with pytest.raises(
         UserError, match=r"step 5: loss [\d.]+, gradient norm inf at learning rate .*the weights were not updated"
@@ -410,6 +411,7 @@ def test_a_second_signal_ends_at_once_and_leaves_no_partial_files() -> None:
         checkpoint.verify(path)
 
 
+@pytest.mark.slow
 def test_two_runs_in_one_directory_are_refused() -> None:
     first, metrics = started(), Path("runs/sft/full/x/metrics.jsonl")
     try:

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 from tinyllm.config import Config, with_sections
 from tinyllm.train import optimizers, schedules
 from tinyllm.train.config import OptimConfig, TrainConfig
+from tinyllm.train.engine import Engine
 from tinyllm.train.muon import Muon, orthogonalize
 
 
@@ -42,6 +43,40 @@ def test_orthogonalize_gives_singular_values_near_one_and_keeps_directions() -> 
         assert got.max() < 1.3
         inner = (orthogonalize(x) * (u @ vt)).sum((1, 2)) / min(shape[1:])
         assert (inner > 0.8).all()
+
+
+def test_orthogonalize_in_autocast_multiplies_in_bf16() -> None:
+    x = torch.randn(2, 24, 40, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        narrow = orthogonalize(x)
+    assert narrow.dtype == torch.bfloat16
+    wide = orthogonalize(x)
+    assert wide.dtype == torch.float32
+    assert 0 < (narrow.float() - wide).norm() / wide.norm() < 0.02
+
+
+def _no_loss(*_: object) -> tuple:
+    raise AssertionError("no loss is computed")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_an_update_multiplies_in_the_precision_of_the_run(precision: str) -> None:
+    """Weights and momenta stay float32."""
+    found = {}
+    for kind in ("run", "wide"):
+        torch.manual_seed(0)
+        model = torch.nn.Module()
+        model.layers = torch.nn.ModuleList([torch.nn.Linear(24, 40, bias=False)])  # Muon's are inside blocks
+        holder = torch.nn.ModuleDict({"model": model})
+        config = OptimConfig(optimizer="muon", warmup_steps=0)
+        engine = Engine(holder, _no_loss, config, 9, precision=precision if kind == "run" else "fp32", seed=0)
+        weight = engine.trainable["model.layers.0.weight"]
+        weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+        engine._update(0.01)
+        assert {p.dtype for p in (weight, *engine.state().values())} == {torch.float32}
+        found[kind] = weight.detach().clone()
+    difference = (found["run"] - found["wide"]).abs().max()
+    assert difference == 0 if precision == "fp32" else 0 < difference < 1e-3
 
 
 def test_muon_steps_are_the_size_of_adamw_s() -> None:

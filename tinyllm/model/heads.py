@@ -7,6 +7,8 @@ their own. Logits are computed a block of rows at a time, and again in the backw
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -70,16 +72,26 @@ def token_log_probs(
 
 
 def log_prob_total(
-    hidden: Tensor, head: Tensor, ids: Tensor, mask: Tensor, *, temperature: float = 1.0, softcap: float | None = None
+    hidden: Tensor,
+    head: Tensor,
+    ids: Tensor,
+    mask: Tensor,
+    *,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    compiled: bool = False,
 ) -> Tensor:
     """Return the sum of `token_log_probs`, a scalar.
 
     As all tokens weigh the same, its gradient is known in the forward pass, and logits are not computed again in the backward pass.
+
+    Args:
+        compiled: compile what lies between the products, where no kernel of our own computes it.
     """
     if softcap is not None or not torch.is_grad_enabled():
         return token_log_probs(hidden, head, ids, mask, temperature=temperature, softcap=softcap).sum()
     rows, targets = _predictions(hidden, ids, mask)
-    return _TotalLogProb.apply(rows, head, targets, temperature)
+    return _TotalLogProb.apply(rows, head, targets, temperature, compiled)
 
 
 def token_scores(
@@ -128,7 +140,7 @@ class _TotalLogProb(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, compiled: bool) -> Tensor:
         count = len(hidden)
         rows, head, targets, block = _prepared(hidden, weight, targets, temperature)
         wide = torch.promote_types(rows.dtype, torch.float32)
@@ -136,7 +148,7 @@ class _TotalLogProb(torch.autograd.Function):
         to_head = torch.zeros_like(head, dtype=wide) if ctx.needs_input_grad[1] else None  # a head may be frozen
         for start in range(0, len(rows), block):
             part = slice(start, start + block)
-            gap = _gap(wide_product(rows[part], head), targets[part], rows.dtype, values[part])
+            gap = _gap(wide_product(rows[part], head), targets[part], rows.dtype, values[part], compiled)
             torch.mm(gap, head, out=to_rows[part])
             if to_head is not None:
                 _add_product(to_head, gap, rows[part])
@@ -152,7 +164,7 @@ class _TotalLogProb(torch.autograd.Function):
         to_rows, to_head = ctx.to_rows, ctx.to_head
         ctx.to_rows = ctx.to_head = None  # a second copy of the head's gradient would be the largest tensor in memory
         to_head = None if to_head is None else (to_head.mul_(gradient)).to(ctx.dtypes[1])
-        return (to_rows * gradient).to(ctx.dtypes[0]), to_head, None, None
+        return (to_rows * gradient).to(ctx.dtypes[0]), to_head, None, None, None
 
 
 class _RowLogProbs(torch.autograd.Function):
@@ -212,7 +224,9 @@ def _score(logits: Tensor, targets: Tensor, values: Tensor, entropies: Tensor | 
         entropies.copy_(total.log() - weights.mul_(logits).sum(-1).div_(total))
 
 
-def _gap(logits: Tensor, targets: Tensor, dtype: torch.dtype, values: Tensor | None = None) -> Tensor:
+def _gap(
+    logits: Tensor, targets: Tensor, dtype: torch.dtype, values: Tensor | None = None, compiled: bool = False
+) -> Tensor:
     """Return d log p(target) / d logits = onehot(target) - p, (N, V) in `dtype`. The logits are overwritten.
 
     Args:
@@ -222,10 +236,28 @@ def _gap(logits: Tensor, targets: Tensor, dtype: torch.dtype, values: Tensor | N
         gap = logits if logits.dtype == dtype else torch.empty_like(logits, dtype=dtype)
         native_kernels.log_probabilities(logits, targets, values, None, gap)
         return gap
+    if compiled and values is not None:
+        found, gap = _compiled_gap()(logits, targets, dtype)
+        values.copy_(found)
+        return gap
+    log_p = logits.log_softmax(-1)
     if values is not None:
-        values.copy_(logits.gather(1, targets[:, None]).squeeze(1) - logits.logsumexp(-1))
-    gap = logits.softmax(-1).neg_()
+        values.copy_(log_p.gather(1, targets[:, None]).squeeze(1))
+    gap = log_p.exp_().neg_()
     return gap.scatter_add_(1, targets[:, None], torch.ones_like(gap[:, :1])).to(dtype)
+
+
+@cache
+def _compiled_gap() -> Callable[[Tensor, Tensor, torch.dtype], tuple[Tensor, Tensor]]:
+    return torch.compile(_pointwise_gap)
+
+
+def _pointwise_gap(logits: Tensor, targets: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return log p(target) (N,) and onehot(target) - p, in the form that compiles to two passes over the logits."""
+    total = logits.logsumexp(-1, keepdim=True)
+    is_target = torch.arange(logits.shape[1], device=logits.device) == targets[:, None]
+    gap = is_target.to(logits.dtype) - (logits - total).exp()
+    return (logits.gather(1, targets[:, None]) - total).squeeze(1), gap.to(dtype)
 
 
 def _gradients(

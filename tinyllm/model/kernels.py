@@ -7,9 +7,11 @@ most make one pass (`native.kernels`). Inside a compiled block the plain form is
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +21,7 @@ from tinyllm.model.native import kernels as native_kernels
 
 _EXPLICIT_LENGTH = 512  # tokens; above it, attention must not hold all scores at once
 _COLUMNS = 8192  # of a matrix widened at once
+_WIDEST_HEAD = 256  # of flash attention
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -175,6 +178,8 @@ def attention(
         softcap: limits the scores before the mask, see `soft_capped`.
     """
     length = q.shape[2]
+    if mask is not None and q.device.type == "cuda":  # of CUDA's kernels, none has both a mask and shared heads
+        k, v = _for_all_heads(q, k, v)
     grouped = q.shape[1] != k.shape[1]
     plain = mask is None and scale is None
     if softcap is not None:
@@ -189,6 +194,64 @@ def attention(
     return found.transpose(1, 2).flatten(2)
 
 
+def attention_in_documents(
+    q: Tensor, k: Tensor, v: Tensor, documents: Tensor, window: int | None, *, scale: float | None = None
+) -> Tensor:
+    """Return causal attention inside the documents of packed rows, (B, T, H * D), by `documents_kernel`.
+
+    Args:
+        q: (B, H, T, D).
+        k, v: (B, K, T, D), K dividing H.
+        documents: see `positions.document_bounds`.
+        window: keys that a query sees, itself included; None: all.
+        scale: 1 / sqrt(D) if not given.
+    """
+    kernel = documents_kernel(q.device, q.dtype, q.shape[3])
+    assert kernel is not None
+    rows, _, length, _ = q.shape
+    more: dict[str, Any] = {} if scale is None else {"scale": scale}
+    if kernel.shares_heads:
+        more["enable_gqa"] = True
+    else:
+        k, v = _for_all_heads(q, k, v)
+    q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))
+    seen = (-1 if window is None else window - 1, 0)  # keys before and behind a query
+    found = kernel.function(q, k, v, documents, documents, length, length, window_size=seen, **more)
+    return found.view(rows, length, -1)
+
+
+class DocumentsKernel(NamedTuple):
+    """Attention of sequences of unequal length, one behind the other: `torch.nn.attention.varlen.varlen_attn`."""
+
+    function: Callable[..., Any]
+    shares_heads: bool
+    """has grouped heads, as from torch 2.12 on"""
+
+
+@cache
+def documents_kernel(device: torch.device, dtype: torch.dtype, width: int) -> DocumentsKernel | None:
+    """Return the kernel for packed rows; None where a mask is needed: other devices than NVIDIA's from Ampere on, float32, old versions.
+
+    Args:
+        width: of a head.
+    """
+    narrow = dtype in (torch.bfloat16, torch.float16) and width % 8 == 0 and width <= _WIDEST_HEAD
+    if not narrow or device.type != "cuda" or torch.version.hip or torch.cuda.get_device_capability(device) < (8, 0):
+        return None
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    known = inspect.signature(varlen_attn).parameters
+    return DocumentsKernel(varlen_attn, "enable_gqa" in known) if {"scale", "window_size"} <= set(known) else None
+
+
+def _for_all_heads(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Return keys and values (B, H, S, D) of all heads of q, which share those of (B, K, S, D)."""
+    shared = q.shape[1] // k.shape[1]
+    return (k, v) if shared == 1 else (k.repeat_interleave(shared, dim=1), v.repeat_interleave(shared, dim=1))
+
+
 def gated(gate: Tensor, up: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
     """Return activation(gate) * up; all of one shape."""
     alike = gate.dtype == up.dtype and gate.shape == up.shape
@@ -199,8 +262,7 @@ def gated(gate: Tensor, up: Tensor, activation: Callable[[Tensor], Tensor]) -> T
 
 def _capped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, softcap: float) -> Tensor:
     """Return attention with limited scores, which no kernel of the library has: all scores of a head are in memory."""
-    if q.shape[1] != k.shape[1]:
-        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    k, v = _for_all_heads(q, k, v)
     if mask is None:
         mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(k.shape[2] - q.shape[2])
     scores = soft_capped(q @ k.transpose(2, 3) * scale, softcap).masked_fill(~mask, -torch.inf)
@@ -211,8 +273,7 @@ def _capped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scal
 def explicit_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Return causal attention by its formula, with all (T, T) scores of a head in memory. Shapes as in `attention`, with S = T."""
     rows, heads, length, width = q.shape
-    if heads != k.shape[1]:
-        k, v = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (k, v))
+    k, v = _for_all_heads(q, k, v)
     future = torch.full((length, length), -torch.inf, dtype=q.dtype, device=q.device).triu(1)
     q, k, v = (x.reshape(rows * heads, length, width) for x in (q, k, v))
     scores = torch.baddbmm(future, q, k.transpose(1, 2), alpha=width**-0.5)

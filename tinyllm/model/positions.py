@@ -16,6 +16,8 @@ class Place(NamedTuple):
     sin: Tensor | None
     mask: Tensor | None  # (B or 1, 1, T, S) bool; None: causal
     branches: Branches | None = None
+    documents: Tensor | None = None  # instead of a mask, see `document_bounds`
+    window: int | None = None  # of attention in documents
 
 
 class Branches(NamedTuple):
@@ -56,3 +58,12 @@ def positions_in_documents(attend: Tensor) -> tuple[Tensor, Tensor]:
     first = place.where(F.pad(changes, (1, 0), value=True), 0).cummax(1).values
     last = place.where(F.pad(changes, (0, 1), value=True), attend.shape[1]).flip(1).cummin(1).values.flip(1)
     return place - first, last - first + 1
+
+
+def document_bounds(attend: Tensor) -> Tensor:
+    """Return where the documents of a batch (B, S) begin in its flattened tokens, and where the last one ends, (documents + 1,) int32.
+
+    The padding of a row counts as a document. Waits for the device, since the number of documents is read from it.
+    """
+    begins = F.pad(attend[:, 1:] != attend[:, :-1], (1, 0), value=True)
+    return F.pad(begins.flatten().nonzero()[:, 0], (0, 1), value=attend.numel()).int()

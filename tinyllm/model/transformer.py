@@ -33,7 +33,7 @@ from tinyllm.model.heads import (
     token_log_probs,
     token_scores,
 )
-from tinyllm.model.positions import Branches, Place, attention_mask, positions_in_documents
+from tinyllm.model.positions import Branches, Place, attention_mask, document_bounds, positions_in_documents
 from tinyllm.model.prefixes import SharedPrompts
 from tinyllm.model.rope import Rotary
 
@@ -134,21 +134,23 @@ class Attention(nn.Module):
         q, k, v = self._placed((q, k, v), place)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
-        return self.o_proj(self._attend(q, k, v, place.mask))
+        return self.o_proj(self._attend(q, k, v, place))
 
     def _attend_in_branches(self, q: Tensor, k: Tensor, v: Tensor, place: Place, branches: Branches) -> Tensor:
         """Return attention (1, N, heads * head_dim) where answers share prompts; q, k and v are products of the sequence, (1, N, ...)."""
         prompts, answers = branches.prompts[0] * branches.prompts[1], len(branches.which)
         of_prompts, of_answers = zip(*(x[0].split((prompts, x.shape[1] - prompts)) for x in (q, k, v)), strict=True)
         q, k, v = self._placed([x.unflatten(0, branches.prompts) for x in of_prompts], place)
-        first = self._attend(q, k, v, place.mask)
+        first = self._attend(q, k, v, place)
         own = self._placed([x.unflatten(0, (answers, -1)) for x in of_answers], branches.place)
         k, v = (torch.cat((x.index_select(0, branches.which), y), 2) for x, y in ((k, own[1]), (v, own[2])))
-        then = self._attend(own[0], k, v, branches.place.mask)
+        then = self._attend(own[0], k, v, branches.place)
         return torch.cat((first.flatten(0, 1), then.flatten(0, 1)))[None]
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        return kernels.attention(q, k, v, mask, scale=self.scale, softcap=self.softcap)
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, place: Place) -> Tensor:
+        if place.documents is not None:
+            return kernels.attention_in_documents(q, k, v, place.documents, place.window, scale=self.scale)
+        return kernels.attention(q, k, v, place.mask, scale=self.scale, softcap=self.softcap)
 
     def _placed(self, products: Sequence[Tensor], place: Place) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values (B, heads, T, head_dim) of their products (B, T, heads * head_dim)."""
@@ -337,8 +339,17 @@ class Decoder(nn.Module):
             else:
                 positions, lengths = positions_in_documents(attend)
                 rotations[base] = rotary.at(positions[:, start:], lengths[:, start:], start + length)
+        if attend is not None and not start and self._has_documents_kernel(device):
+            bounds = document_bounds(attend)
+            return {(base, window): Place(*rotations[base], None, None, bounds, window) for base, window in self.kinds}
         masks = {window: attention_mask(device, attend, start, length, window) for _, window in self.kinds}
         return {(base, window): Place(*rotations[base], masks[window]) for base, window in self.kinds}
+
+    def _has_documents_kernel(self, device: torch.device) -> bool:
+        """Return whether packed rows need no mask; see `kernels.documents_kernel`."""
+        dtype, config = kernels.compute_dtype(self.embed_tokens.weight), self.config
+        found = kernels.documents_kernel(device, dtype, config.head_dim)
+        return found is not None and config.attn_logit_softcapping is None
 
 
 def _positions(attend: Tensor | None, start: int, length: int, ids: Tensor) -> Tensor:
@@ -373,6 +384,7 @@ class CausalLM(Loaded):
 
     def __init__(self, config: ModelConfig):
         super().__init__(config)
+        self.compiled = False  # see `compile_blocks`
         self.model = Decoder(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
@@ -415,7 +427,7 @@ class CausalLM(Loaded):
     def log_prob_total(self, ids: Tensor, mask: Tensor, *, attend: Tensor | None = None) -> Tensor:
         """Return the sum of `log_probs`, a scalar, which costs less where its gradient is wanted; see `heads.log_prob_total`."""
         softcap, head = self.config.final_logit_softcapping, head_matrix(self.lm_head)
-        return log_prob_total(self(ids, attend), head, ids, mask, softcap=softcap)
+        return log_prob_total(self(ids, attend), head, ids, mask, softcap=softcap, compiled=self.compiled)
 
     def token_scores(
         self,
@@ -513,10 +525,15 @@ def initialise(model: CausalLM | SequenceScorer, seed: int) -> None:
 
 
 def compile_blocks(model: nn.Module) -> None:
-    """Compile every block in place. All blocks share one compilation, and hooks on the root module are kept."""
+    """Compile every block in place, and what `log_prob_total` computes between products.
+
+    All blocks share one compilation, and hooks on the root module are kept.
+    """
     for module in model.modules():
         if isinstance(module, Block):
             module.compile()
+        elif isinstance(module, CausalLM):
+            module.compiled = True
 
 
 def set_activation_checkpointing(model: nn.Module, enabled: bool) -> None:

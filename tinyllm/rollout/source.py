@@ -231,7 +231,8 @@ class RolloutSource:
         streams = [place * size + member for place in places for member in range(size)]
         seed = int(self._random(turn, 0).integers(1 << 62))
         sampling = Sampling(self.config.max_new_tokens, self.config.temperature, stop=self.stop, seed=seed)
-        answers = generate(self.policy, [p.ids for p in prompts], sampling, streams=streams)
+        with self.autocast():
+            answers = generate(self.policy, [p.ids for p in prompts], sampling, streams=streams)
         reward, metrics = score_answers(self.judge, prompts, answers, self.device)
         return prompts, answers, reward, metrics
 

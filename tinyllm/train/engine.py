@@ -94,9 +94,13 @@ class Engine:
                 self._replicated.set_requires_gradient_sync(number == len(batches) - 1)
             for name, mean in self._backward(batch).items():
                 pooled[name] = pooled[name] + mean if name in pooled else mean
-        pooled = pool_over_ranks(pooled, self.device)
+        missing = [name for name, p in self.trainable.items() if p.grad is None]
+        assert not missing, f"{len(missing)} trainable parameters received no gradient, first {missing[0]}"
+        gradients = [p.grad for p in self.trainable.values() if p.grad is not None]
+        # everything that is read from the device in a step, at once
+        pooled, (norm,) = _pooled(pooled, self.device, torch.nn.utils.get_total_norm(gradients))
         rate = schedules.rate(self.updates, self.segments, self.config)
-        norm = self._scale_gradients(pooled["loss"], rate)
+        norm = self._scale(gradients, norm, pooled["loss"], rate)
         self._update(rate)
         return values(pooled) | {"grad_norm": norm, "lr": rate}
 
@@ -108,20 +112,23 @@ class Engine:
         loss.total.backward()
         return {name: detached(mean) for name, mean in {"loss": loss, **metrics}.items()}
 
-    def _scale_gradients(self, loss: Mean, rate: float) -> float:
-        """Divide the summed gradients by the count and clip them; refuse what is not finite. Returns the norm before clipping."""
-        missing = [name for name, p in self.trainable.items() if p.grad is None]
-        assert not missing, f"{len(missing)} trainable parameters received no gradient, first {missing[0]}"
+    def _scale(self, gradients: list[Tensor], norm: float, loss: Mean, rate: float) -> float:
+        """Divide the summed gradients by the count and clip them; refuse what is not finite.
+
+        Args:
+            norm: of the summed gradients.
+
+        Returns the norm after the division, before clipping.
+        """
         if not float(loss.count):
             raise UserError(
                 f"step {self.updates + 1} has nothing to learn from: every token is masked",
                 fix="check the data with `tinyllm data inspect`",
                 code=FAILED,
             )
-        gradients = [p.grad for p in self.trainable.values() if p.grad is not None]
         # `replicate` averages over ranks; times the world size it is the sum again
         scale = dist.world_size() / float(loss.count)
-        norm = float(torch.nn.utils.get_total_norm(gradients)) * scale
+        norm *= scale
         if not (torch.isfinite(torch.tensor([norm, loss.value])).all()):
             self.zero_grad()
             raise UserError(
@@ -137,7 +144,8 @@ class Engine:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            optimizer.step()
+            with self.autocast():  # of products inside an optimizer; weights and state stay float32
+                optimizer.step()
         self.zero_grad()
         self.updates += 1
 
@@ -213,12 +221,17 @@ def replicate_model(model: nn.Module, device: torch.device) -> _Replicated:
 
 def pool_over_ranks(means: dict[str, Mean], device: torch.device) -> dict[str, Mean]:
     """Sum every (total, count) over all ranks in one exchange, and fetch them once. All ranks must pass the same names."""
+    return _pooled(means, device)[0]
+
+
+def _pooled(means: dict[str, Mean], device: torch.device, *own: Tensor) -> tuple[dict[str, Mean], list[float]]:
+    """Return `pool_over_ranks`, and scalars of this rank that are fetched with it."""
     wide = torch.float32 if device.type == "mps" else torch.float64
     numbers = [
         torch.as_tensor(x, dtype=wide, device=device).detach() for m in means.values() for x in (m.total, m.count)
     ]
-    pairs = dist.sum_(torch.stack(numbers)).view(-1, 2).tolist()
-    return {name: Mean(total, count) for name, (total, count) in zip(means, pairs, strict=True)}
+    found = torch.cat((dist.sum_(torch.stack(numbers)), *(x.to(wide)[None] for x in own))).tolist()
+    return {name: Mean(*found[2 * i : 2 * i + 2]) for i, name in enumerate(means)}, found[len(numbers) :]
 
 
 def autocast(precision: Literal["fp32", "bf16"], device: torch.device, *, cache: bool = True) -> AbstractContextManager:

@@ -35,10 +35,16 @@ class _Batch:
 
     def to(self, device: torch.device) -> Self:
         """Return the batch with its tensors on `device`."""
-        return self._with({name: value.to(device, non_blocking=True) for name, value in self.tensors().items()})
+        return self._with({name: _on(device, value) for name, value in self.tensors().items()})
 
     def _with(self, changes: dict[str, Any]) -> Self:
         return replace(self, **changes)
+
+
+def _on(device: torch.device, value: Tensor) -> Tensor:
+    if device.type == "cuda" and value.device.type == "cpu":
+        value = value.pin_memory()  # a copy from pageable memory waits for the device
+    return value.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)

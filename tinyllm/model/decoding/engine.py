@@ -6,18 +6,19 @@ Nothing is read back from the device but every few steps, to see which rows are 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from tinyllm.errors import FAILED, UserError
-from tinyllm.model.decoding import native
+from tinyllm.model.decoding import few_rows, graphs, native
 from tinyllm.model.decoding.choosing import choose, penalized, uniforms
 from tinyllm.model.decoding.completion import Completion, Sampling
 from tinyllm.model.decoding.one_token import OneToken
 from tinyllm.model.decoding.prefill import Prefilled, prefill, products_dtype
+from tinyllm.model.decoding.products import Head, Product
 from tinyllm.model.decoding.ring import Ring
 from tinyllm.model.transformer import CausalLM
 
@@ -69,6 +70,9 @@ class Engine:
         self.weights = OneToken(model, products_dtype(model), capacity + self.checked_every + 1)
         self._functions = native.library() if native.covers(self.weights) else None
         self._native: native.NativeStep | None = None  # of the ring as it is
+        self._graph: graphs.GraphStep | None = None  # of the ring
+        self._alike = 0  # steps with the same rows
+        self._few: Mapping[Product | Head, few_rows.FewRows] | None = None  # made when a step is
         self.queue: deque[Row] = deque()
         self.rows: list[Row | None] = []  # of each slot; None: done
         self.checked = 0  # up to this column
@@ -114,9 +118,18 @@ class Engine:
     def _logits(self) -> Tensor:
         """Return the logits (B, V) that follow the ids of this column."""
         if self._native is None and self._functions is not None:
-            self._native = native.NativeStep(self.weights, self.ring, self._functions)
+            if self._few is None:
+                self._few = (
+                    few_rows.narrow_products(self.weights, self._functions) if self.slots <= few_rows.ROWS else {}
+                )
+            self._native = native.NativeStep(self.weights, self.ring, self._functions, self._few)
         if self._native is not None:
             return self._native(self.ids)
+        self._alike += 1
+        if self._graph is None and self._alike > graphs.AFTER and graphs.wanted(self.weights, self.ring):
+            self._graph = graphs.GraphStep(self.weights, self.ring)
+        if self._graph is not None:
+            return self._graph(self.ids)
         return self.weights(self.ids, self.ring.positions, self.ring.columns())
 
     def _choose(self, logits: Tensor, slots: slice | list[int]) -> None:
@@ -174,7 +187,8 @@ class Engine:
             self.rows = []
         elif many and not self.queue:
             self.ring.keep(alive)
-            self._native = None
+            self._native = self._graph = None
+            self._alike = 0
             self.ids = self.ring.ids[:, self.ring.place]
             self.rows = [self.rows[slot] for slot in alive]
 
@@ -207,6 +221,7 @@ class Engine:
 
     def _begin(self, prompts: Sequence[tuple[int, ...]]) -> None:
         """Make a batch whose rows all enter now."""
+        self._graph, self._alike = None, 0
         rows, lengths = self.slots if self.queue else len(prompts), {len(prompt) for prompt in prompts}
         self.rows = [None] * rows
         self.ring = Ring(

@@ -1,4 +1,5 @@
-/* What lies between the matrix products of one decoding step, in float32: normalization, rotation, attention, activation, sampling.
+/* What lies between the matrix products of one decoding step, in float32: normalization, rotation, attention, activation, sampling; and
+products of few rows with weights that bfloat16 holds.
 
 The same computation as `one_token.py` and `choosing.py`, which are used where there is no C compiler; `tests/model/test_native.py` compares
 the two. Small models spend most of a step in calling many small operations, and rows of a few hundred tokens in reading their keys and
@@ -40,6 +41,13 @@ typedef struct {
     const float *x; /* (rows, 2 width): gate, up */
     float *out;
 } Gate;
+
+typedef struct {
+    int64_t rows, inputs, outputs, added; /* added: 1 adds to `out`, 0 overwrites it */
+    const uint16_t *weight; /* (outputs, inputs), bfloat16 */
+    const float *x; /* (rows, inputs) */
+    float *out; /* (rows, outputs) */
+} Product;
 
 typedef struct {
     int64_t rows, vocabulary, uniform_stride;
@@ -149,6 +157,57 @@ void gate(const Gate *a) {
             out[i] = g[i] * sigmoid(g[i]) * up[i];
         }
     }
+}
+
+/* A product of a row of x with one row of the weight. */
+static inline float one(const Product *a, const float *x, int64_t output) {
+    float sum = 0;
+    for (int64_t i = 0; i < a->inputs; i++) sum += load(a->weight + output * a->inputs, i, 1) * x[i];
+    return sum;
+}
+
+/* Products of a row of x with four neighbouring rows of the weight: x is read once for all. */
+static inline void four(const Product *a, const float *x, int64_t output, float *sums) {
+    const uint16_t *weight = a->weight + output * a->inputs;
+    float first = 0, second = 0, third = 0, fourth = 0;
+    int64_t n = a->inputs;
+    for (int64_t i = 0; i < n; i++) {
+        first += load(weight, i, 1) * x[i];
+        second += load(weight, n + i, 1) * x[i];
+        third += load(weight, 2 * n + i, 1) * x[i];
+        fourth += load(weight, 3 * n + i, 1) * x[i];
+    }
+    sums[0] = first, sums[1] = second, sums[2] = third, sums[3] = fourth;
+}
+
+/* x W^T. The weight is read from memory once for all rows. */
+void product(const Product *a) {
+#pragma omp parallel for
+    for (int64_t output = 0; output < a->outputs; output += 4) {
+        int64_t count = a->outputs - output < 4 ? a->outputs - output : 4;
+        for (int64_t row = 0; row < a->rows; row++) {
+            const float *x = a->x + row * a->inputs;
+            float *out = a->out + row * a->outputs + output, sums[4];
+            if (count == 4) four(a, x, output, sums);
+            else
+                for (int64_t i = 0; i < count; i++) sums[i] = one(a, x, output + i);
+            for (int64_t i = 0; i < count; i++) out[i] = sums[i] + (a->added ? out[i] : 0);
+        }
+    }
+}
+
+/* Write `count` float32 numbers as bfloat16. Returns 0, and stops, at one that bfloat16 does not hold without loss. */
+int narrowed(const uint32_t *x, uint16_t *out, int64_t count) {
+    for (int64_t start = 0; start < count; start += 4096) {
+        int64_t stop = start + 4096 < count ? start + 4096 : count;
+        uint32_t lost = 0;
+        for (int64_t i = start; i < stop; i++) {
+            lost |= x[i] & 0xffff;
+            out[i] = x[i] >> 16;
+        }
+        if (lost) return 0;
+    }
+    return 1;
 }
 
 /* Draw one token a row: the first whose cumulated probability exceeds a uniform number, and its log-probability. */

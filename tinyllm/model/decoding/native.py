@@ -1,45 +1,42 @@
 """One decoding step on a CPU with `native.c` between the matrix products, which makes small models several times faster.
 
-Where it cannot be compiled (`model.compilation`), on other devices, in other dtypes and for architectures that it does not cover,
+Where it cannot be compiled (`model.native.compilation`), on other devices, in other dtypes and for architectures that it does not cover,
 `one_token.py` computes the same.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tinyllm.model.decoding.completion import Sampling
+from tinyllm.model.decoding.few_rows import FewRows
 from tinyllm.model.decoding.one_token import RMS, OneToken
+from tinyllm.model.decoding.products import Head, Product
 from tinyllm.model.decoding.ring import Ring
 from tinyllm.model.native import compilation
+from tinyllm.model.native.compilation import structure
 
 _LARGEST_HEAD = 256  # of native.c
-_NAMES = ("norm", "attention", "gate", "draw")
+_NAMES = ("norm", "attention", "gate", "draw", "product")
 
 
-def _structure(name: str, integers: str = "", floats: str = "", pointers: str = "") -> type[ctypes.Structure]:
-    """Return a structure of native.c: its 64-bit integers, floats and pointers, in this order."""
-    kinds = ((integers, ctypes.c_int64), (floats, ctypes.c_float), (pointers, ctypes.c_void_p))
-    fields = [(field, kind) for names, kind in kinds for field in names.split()]
-    return type(name, (ctypes.Structure,), {"_fields_": fields})
-
-
-Norm = _structure("Norm", "rows width", "eps", "x gain out")
-Attention = _structure(
+Norm = structure("Norm", "rows width", "eps", "x gain out")
+Attention = structure(
     "Attention",
     "rows heads groups width rotated rotation_stride row_stride head_stride place end mask_stride",
     "eps scale",
     "gains cos sin mask qkv keys values scores out",
 )
-Gate = _structure("Gate", "rows width", "", "x out")
-Draw = _structure("Draw", "rows vocabulary uniform_stride", "scale", "logits uniform scratch ids log_probs")
+Gate = structure("Gate", "rows width", "", "x out")
+Draw = structure("Draw", "rows vocabulary uniform_stride", "scale", "logits uniform scratch ids log_probs")
 
 
 @cache
@@ -69,9 +66,19 @@ def covers(weights: OneToken) -> bool:
 
 
 class NativeStep:
-    """`OneToken` and `choose` for the rows of one ring, with tensors that are allocated once. See `covers`."""
+    """`OneToken` and `choose` for the rows of one ring, with tensors that are allocated once. See `covers`.
 
-    def __init__(self, weights: OneToken, ring: Ring, functions: ctypes.CDLL):
+    Args:
+        few: products that are used instead of those of `weights`.
+    """
+
+    def __init__(
+        self,
+        weights: OneToken,
+        ring: Ring,
+        functions: ctypes.CDLL,
+        few: Mapping[Product | Head, FewRows] = MappingProxyType({}),
+    ):
         self.weights, self.ring, self.functions = weights, ring, functions
         config, rows = weights.config, len(ring.ids)
         q, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
@@ -91,15 +98,16 @@ class NativeStep:
         self.layers = [
             (
                 self._call(norm, self._norm(layer.before_attention)),
-                layer.qkv,
+                few.get(layer.qkv, layer.qkv),
                 self._call(attention, arguments),
-                layer.out,
+                few.get(layer.out, layer.out),
                 self._call(norm, self._norm(layer.before_mlp)),
-                layer.inner,
-                layer.down,
+                few.get(layer.inner, layer.inner),
+                few.get(layer.down, layer.down),
             )
             for layer, arguments in zip(weights.layers, self.attentions, strict=True)
         ]
+        self.head = few.get(weights.head, weights.head)
         self.gate = self._call(
             functions.gate, Gate(rows, config.intermediate_size, self.inner.data_ptr(), self.gated.data_ptr())
         )
@@ -159,7 +167,7 @@ class NativeStep:
             self.gate()
             down.added(x, self.gated)
         self.last()
-        return self.weights.head.into(self.logits, normed)
+        return self.head.into(self.logits, normed)
 
     def _rotations(self, positions: int | Tensor) -> dict[float, tuple[int, int, int, Any]]:
         """Return addresses of cosines and sines, the stride between rows, and the tensors themselves so that they stay."""

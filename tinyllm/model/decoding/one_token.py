@@ -18,11 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tinyllm.model import kernels, sampling_memory
+from tinyllm.model.decoding.products import Head, Product
 from tinyllm.model.heads import head_matrix
 from tinyllm.model.rope import Rotary
 from tinyllm.model.transformer import Block, CausalLM, RMSNorm
-
-_FEW = 64  # rows
 
 
 class Columns(NamedTuple):
@@ -30,9 +29,17 @@ class Columns(NamedTuple):
 
     keys: Sequence[Tensor]  # of each layer: (B K, S, head_dim), with the column of the new token
     values: Sequence[Tensor]
-    new_keys: Sequence[Tensor]  # of each layer: (B, K, head_dim), the column of the new token
+    new_keys: Sequence[
+        Tensor
+    ]  # of each layer: (B, K, head_dim), the column of the new token; with `place` (B, K, S, head_dim)
     new_values: Sequence[Tensor]
     masks: Mapping[int | None, Tensor]  # by window: (B, S), 0 or -inf; none where all rows see all columns
+    place: Tensor | None = None  # (1,) int64, the column of the new token where it is a number on the device
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Write the keys and values (B, K, head_dim) of the new token."""
+        for found, new in ((self.new_keys[layer], keys), (self.new_values[layer], values)):
+            found.copy_(new) if self.place is None else found.index_copy_(2, self.place, new[:, :, None])
 
 
 class OneToken:
@@ -55,7 +62,7 @@ class OneToken:
         # None where the rows are not read as they are: an adapter's, or in another dtype
         self.embedding = rows if type(decoder.embed_tokens) is nn.Embedding and rows.dtype == self.wide else None
         head = head_matrix(model.lm_head).detach().to(dtype)
-        self.head = _Head(head, copied and dtype == self.wide)
+        self.head = Head(head, copied and dtype == self.wide)
         self.kinds, self.rotary = decoder.kinds, decoder.rotary
         self._tables: dict[float, tuple[Tensor, Tensor]] = {}
 
@@ -122,15 +129,15 @@ class _Layer:
         narrow: Normalization = lambda x: x.to(dtype)  # noqa: E731
         self.before_attention, self.before_mlp = before_attention or narrow, before_mlp or narrow
         q, k, v = ("q_proj", "k_proj", "v_proj")
-        self.qkv = _Product(
+        self.qkv = Product(
             [attention.qkv_proj] if attention.fused else [getattr(attention, n) for n in (q, k, v)], dtype, copied
         )
-        self.out = _Product([attention.o_proj], dtype, copied)
+        self.out = Product([attention.o_proj], dtype, copied)
         if mlp.gated:
-            self.inner = _Product([mlp.gate_up_proj] if mlp.fused else [mlp.gate_proj, mlp.up_proj], dtype, copied)
+            self.inner = Product([mlp.gate_up_proj] if mlp.fused else [mlp.gate_proj, mlp.up_proj], dtype, copied)
         else:
-            self.inner = _Product([mlp.up_proj], dtype, copied)
-        self.down = _Product([mlp.down_proj], dtype, copied)
+            self.inner = Product([mlp.up_proj], dtype, copied)
+        self.down = Product([mlp.down_proj], dtype, copied)
         self.activation, self.gated, self.multiplier = mlp.activation, mlp.gated, block.residual_multiplier
         self.inner_width = mlp.down_proj.in_features
         self.width, self.widths = attention.head_dim, attention.widths
@@ -167,7 +174,7 @@ class _Layer:
             inner = self.activation(inner)
         return self._add(x, self.down, inner, self.after_mlp)
 
-    def _add(self, x: Tensor, product: _Product, y: Tensor, norm: Normalization | None) -> Tensor:
+    def _add(self, x: Tensor, product: Product, y: Tensor, norm: Normalization | None) -> Tensor:
         if norm is None and self.multiplier == 1:
             return product.added(x, y)
         y = product(y)
@@ -185,8 +192,7 @@ class _Layer:
             qk = self.qk_norm(qk)
         if rotation is not None:
             qk = _rotated(qk, *rotation)
-        columns.new_keys[number].copy_(qk[:, self.heads :])
-        columns.new_values[number].copy_(heads[:, both:])
+        columns.write(number, qk[:, self.heads :], heads[:, both:])
         return qk[:, : self.heads]
 
     def _attend(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
@@ -208,84 +214,6 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     halves = turned.unflatten(-1, (2, width // 2)).flip(-2).flatten(-2)
     turned = torch.addcmul(turned * cos, halves, sin)
     return turned if kept is None else torch.cat((turned, kept), -1)
-
-
-class _Product:
-    """x W^T + b of linear layers that share their input, side by side."""
-
-    def __init__(self, layers: Sequence[nn.Module], dtype: torch.dtype, copied: bool):
-        self.layers, self.matrix, self.bias = layers, None, None
-        linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
-        self.device = linear[0].weight.device
-        plain = all(type(layer) is nn.Linear and layer.weight.dtype == dtype for layer in linear)
-        self.weights: list[Tensor] = []  # (out, in) each, of layers that are used where they are
-        if copied or any(layer.weight.dtype != dtype for layer in linear):
-            self.matrix = torch.cat([head_matrix(layer).detach().to(dtype) for layer in linear]).T.contiguous()
-        elif plain:
-            self.weights = [layer.weight.detach() for layer in linear]
-            self.matrix = self.weights[0].T if len(linear) == 1 else None
-        biases = [layer.bias for layer in linear if layer.bias is not None]
-        if biases:
-            self.bias = torch.cat([bias.detach().to(dtype) for bias in biases])
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return the products, (B, sum of widths)."""
-        if self.weights and _are_few(x):
-            found = _from_few(self.weights, x).T.contiguous()
-            return found if self.bias is None else found.add_(self.bias)
-        if self.matrix is None:
-            parts = [layer(x) for layer in self.layers]
-            return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
-        return torch.mm(x, self.matrix) if self.bias is None else torch.addmm(self.bias, x, self.matrix)
-
-    def into(self, out: Tensor, x: Tensor) -> None:
-        """Write the products into `out` (B, sum of widths)."""
-        if self.weights and _are_few(x):
-            found = _from_few(self.weights, x).T
-            torch.add(found, self.bias, out=out) if self.bias is not None else out.copy_(found)
-        elif self.matrix is None:
-            torch.cat([layer(x) for layer in self.layers], -1, out=out)
-        elif self.bias is None:
-            torch.mm(x, self.matrix, out=out)
-        else:
-            torch.addmm(self.bias, x, self.matrix, out=out)
-
-    def added(self, to: Tensor, x: Tensor) -> Tensor:
-        """Add the product to `to` (B, D), in place."""
-        if self.weights and self.bias is None and _are_few(x):
-            return to.add_(_from_few(self.weights, x).T)
-        if self.matrix is None or self.bias is not None or to.dtype != x.dtype:
-            return to.add_(self(x))
-        return to.addmm_(x, self.matrix)
-
-
-class _Head:
-    """The product with the output layer's weight (V, D); `copied`: in the layout that is read fastest."""
-
-    def __init__(self, weight: Tensor, copied: bool):
-        self.weight, self.copied = weight, copied
-        self.matrix, self.device = weight.T.contiguous() if copied else weight.T, weight.device
-
-    def __call__(self, hidden: Tensor) -> Tensor:
-        """Return the logits (B, V) of states (B, D)."""
-        return self.into(hidden.new_empty(len(hidden), len(self.weight)), hidden)
-
-    def into(self, out: Tensor, hidden: Tensor) -> Tensor:
-        """Write the logits into `out` (B, V), and return it."""
-        if not self.copied and _are_few(hidden):
-            return out.copy_(_from_few([self.weight], hidden).T)
-        return torch.mm(hidden, self.matrix, out=out)
-
-
-def _are_few(x: Tensor) -> bool:
-    """Return whether weights (out, in) are multiplied from the left, which MKL does up to twice as fast for 2 to 64 rows."""
-    return 1 < len(x) <= _FEW and x.device.type == "cpu" and x.dtype == torch.float32
-
-
-def _from_few(weights: Sequence[Tensor], x: Tensor) -> Tensor:
-    """Return the products (sum of widths, B) of weights with rows (B, D)."""
-    columns = x.T.contiguous()
-    return torch.mm(weights[0], columns) if len(weights) == 1 else torch.cat([torch.mm(w, columns) for w in weights])
 
 
 Normalization = Callable[[Tensor], Tensor]

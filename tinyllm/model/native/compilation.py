@@ -27,6 +27,13 @@ _FLAGS = (
 _WIDE, _X86 = "-mprefer-vector-width=512", ("x86_64", "AMD64")
 
 
+def structure(name: str, integers: str = "", floats: str = "", pointers: str = "") -> type[ctypes.Structure]:
+    """Return a structure of a C file: its 64-bit integers, floats and pointers, in this order."""
+    kinds = ((integers, ctypes.c_int64), (floats, ctypes.c_float), (pointers, ctypes.c_void_p))
+    fields = [(field, kind) for names, kind in kinds for field in names.split()]
+    return type(name, (ctypes.Structure,), {"_fields_": fields})
+
+
 @cache
 def load(source: Path) -> ctypes.CDLL | None:
     """Return the functions of a C file; None where there is no compiler, or TINYLLM_NATIVE is 0."""
