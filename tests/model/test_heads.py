@@ -37,20 +37,50 @@ def case() -> tuple[torch.Tensor, ...]:
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("block", [1, 44, 10_000])
+@pytest.mark.parametrize("kept", [0, 800, 1 << 26])
 def test_values_and_gradients_are_the_definitions(
-    case: tuple, temperature: float, block: int, monkeypatch: pytest.MonkeyPatch
+    case: tuple, temperature: float, block: int, kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(heads._BLOCK_ELEMENTS, "cpu", block)  # 1, 4 or all rows at a time
+    monkeypatch.setitem(heads._KEPT_BYTES, "cpu", kept)  # nothing, some blocks or all
     monkeypatch.setattr(heads, "_LEAST_ROWS", 1)
     hidden, head, ids, mask = case
     weights = torch.randn(3, 7, dtype=torch.float64)
     ours = token_log_probs(hidden, head, ids, mask, temperature=temperature)
     theirs = plain(hidden, head, ids, mask, temperature)
     torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=0)
-    got = torch.autograd.grad((ours * weights).sum(), (hidden, head))
+    got = torch.autograd.grad((ours * weights).sum(), (hidden, head), retain_graph=True)
     want = torch.autograd.grad((theirs * weights).sum(), (hidden, head))
-    for a, b in zip(got, want, strict=True):
+    again = torch.autograd.grad((ours * weights).sum(), (hidden, head))  # what was kept is gone
+    for a, b, c in zip(got, want, again, strict=True):
         torch.testing.assert_close(a, b, atol=1e-12, rtol=0)
+        torch.testing.assert_close(c, b, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_what_is_kept_changes_no_score(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32 by our own kernel, where there is a compiler."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, head = torch.randn(2, 40, 8, generator=generator), torch.randn(300, 8, generator=generator) / 2
+    ids, mask = torch.randint(0, 300, (2, 40), generator=generator), torch.arange(40).expand(2, 40) > 3
+    found = []
+    for kept in (0, 1 << 26):
+        monkeypatch.setitem(heads._KEPT_BYTES, "cpu", kept)
+        given = hidden.to(dtype).requires_grad_(), head.to(dtype).requires_grad_()
+        scores = token_scores(*given, ids, mask, temperature=0.8)
+        found.append([*scores, *torch.autograd.grad(scores.log_probs.square().sum(), given)])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5 if dtype == torch.float32 else 1e-12, rtol=1e-6)
+
+
+def test_nothing_is_kept_that_nobody_learns_from(case: tuple) -> None:
+    hidden, head, ids, mask = case
+    found = token_log_probs(hidden, head, ids, mask)
+    assert found.grad_fn.next_functions[1][0].kept
+    with torch.no_grad():
+        assert token_log_probs(hidden, head, ids, mask).grad_fn is None
+    softcapped = token_log_probs(hidden, head, ids, mask, softcap=5.0)
+    assert not softcapped.grad_fn.next_functions[1][0].kept
 
 
 def test_gradient_in_float64(case: tuple) -> None:

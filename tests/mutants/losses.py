@@ -33,6 +33,8 @@ MUTANTS = [
       "answers = self.lengths[:, None] + torch.arange", "answers = 1 + self.lengths[:, None] + torch.arange", PREFIXES),
     M("prompts-not-compared", "extra", "rows of a group share a prompt that is not theirs", "model/prefixes.py",
       "if not bool((same & mask.any(1)).all()):", "if False:", PREFIXES),
+    M("kept-out-of-order", "extra", "the backward pass takes what was kept of another block", "model/heads.py",
+      "kept.pop(0) if kept", "kept.pop() if kept", "model/test_heads.py"),
     M("probe-shares-prompts", "extra", "the memory of a step is measured on rows that share", "train/engine.py",
       "with plain_rows():", "if True:", PREFIXES),
     M("behavior-policy-learns", "extra", "the behavior policy of a rollout's only step has a gradient", "algorithms/common.py",

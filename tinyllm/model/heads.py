@@ -1,8 +1,8 @@
 """Per-token log-probabilities from hidden states: the only code that shifts by one token and divides by a temperature.
 
 Results are aligned with the ids: entry t is log p(ids[t] | ids[:t]) and entry 0 is 0, so masks, advantages and ratios need no shift of
-their own. Logits are computed a block of rows at a time, and again in the backward pass: a block that fits the cache is faster than a
-(B, T, V) tensor that does not, and that tensor would be the largest in memory.
+their own. Logits are computed a block of rows at a time: a block that fits the cache is faster than a (B, T, V) tensor that does not, and
+that tensor would be the largest in memory. The backward pass computes again what is not kept, see `_KEPT_BYTES`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,11 @@ from tinyllm.model.native import kernels as native_kernels
 
 _ROW_MULTIPLE = 64  # few distinct row counts: a matrix product is prepared and cached once per shape
 _BLOCK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 27, "mps": 1 << 24}  # logits held at once; 4 MiB stay in a CPU's cache
+_KEPT_BYTES = {
+    "cpu": 1 << 26,
+    "cuda": 1 << 30,
+    "mps": 1 << 27,
+}  # of d log p / d logits, from the forward pass to the backward pass
 _HEAD_ROWS = 8192  # of the head's gradient computed at once
 _LEAST_ROWS = 256  # in a block: with fewer, most of the time goes into reading a large head and writing its gradient
 
@@ -81,9 +86,7 @@ def log_prob_total(
     softcap: float | None = None,
     compiled: bool = False,
 ) -> Tensor:
-    """Return the sum of `token_log_probs`, a scalar.
-
-    As all tokens weigh the same, its gradient is known in the forward pass, and logits are not computed again in the backward pass.
+    """Return the sum of `token_log_probs`. As all tokens weigh the same, its gradient is known in the forward pass.
 
     Args:
         compiled: compile what lies between the products, where no kernel of our own computes it.
@@ -106,7 +109,8 @@ def _score_masked(
     hidden: Tensor, head: Tensor, ids: Tensor, mask: Tensor, temperature: float, softcap: float | None, entropy: bool
 ) -> tuple[Tensor, Tensor]:
     rows, targets = _predictions(hidden, ids, mask)
-    return _RowLogProbs.apply(rows, head, targets, temperature, softcap, entropy)
+    keeps = torch.is_grad_enabled() and (rows.requires_grad or head.requires_grad)
+    return _RowLogProbs.apply(rows, head, targets, temperature, softcap, entropy, keeps)
 
 
 def _predictions(hidden: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,7 +152,7 @@ class _TotalLogProb(torch.autograd.Function):
         to_head = torch.zeros_like(head, dtype=wide) if ctx.needs_input_grad[1] else None  # a head may be frozen
         for start in range(0, len(rows), block):
             part = slice(start, start + block)
-            gap = _gap(wide_product(rows[part], head), targets[part], rows.dtype, values[part], compiled)
+            gap = _gap(wide_product(rows[part], head), targets[part], rows.dtype, values[part], compiled=compiled)
             torch.mm(gap, head, out=to_rows[part])
             if to_head is not None:
                 _add_product(to_head, gap, rows[part])
@@ -168,46 +172,62 @@ class _TotalLogProb(torch.autograd.Function):
 
 
 class _RowLogProbs(torch.autograd.Function):
-    """log softmax(h W^T / temperature)[target] of each row, without keeping the logits.
+    """log softmax(h W^T / temperature)[target] of each row.
 
     With a soft cap, logits are cap tanh(h W^T / cap) / temperature, whose derivative is 1 - tanh^2 times as large.
-    d log p(y) / d logits = onehot(y) - p, so the backward pass only has to compute a block of logits again. The upstream gradient
-    scales whole rows; it is applied to the short side of a row (D numbers), not to the long one (V).
+    d log p(y) / d logits = onehot(y) - p, so the backward pass needs no more than this. It is kept for the first blocks and computed
+    again for the others. The upstream gradient scales whole rows; it is applied to the short side of a row (D), not to the long one (V).
     """
 
     @staticmethod
     def forward(
-        ctx, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, softcap: float | None, entropy: bool
+        ctx,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        temperature: float,
+        softcap: float | None,
+        entropy: bool,
+        keeps: bool,
     ):
         count = len(hidden)
         rows, head, targets, block = _prepared(hidden, weight, targets, temperature)
         cap = None if softcap is None else softcap / temperature  # of logits that are divided already
         values = rows.new_empty(len(rows), dtype=torch.promote_types(rows.dtype, torch.float32))
         entropies = torch.zeros_like(values)
+        room = _KEPT_BYTES[rows.device.type] if keeps and cap is None else 0
+        kept: list[Tensor] = []
         for start in range(0, len(rows), block):
             part = slice(start, start + block)
             logits = soft_capped(wide_product(rows[part], head), cap)
-            _score(logits, targets[part], values[part], entropies[part] if entropy else None)
+            own = entropies[part] if entropy else None
+            room -= logits.numel() * rows.element_size()
+            if room >= 0:
+                kept.append(_gap(logits, targets[part], rows.dtype, values[part], own))
+            else:
+                _score(logits, targets[part], values[part], own)
         ctx.save_for_backward(rows, head, targets)
         ctx.temperature, ctx.block, ctx.dtypes = temperature, block, (hidden.dtype, weight.dtype)
-        ctx.cap = cap
+        ctx.cap, ctx.kept = cap, kept
         values, entropies = values[:count], entropies[:count]
         ctx.mark_non_differentiable(entropies)
         return values, entropies
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, gradient: Tensor, _: Tensor):
         rows, head, targets = ctx.saved_tensors
         count = len(gradient)
         gradient = F.pad(gradient, (0, len(rows) - count))[:, None]
         wanted = ctx.needs_input_grad[1]  # a head that is frozen has no gradient
         if ctx.cap is None:
-            to_rows, to_head = _gradients(rows, head, targets, gradient, ctx.block, wanted)
+            kept, ctx.kept = ctx.kept, []  # another backward pass computes them again
+            to_rows, to_head = _gradients(rows, head, targets, gradient, ctx.block, wanted, kept)
         else:
             to_rows, to_head = _capped_gradients(rows, head, targets, gradient, ctx.cap, ctx.block, wanted)
         to_rows = to_rows[:count] / ctx.temperature if ctx.temperature != 1.0 else to_rows[:count]
         to_head = None if to_head is None else to_head.to(ctx.dtypes[1])
-        return to_rows.to(ctx.dtypes[0]), to_head, None, None, None, None
+        return to_rows.to(ctx.dtypes[0]), to_head, None, None, None, None, None
 
 
 def _score(logits: Tensor, targets: Tensor, values: Tensor, entropies: Tensor | None) -> None:
@@ -225,24 +245,32 @@ def _score(logits: Tensor, targets: Tensor, values: Tensor, entropies: Tensor | 
 
 
 def _gap(
-    logits: Tensor, targets: Tensor, dtype: torch.dtype, values: Tensor | None = None, compiled: bool = False
+    logits: Tensor,
+    targets: Tensor,
+    dtype: torch.dtype,
+    values: Tensor | None = None,
+    entropies: Tensor | None = None,
+    *,
+    compiled: bool = False,
 ) -> Tensor:
     """Return d log p(target) / d logits = onehot(target) - p, (N, V) in `dtype`. The logits are overwritten.
 
     Args:
-        values: (N,), where log p(target) is written if it is wanted.
+        values, entropies: (N,), where log p(target) and the entropy are written if they are wanted.
     """
     if native_kernels.covers(logits, dtype=dtype):
         gap = logits if logits.dtype == dtype else torch.empty_like(logits, dtype=dtype)
-        native_kernels.log_probabilities(logits, targets, values, None, gap)
+        native_kernels.log_probabilities(logits, targets, values, entropies, gap)
         return gap
-    if compiled and values is not None:
+    if compiled and values is not None and entropies is None:
         found, gap = _compiled_gap()(logits, targets, dtype)
         values.copy_(found)
         return gap
     log_p = logits.log_softmax(-1)
     if values is not None:
         values.copy_(log_p.gather(1, targets[:, None]).squeeze(1))
+    if entropies is not None:  # -sum p log p, where 0 log 0 is 0
+        entropies.copy_(torch.special.entr(log_p.exp()).sum(-1))
     gap = log_p.exp_().neg_()
     return gap.scatter_add_(1, targets[:, None], torch.ones_like(gap[:, :1])).to(dtype)
 
@@ -261,15 +289,19 @@ def _pointwise_gap(logits: Tensor, targets: Tensor, dtype: torch.dtype) -> tuple
 
 
 def _gradients(
-    rows: Tensor, head: Tensor, targets: Tensor, gradient: Tensor, block: int, wanted: bool
+    rows: Tensor, head: Tensor, targets: Tensor, gradient: Tensor, block: int, wanted: bool, kept: list[Tensor]
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the gradients of rows (N, D) and, if that is wanted, of the head (V, D)."""
+    """Return the gradients of rows (N, D) and, if that is wanted, of the head (V, D).
+
+    Args:
+        kept: `_gap` of the first blocks. Emptied.
+    """
     to_rows = torch.empty(rows.shape, dtype=gradient.dtype, device=rows.device)
     to_head = torch.zeros(head.shape, dtype=gradient.dtype, device=head.device) if wanted else None
     scaled = (gradient * rows).to(rows.dtype)
     for start in range(0, len(rows), block):
         part = slice(start, start + block)
-        gap = _gap(wide_product(rows[part], head), targets[part], rows.dtype)
+        gap = kept.pop(0) if kept else _gap(wide_product(rows[part], head), targets[part], rows.dtype)
         torch.mul(gradient[part], gap @ head, out=to_rows[part])
         if to_head is not None:
             _add_product(to_head, gap, scaled[part])

@@ -97,7 +97,6 @@ class Engine:
         missing = [name for name, p in self.trainable.items() if p.grad is None]
         assert not missing, f"{len(missing)} trainable parameters received no gradient, first {missing[0]}"
         gradients = [p.grad for p in self.trainable.values() if p.grad is not None]
-        # everything that is read from the device in a step, at once
         pooled, (norm,) = _pooled(pooled, self.device, torch.nn.utils.get_total_norm(gradients))
         rate = schedules.rate(self.updates, self.segments, self.config)
         norm = self._scale(gradients, norm, pooled["loss"], rate)
@@ -113,13 +112,7 @@ class Engine:
         return {name: detached(mean) for name, mean in {"loss": loss, **metrics}.items()}
 
     def _scale(self, gradients: list[Tensor], norm: float, loss: Mean, rate: float) -> float:
-        """Divide the summed gradients by the count and clip them; refuse what is not finite.
-
-        Args:
-            norm: of the summed gradients.
-
-        Returns the norm after the division, before clipping.
-        """
+        """Divide the summed gradients, of this norm, by the count and clip them; refuse what is not finite. Returns the norm between."""
         if not float(loss.count):
             raise UserError(
                 f"step {self.updates + 1} has nothing to learn from: every token is masked",
@@ -225,7 +218,7 @@ def pool_over_ranks(means: dict[str, Mean], device: torch.device) -> dict[str, M
 
 
 def _pooled(means: dict[str, Mean], device: torch.device, *own: Tensor) -> tuple[dict[str, Mean], list[float]]:
-    """Return `pool_over_ranks`, and scalars of this rank that are fetched with it."""
+    """Return `pool_over_ranks`, and scalars of this rank that are fetched with it, so that a step waits for the device once."""
     wide = torch.float32 if device.type == "mps" else torch.float64
     numbers = [
         torch.as_tensor(x, dtype=wide, device=device).detach() for m in means.values() for x in (m.total, m.count)

@@ -16,6 +16,7 @@ from tinyllm.model.config import LoRAConfig, ModelConfig
 PROCESS = 380_000_000  # bytes of Python, torch and the code and tables of its libraries, tokenizer and records
 COMFORTABLE = 0.6  # share of the memory there is, above which `activation_checkpointing: auto` is on
 _HEAD_ROWS, _HEAD_LOGITS = 256, 1 << 20  # in a block of logits on a CPU; see `model.heads`
+_KEPT_BYTES = 1 << 26  # of derivatives by logits that are kept, at most; those of pretraining and fine-tuning are not
 _EXPLICIT_LENGTH = 512  # up to it, attention in bfloat16 keeps its probabilities; see `model.kernels`
 _MOMENTS = 2  # of AdamW
 _HOLES = 0.5  # of a block: lost between tensors by the allocator, as measured
@@ -166,7 +167,8 @@ def _logits(run: Training) -> int:
         rows * vocabulary * (4 + 2 * _width(run)) + 3 * 4 * run.rows * run.length * width
     )  # and states with their gradients
     casts = 2 * 2 * vocabulary * width if run.bf16 and run.head == "trained" else 0
-    return block + casts
+    kept = min(_KEPT_BYTES, run.rows * run.length * vocabulary * _width(run))
+    return block + casts + kept
 
 
 def _sampling_bytes(run: Training) -> int:
