@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.model.test_decoding import FEATURES, made
-from tinyllm.model import kernels
+from tinyllm.model import kernels, lora
+from tinyllm.model.config import LoRAConfig
 from tinyllm.model.positions import document_bounds
 from tinyllm.model.transformer import CausalLM, set_activation_checkpointing
 
@@ -41,6 +42,7 @@ class Documents:
         self.calls += 1
         assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
         assert query.dim() == key.dim() == value.dim() == 3
+        assert query.dtype == key.dtype == value.dtype
         assert int(cu_seq_q[-1]) == len(query) == len(key)
         assert enable_gqa == self.shares_heads
         assert enable_gqa or query.shape[1] == key.shape[1]
@@ -127,11 +129,28 @@ def test_where_the_kernel_is_used() -> None:
 )
 def test_it_needs_an_ampere_card(capability: tuple[int, int], used: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-    kernels.documents_kernel.cache_clear()
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
     found = kernels.documents_kernel(torch.device("cuda"), torch.bfloat16, 64)
-    kernels.documents_kernel.cache_clear()
     assert (found is not None) == used
     if found is not None:
         from torch.nn.attention.varlen import varlen_attn
 
         assert found == (varlen_attn, True)
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: False)
+    assert kernels.documents_kernel(torch.device("cuda"), torch.bfloat16, 64) is None
+
+
+@pytest.mark.parametrize("name", ["qwen3", "llama"])
+@pytest.mark.parametrize("targets", [("q_proj", "k_proj", "v_proj"), ("v_proj",)], ids=["all", "values"])
+def test_an_adapter_whose_products_are_float32_in_autocast(
+    name: str, targets: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = made(0.2, **FEATURES[name])
+    lora.attach(model, LoRAConfig(r=2, dora=True, targets=targets, token_rows=()))
+    with torch.autocast("cpu", torch.bfloat16):
+        wanted = learned(model, DOCUMENTS)[0]
+        kernel = Documents(True)
+        monkeypatch.setattr(kernels, "documents_kernel", lambda *_: kernels.DocumentsKernel(kernel, True))
+        found = learned(model, DOCUMENTS)[0]
+    assert kernel.calls == 2
+    assert (found - wanted).abs().mean() < 0.02

@@ -59,18 +59,20 @@ def test_completions_are_scored_alike(name: str, rows: int, monkeypatch: pytest.
     assert len(narrow(model)) == 4 * model.config.num_hidden_layers + 1
     found = generate(model, PROMPTS, Sampling(20, stop=STOP, seed=2), rows=rows)
     assert_scored(model, PROMPTS, found, 1e-5)
-    monkeypatch.setattr(few_rows, "ROWS", 0)
+    monkeypatch.setattr(few_rows, "_ROWS", 0)
     assert [c.ids for c in found] == [
         c.ids for c in generate(model, PROMPTS, Sampling(20, stop=STOP, seed=2), rows=rows)
     ]
 
 
-@pytest.mark.parametrize(("rows", "used"), [(4, True), (5, False)])
-def test_only_few_rows_read_narrow_weights(rows: int, used: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("rows", "tokens", "used"), [(4, 16, True), (5, 16, False), (4, 15, False)])
+def test_only_few_rows_and_long_texts_read_narrow_weights(
+    rows: int, tokens: int, used: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = []
     wanted = few_rows.narrow_products
     monkeypatch.setattr(few_rows, "narrow_products", lambda *given: calls.append(given) or wanted(*given))
-    generate(published(), PROMPTS, Sampling(5), rows=rows)
+    generate(published(), PROMPTS, Sampling(tokens), rows=rows)
     assert bool(calls) == used
     assert len(calls) <= 1
 

@@ -116,10 +116,17 @@ def test_sampler_and_training_forward_agree(policy: CausalLM, tokenizer: Tokeniz
     assert metrics["sampler_gap"].value < 1e-4
 
 
-def test_answers_are_sampled_in_the_precision_of_training(policy: CausalLM, tokenizer: Tokenizer) -> None:
+def test_answers_are_sampled_in_the_precision_of_training_but_on_a_cpu(
+    policy: CausalLM, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     narrow = partial(torch.autocast, "cpu", torch.bfloat16)
     source = made(policy, tokenizer)
     source.autocast = narrow
+    assert isinstance(source._precision(), nullcontext)
+    source.device = torch.device("cuda")
+    assert isinstance(source._precision(), torch.autocast)
+    source.device = torch.device("cpu")
+    monkeypatch.setattr(source, "_precision", narrow)
     samples, metrics = source.rollout(0)
     seed = int(source._random(0, 0).integers(1 << 62))
     found = {}

@@ -115,8 +115,8 @@ def _score_masked(
 
 def _predictions(hidden: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Return the states that predict the scored tokens, those *before* them, (N, D), and the tokens (N,)."""
-    chosen = mask[:, 1:]
-    return hidden[:, :-1][chosen], ids[:, 1:][chosen]
+    places = mask.flatten().nonzero()[:, 0]  # column 0 is not set, so each has a state before it
+    return hidden.flatten(0, 1)[places - 1], ids.flatten()[places]
 
 
 def _scatter(values: Tensor, mask: Tensor) -> Tensor:

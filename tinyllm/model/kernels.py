@@ -195,28 +195,35 @@ def attention(
 
 
 def attention_in_documents(
-    q: Tensor, k: Tensor, v: Tensor, documents: Tensor, window: int | None, *, scale: float | None = None
+    kernel: DocumentsKernel,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bounds: Tensor,
+    window: int | None,
+    *,
+    scale: float | None = None,
 ) -> Tensor:
-    """Return causal attention inside the documents of packed rows, (B, T, H * D), by `documents_kernel`.
+    """Return causal attention inside the documents of packed rows, (B, T, H * D).
 
     Args:
+        kernel: see `documents_kernel`.
         q: (B, H, T, D).
         k, v: (B, K, T, D), K dividing H.
-        documents: see `positions.document_bounds`.
+        bounds: see `positions.document_bounds`.
         window: keys that a query sees, itself included; None: all.
         scale: 1 / sqrt(D) if not given.
     """
-    kernel = documents_kernel(q.device, q.dtype, q.shape[3])
-    assert kernel is not None
     rows, _, length, _ = q.shape
+    dtype = compute_dtype(q)  # an adapter's products can be float32, and autocast does not know the kernel
     more: dict[str, Any] = {} if scale is None else {"scale": scale}
     if kernel.shares_heads:
         more["enable_gqa"] = True
     else:
         k, v = _for_all_heads(q, k, v)
-    q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))
+    q, k, v = (x.transpose(1, 2).flatten(0, 1).to(dtype) for x in (q, k, v))
     seen = (-1 if window is None else window - 1, 0)  # keys before and behind a query
-    found = kernel.function(q, k, v, documents, documents, length, length, window_size=seen, **more)
+    found = kernel.function(q, k, v, bounds, bounds, length, length, window_size=seen, **more)
     return found.view(rows, length, -1)
 
 
@@ -228,15 +235,21 @@ class DocumentsKernel(NamedTuple):
     """has grouped heads, as from torch 2.12 on"""
 
 
-@cache
 def documents_kernel(device: torch.device, dtype: torch.dtype, width: int) -> DocumentsKernel | None:
-    """Return the kernel for packed rows; None where a mask is needed: other devices than NVIDIA's from Ampere on, float32, old versions.
+    """Return the kernel for packed rows; None where a mask is needed: devices without flash attention, float32, old versions.
 
     Args:
         width: of a head.
     """
     narrow = dtype in (torch.bfloat16, torch.float16) and width % 8 == 0 and width <= _WIDEST_HEAD
-    if not narrow or device.type != "cuda" or torch.version.hip or torch.cuda.get_device_capability(device) < (8, 0):
+    if (
+        not narrow
+        or device.type != "cuda"
+        or torch.version.hip
+        or not torch.backends.cuda.is_flash_attention_available()
+    ):
+        return None
+    if torch.cuda.get_device_capability(device) < (8, 0):
         return None
     try:
         from torch.nn.attention.varlen import varlen_attn

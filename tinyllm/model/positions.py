@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tinyllm.model.kernels import DocumentsKernel
+
 
 class Place(NamedTuple):
     """Where the tokens of a batch are in their texts: how they are rotated, and what they may attend to."""
@@ -16,8 +18,15 @@ class Place(NamedTuple):
     sin: Tensor | None
     mask: Tensor | None  # (B or 1, 1, T, S) bool; None: causal
     branches: Branches | None = None
-    documents: Tensor | None = None  # instead of a mask, see `document_bounds`
-    window: int | None = None  # of attention in documents
+    documents: Documents | None = None  # instead of a mask
+
+
+class Documents(NamedTuple):
+    """The documents of packed rows, for attention that needs no mask."""
+
+    kernel: DocumentsKernel
+    bounds: Tensor  # see `document_bounds`
+    window: int | None
 
 
 class Branches(NamedTuple):

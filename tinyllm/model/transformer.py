@@ -33,7 +33,7 @@ from tinyllm.model.heads import (
     token_log_probs,
     token_scores,
 )
-from tinyllm.model.positions import Branches, Place, attention_mask, document_bounds, positions_in_documents
+from tinyllm.model.positions import Branches, Documents, Place, attention_mask, document_bounds, positions_in_documents
 from tinyllm.model.prefixes import SharedPrompts
 from tinyllm.model.rope import Rotary
 
@@ -149,7 +149,8 @@ class Attention(nn.Module):
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, place: Place) -> Tensor:
         if place.documents is not None:
-            return kernels.attention_in_documents(q, k, v, place.documents, place.window, scale=self.scale)
+            kernel, bounds, window = place.documents
+            return kernels.attention_in_documents(kernel, q, k, v, bounds, window, scale=self.scale)
         return kernels.attention(q, k, v, place.mask, scale=self.scale, softcap=self.softcap)
 
     def _placed(self, products: Sequence[Tensor], place: Place) -> tuple[Tensor, Tensor, Tensor]:
@@ -339,17 +340,20 @@ class Decoder(nn.Module):
             else:
                 positions, lengths = positions_in_documents(attend)
                 rotations[base] = rotary.at(positions[:, start:], lengths[:, start:], start + length)
-        if attend is not None and not start and self._has_documents_kernel(device):
+        kernel = self._documents_kernel(device) if attend is not None and not start else None
+        if attend is not None and kernel is not None:
             bounds = document_bounds(attend)
-            return {(base, window): Place(*rotations[base], None, None, bounds, window) for base, window in self.kinds}
+            found = {window: Documents(kernel, bounds, window) for _, window in self.kinds}
+            return {(base, window): Place(*rotations[base], None, None, found[window]) for base, window in self.kinds}
         masks = {window: attention_mask(device, attend, start, length, window) for _, window in self.kinds}
         return {(base, window): Place(*rotations[base], masks[window]) for base, window in self.kinds}
 
-    def _has_documents_kernel(self, device: torch.device) -> bool:
-        """Return whether packed rows need no mask; see `kernels.documents_kernel`."""
-        dtype, config = kernels.compute_dtype(self.embed_tokens.weight), self.config
-        found = kernels.documents_kernel(device, dtype, config.head_dim)
-        return found is not None and config.attn_logit_softcapping is None
+    def _documents_kernel(self, device: torch.device) -> kernels.DocumentsKernel | None:
+        """Return `kernels.documents_kernel`, which has no soft caps."""
+        if self.config.attn_logit_softcapping is not None:
+            return None
+        dtype = kernels.compute_dtype(self.embed_tokens.weight)
+        return kernels.documents_kernel(device, dtype, self.config.head_dim)
 
 
 def _positions(attend: Tensor | None, start: int, length: int, ids: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -231,10 +231,14 @@ class RolloutSource:
         streams = [place * size + member for place in places for member in range(size)]
         seed = int(self._random(turn, 0).integers(1 << 62))
         sampling = Sampling(self.config.max_new_tokens, self.config.temperature, stop=self.stop, seed=seed)
-        with self.autocast():
+        with self._precision():
             answers = generate(self.policy, [p.ids for p in prompts], sampling, streams=streams)
         reward, metrics = score_answers(self.judge, prompts, answers, self.device)
         return prompts, answers, reward, metrics
+
+    def _precision(self) -> AbstractContextManager:
+        """Return the context of sampling: on a CPU float32, in which small operations are compiled (`decoding.native`)."""
+        return nullcontext() if self.device.type == "cpu" else self.autocast()
 
     @torch.no_grad()
     def _measure(

@@ -218,7 +218,7 @@ def pool_over_ranks(means: dict[str, Mean], device: torch.device) -> dict[str, M
 
 
 def _pooled(means: dict[str, Mean], device: torch.device, *own: Tensor) -> tuple[dict[str, Mean], list[float]]:
-    """Return `pool_over_ranks`, and scalars of this rank that are fetched with it, so that a step waits for the device once."""
+    """Return `pool_over_ranks`, and scalars of this rank that are fetched with it: each time, the device waits for the next step."""
     wide = torch.float32 if device.type == "mps" else torch.float64
     numbers = [
         torch.as_tensor(x, dtype=wide, device=device).detach() for m in means.values() for x in (m.total, m.count)

@@ -118,11 +118,10 @@ class Engine:
     def _logits(self) -> Tensor:
         """Return the logits (B, V) that follow the ids of this column."""
         if self._native is None and self._functions is not None:
-            if self._few is None:
-                self._few = (
-                    few_rows.narrow_products(self.weights, self._functions) if self.slots <= few_rows.ROWS else {}
-                )
-            self._native = native.NativeStep(self.weights, self.ring, self._functions, self._few)
+            left = max((row.remaining for row in self.rows if row is not None), default=0)
+            if self._few is None and few_rows.pays(self.slots, left):
+                self._few = few_rows.narrow_products(self.weights, self._functions)
+            self._native = native.NativeStep(self.weights, self.ring, self._functions, self._few or {})
         if self._native is not None:
             return self._native(self.ids)
         self._alike += 1

@@ -1,8 +1,8 @@
 """Products of a few rows on a CPU, with weights that are read as bfloat16.
 
 A row of a large model takes as long as its weights take to come from memory. Most models are published in bfloat16, so their weights in
-float32 end in zeros: half of what is read. A copy without them is made when it is first needed, in about the time of two tokens, and kept
-as long as the engine. Products and sums stay float32. Models that were trained in float32 have no such copy.
+float32 end in zeros: half of what is read. A copy without them is made when it is first needed, in the time of two or three tokens, and
+kept as long as the engine. Products and sums stay float32. Models that were trained in float32 have no such copy.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from torch import Tensor
 
 from tinyllm.model.decoding.one_token import OneToken
 from tinyllm.model.decoding.products import Head, Product
+from tinyllm.model.native import compilation
 from tinyllm.model.native.compilation import structure
 
-ROWS = 4  # at most; more are multiplied faster by torch's products
+_ROWS = 4  # at most; more are multiplied faster by torch's products
+_TOKENS = 16  # at least; the copy takes as long as some
 
 _Arguments = structure("Product", "rows inputs outputs added", "", "weight x out")
 
@@ -47,6 +49,12 @@ class FewRows:
         arguments.weight, arguments.x, arguments.out = self.weight.data_ptr(), x.data_ptr(), out.data_ptr()
         self._product(ctypes.addressof(arguments))
         return out if self.bias is None else out.add_(self.bias)
+
+
+def pays(rows: int, tokens: int) -> bool:
+    """Return whether to make copies for so many rows that are decoded together, and new tokens of the longest."""
+    threads = 1 if compilation.openmp_of_torch() else torch.get_num_threads()
+    return rows <= _ROWS and tokens >= _TOKENS and threads == 1
 
 
 def narrow_products(weights: OneToken, functions: ctypes.CDLL) -> Mapping[Product | Head, FewRows]:

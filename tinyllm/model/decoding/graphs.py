@@ -30,8 +30,12 @@ def wanted(weights: OneToken, ring: Ring) -> bool:
 
 
 def recorded(function: Callable[[], None]) -> Callable[[], None]:
-    """Record the kernels that a function starts, and return what starts them again."""
-    torch.cuda.synchronize()
+    """Record the kernels that a function starts, and return what starts them again. The function may be called twice."""
+    beside = torch.cuda.Stream()
+    beside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(beside):
+        function()  # what a kernel prepares when it is first started cannot be recorded
+    torch.cuda.current_stream().wait_stream(beside)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         function()

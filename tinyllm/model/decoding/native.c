@@ -196,18 +196,17 @@ void product(const Product *a) {
     }
 }
 
-/* Write `count` float32 numbers as bfloat16. Returns 0, and stops, at one that bfloat16 does not hold without loss. */
+/* Write `count` float32 numbers as bfloat16. Returns 0 if bfloat16 does not hold all of them without loss. */
 int narrowed(const uint32_t *x, uint16_t *out, int64_t count) {
-    for (int64_t start = 0; start < count; start += 4096) {
-        int64_t stop = start + 4096 < count ? start + 4096 : count;
-        uint32_t lost = 0;
-        for (int64_t i = start; i < stop; i++) {
-            lost |= x[i] & 0xffff;
-            out[i] = x[i] >> 16;
-        }
-        if (lost) return 0;
+    uint32_t lost = 0;
+    for (int64_t i = 0; i < count && i < 4096; i++) lost |= x[i] & 0xffff; /* most that do not fit show it at once */
+    if (lost) return 0;
+#pragma omp parallel for reduction(| : lost)
+    for (int64_t i = 0; i < count; i++) {
+        lost |= x[i] & 0xffff;
+        out[i] = x[i] >> 16;
     }
-    return 1;
+    return !lost;
 }
 
 /* Draw one token a row: the first whose cumulated probability exceeds a uniform number, and its log-probability. */

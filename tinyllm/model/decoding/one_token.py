@@ -39,7 +39,9 @@ class Columns(NamedTuple):
     def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Write the keys and values (B, K, head_dim) of the new token."""
         for found, new in ((self.new_keys[layer], keys), (self.new_values[layer], values)):
-            found.copy_(new) if self.place is None else found.index_copy_(2, self.place, new[:, :, None])
+            found.copy_(new) if self.place is None else found.index_copy_(
+                2, self.place, new[:, :, None].to(found.dtype)
+            )
 
 
 class OneToken:

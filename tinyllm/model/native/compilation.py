@@ -40,7 +40,7 @@ def load(source: Path) -> ctypes.CDLL | None:
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if compiler is None or sys.platform == "win32" or os.environ.get("TINYLLM_NATIVE", "1") == "0":
         return None
-    openmp = _openmp_of_torch()
+    openmp = openmp_of_torch()
     flags = [flag for flag in _FLAGS.split() if platform.machine() in _X86 or flag != _WIDE]
     flags += ["-fopenmp"] if openmp else []
     try:
@@ -85,8 +85,8 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _openmp_of_torch() -> str:
-    """Return the path of the OpenMP library that came with torch, if it is loaded; else ""."""
+def openmp_of_torch() -> str:
+    """Return the path of the OpenMP library that came with torch, if it is loaded; else "": functions then have one thread."""
     maps, libraries = Path("/proc/self/maps"), Path(torch.__file__).parent
     if not maps.is_file():
         return ""
