@@ -18,9 +18,9 @@ STAGE = "stages/test_align_online.py::test_"
 MUTANTS = [
     # --- 1: the shift --------------------------------------------------------------------------------------------------------------
     M("no-shift-states", "1", "a token is scored with the state that has seen it", "model/heads.py",
-      "return hidden[:, :-1][chosen], ids", "return hidden[:, 1:][chosen], ids", HEADS),
+      "hidden.flatten(0, 1)[places - 1]", "hidden.flatten(0, 1)[places]", HEADS),
     M("no-shift-targets", "1", "the state's own token is scored instead of the next", "model/heads.py",
-      "hidden[:, :-1][chosen], ids[:, 1:][chosen]", "hidden[:, :-1][chosen], ids[:, :-1][chosen]", HEADS),
+      "[places - 1], ids.flatten()[places]", "[places - 1], ids.flatten()[places - 1]", HEADS),
     M("no-shift-sampler", "1", "the state before the last one chooses the next token", "model/decoding/prefill.py",
       "hidden[row, length - 1]", "hidden[row, max(0, length - 2)]", GENERATE),
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from tinyllm.model.config import ModelConfig
 
 COPIED_BYTES = 64 << 20  # of weights that are copied; reading more takes longer than calling two products more a layer
+PACKED_BYTES = 1 << 30  # of weights that are packed for several rows, which takes as much memory once more
+NARROWED_BYTES = 1 << 32  # of weights that are copied to bfloat16 for few rows, half as much
 # at most; the keys and values of more rows do not stay in the cache of a CPU
 _ROWS = {"cpu": 64, "cuda": 256, "mps": 64}
 _BYTES = {"cpu": 1 << 29, "cuda": 1 << 34, "mps": 1 << 30}  # of all rows' keys and values

@@ -177,7 +177,7 @@ def _sampling_bytes(run: Training) -> int:
         return 0
     weights = 4 * run.shape.parameters()
     cache = _decoded_together(run) * run.context * sampling_memory.bytes_of_token(run.shape, _width(run))
-    return cache + (weights if weights <= sampling_memory.COPIED_BYTES else 0)
+    return cache + (weights if weights <= sampling_memory.PACKED_BYTES else 0)
 
 
 def _sampling_logits(run: Training) -> int:

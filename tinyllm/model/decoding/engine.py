@@ -5,6 +5,7 @@ Nothing is read back from the device but every few steps, to see which rows are 
 
 from __future__ import annotations
 
+import ctypes
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,10 +14,12 @@ import torch
 from torch import Tensor
 
 from tinyllm.errors import FAILED, UserError
-from tinyllm.model.decoding import few_rows, graphs, native
+from tinyllm.model.decoding import few_rows, graphs, native, packed
 from tinyllm.model.decoding.choosing import choose, penalized, uniforms
 from tinyllm.model.decoding.completion import Completion, Sampling
+from tinyllm.model.decoding.few_rows import FewRows
 from tinyllm.model.decoding.one_token import OneToken
+from tinyllm.model.decoding.packed import Packed
 from tinyllm.model.decoding.prefill import Prefilled, prefill, products_dtype
 from tinyllm.model.decoding.products import Head, Product
 from tinyllm.model.decoding.ring import Ring
@@ -72,7 +75,9 @@ class Engine:
         self._native: native.NativeStep | None = None  # of the ring as it is
         self._graph: graphs.GraphStep | None = None  # of the ring
         self._alike = 0  # steps with the same rows
-        self._few: Mapping[Product | Head, few_rows.FewRows] | None = None  # made when a step is
+        self._narrow: Mapping[Product | Head, FewRows] = {}
+        self._packed: Mapping[Product | Head, Packed] = {}
+        self._packed_for = 0  # rows
         self.queue: deque[Row] = deque()
         self.rows: list[Row | None] = []  # of each slot; None: done
         self.checked = 0  # up to this column
@@ -118,10 +123,9 @@ class Engine:
     def _logits(self) -> Tensor:
         """Return the logits (B, V) that follow the ids of this column."""
         if self._native is None and self._functions is not None:
-            left = max((row.remaining for row in self.rows if row is not None), default=0)
-            if self._few is None and few_rows.pays(self.slots, left):
-                self._few = few_rows.narrow_products(self.weights, self._functions)
-            self._native = native.NativeStep(self.weights, self.ring, self._functions, self._few or {})
+            self._native = native.NativeStep(
+                self.weights, self.ring, self._functions, self._prepared_products(self._functions)
+            )
         if self._native is not None:
             return self._native(self.ids)
         self._alike += 1
@@ -130,6 +134,18 @@ class Engine:
         if self._graph is not None:
             return self._graph(self.ids)
         return self.weights(self.ids, self.ring.positions, self.ring.columns())
+
+    def _prepared_products(self, functions: ctypes.CDLL) -> Mapping[Product | Head, FewRows | Packed]:
+        """Return products that are faster than those of the weights as they are, for the rows of the ring."""
+        rows, left = len(self.rows), max((row.remaining for row in self.rows if row is not None), default=0)
+        if not self._narrow and few_rows.pays(self.weights, self.slots, left):
+            self._narrow = few_rows.narrow_products(self.weights, functions)
+        if self._narrow:
+            return self._narrow
+        if not self._packed_for // 2 < rows <= self._packed_for and packed.pays(self.weights, rows, left):
+            self._packed = {}  # its memory is needed
+            self._packed, self._packed_for = packed.packed_products(self.weights, rows), rows
+        return self._packed if self._packed_for // 2 < rows <= self._packed_for else {}
 
     def _choose(self, logits: Tensor, slots: slice | list[int]) -> None:
         """Choose the tokens of the current column for some slots, from logits (n, V)."""

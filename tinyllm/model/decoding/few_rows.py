@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from tinyllm.model import sampling_memory
 from tinyllm.model.decoding.one_token import OneToken
 from tinyllm.model.decoding.products import Head, Product
 from tinyllm.model.native import compilation
@@ -51,10 +52,11 @@ class FewRows:
         return out if self.bias is None else out.add_(self.bias)
 
 
-def pays(rows: int, tokens: int) -> bool:
+def pays(weights: OneToken, rows: int, tokens: int) -> bool:
     """Return whether to make copies for so many rows that are decoded together, and new tokens of the longest."""
     threads = 1 if compilation.openmp_of_torch() else torch.get_num_threads()
-    return rows <= _ROWS and tokens >= _TOKENS and threads == 1
+    fits = weights.size <= sampling_memory.NARROWED_BYTES
+    return rows <= _ROWS and tokens >= _TOKENS and threads == 1 and fits
 
 
 def narrow_products(weights: OneToken, functions: ctypes.CDLL) -> Mapping[Product | Head, FewRows]:

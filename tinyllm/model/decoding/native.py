@@ -19,6 +19,7 @@ from torch import Tensor
 from tinyllm.model.decoding.completion import Sampling
 from tinyllm.model.decoding.few_rows import FewRows
 from tinyllm.model.decoding.one_token import RMS, OneToken
+from tinyllm.model.decoding.packed import Packed
 from tinyllm.model.decoding.products import Head, Product
 from tinyllm.model.decoding.ring import Ring
 from tinyllm.model.native import compilation
@@ -69,7 +70,7 @@ class NativeStep:
     """`OneToken` and `choose` for the rows of one ring, with tensors that are allocated once. See `covers`.
 
     Args:
-        few: products that are used instead of those of `weights`.
+        faster: products that are used instead of those of `weights`.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class NativeStep:
         weights: OneToken,
         ring: Ring,
         functions: ctypes.CDLL,
-        few: Mapping[Product | Head, FewRows] = MappingProxyType({}),
+        faster: Mapping[Product | Head, FewRows | Packed] = MappingProxyType({}),
     ):
         self.weights, self.ring, self.functions = weights, ring, functions
         config, rows = weights.config, len(ring.ids)
@@ -98,16 +99,16 @@ class NativeStep:
         self.layers = [
             (
                 self._call(norm, self._norm(layer.before_attention)),
-                few.get(layer.qkv, layer.qkv),
+                faster.get(layer.qkv, layer.qkv),
                 self._call(attention, arguments),
-                few.get(layer.out, layer.out),
+                faster.get(layer.out, layer.out),
                 self._call(norm, self._norm(layer.before_mlp)),
-                few.get(layer.inner, layer.inner),
-                few.get(layer.down, layer.down),
+                faster.get(layer.inner, layer.inner),
+                faster.get(layer.down, layer.down),
             )
             for layer, arguments in zip(weights.layers, self.attentions, strict=True)
         ]
-        self.head = few.get(weights.head, weights.head)
+        self.head = faster.get(weights.head, weights.head)
         self.gate = self._call(
             functions.gate, Gate(rows, config.intermediate_size, self.inner.data_ptr(), self.gated.data_ptr())
         )

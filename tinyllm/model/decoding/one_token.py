@@ -56,8 +56,8 @@ class OneToken:
         decoder, config = model.model, model.config
         self.model, self.config, self.dtype, self.length = model, config, dtype, length
         self.wide = torch.promote_types(dtype, torch.float32)
-        size = sum(p.numel() * p.element_size() for p in decoder.parameters())
-        copied = size <= sampling_memory.COPIED_BYTES
+        self.size = sum(p.numel() * p.element_size() for p in decoder.parameters())  # bytes
+        copied = self.size <= sampling_memory.COPIED_BYTES
         self.layers = [_Layer(cast(Block, layer), dtype, copied) for layer in decoder.layers]
         self.norm = _normalization(decoder.norm, dtype)
         rows = decoder.embed_tokens.weight.detach()
