@@ -53,7 +53,7 @@ def options_of_scripts() -> set[str]:
         *(ROOT / "tests/parity").glob("*.py"),
     ]
     scripts += [*(ROOT / "tests/evidence").glob("*.py"), *(ROOT / "tests/lifecycle").glob("*sweep.py")]
-    return {option for path in scripts for option in re.findall(r'"(--[a-z][a-z-]*)"', path.read_text("utf-8"))}
+    return {option for path in scripts for option in re.findall(r'"(--[a-z][a-z0-9-]*)"', path.read_text("utf-8"))}
 
 
 def options(pages: Pages) -> Seen:

@@ -73,6 +73,19 @@ def test_what_is_kept_changes_no_score(dtype: torch.dtype, monkeypatch: pytest.M
         torch.testing.assert_close(a, b, atol=1e-5 if dtype == torch.float32 else 1e-12, rtol=1e-6)
 
 
+def test_shapes_of_different_batches_are_refused(case: tuple) -> None:
+    hidden, head, ids, mask = case
+    for given in (
+        (hidden[:, 1:], ids, mask),
+        (hidden, ids[:, 1:], mask),
+        (hidden, ids, mask[:, 1:]),
+        (hidden, ids, mask[:2]),
+    ):
+        for function in (token_log_probs, token_scores, heads.log_prob_total):
+            with pytest.raises(ValueError, match="are not of one batch"):
+                function(given[0], head, *given[1:])
+
+
 def test_nothing_is_kept_that_nobody_learns_from(case: tuple) -> None:
     hidden, head, ids, mask = case
     found = token_log_probs(hidden, head, ids, mask)

@@ -115,6 +115,10 @@ def _score_masked(
 
 def _predictions(hidden: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Return the states that predict the scored tokens, those *before* them, (N, D), and the tokens (N,)."""
+    if not hidden.shape[:-1] == ids.shape == mask.shape:
+        raise ValueError(
+            f"states {(*hidden.shape,)}, ids {(*ids.shape,)} and mask {(*mask.shape,)} are not of one batch"
+        )
     places = mask.flatten().nonzero()[:, 0]  # column 0 is not set, so each has a state before it
     return hidden.flatten(0, 1)[places - 1], ids.flatten()[places]
 
