@@ -42,6 +42,7 @@ def test_a_folder_that_cannot_be_written_or_a_compiler_that_fails_stops_nothing(
             assert not found_with(patch, **variables)
 
 
+@pytest.mark.slow
 def test_several_that_compile_at_once_and_files_that_are_cut_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
