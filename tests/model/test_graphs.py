@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from tests.model.test_decoding import FEATURES, PROMPTS, STOP, assert_scored, made
+from tinyllm.model import lora, sampling_memory
+from tinyllm.model.config import LoRAConfig
 from tinyllm.model.decoding import Sampling, generate, graphs, native
 from tinyllm.model.decoding.one_token import OneToken
 from tinyllm.model.decoding.ring import Ring
@@ -95,3 +97,16 @@ def test_where_steps_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     monkeypatch.delenv("TINYLLM_CUDA_GRAPHS", raising=False)
     assert not graphs.wanted(weights, ring)
+
+
+def test_an_adapter_whose_products_are_float32_in_autocast(recordings: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DoRA beside weights in bf16: keys are float32, and those of the ring are not."""
+    monkeypatch.setattr(sampling_memory, "COPIED_BYTES", 0)
+    model = lora.attach(made(0.2), LoRAConfig(r=2, dora=True, token_rows=()))
+    for p in model.parameters():
+        if not p.requires_grad:
+            p.data = p.data.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = generate(model, PROMPTS[:3], Sampling(12, seed=1), rows=3)
+    assert recordings
+    assert all(len(completion.ids) == 12 for completion in found)

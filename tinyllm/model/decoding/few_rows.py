@@ -20,7 +20,7 @@ from tinyllm.model.native import compilation
 from tinyllm.model.native.compilation import structure
 
 _ROWS = 4  # at most; more are multiplied faster by torch's products
-_TOKENS = 16  # at least; the copy takes as long as some
+_TOKENS = 16  # new ones, at least; the copy takes as long as two or three
 
 _Arguments = structure("Product", "rows inputs outputs added", "", "weight x out")
 
@@ -62,10 +62,7 @@ def pays(weights: OneToken, rows: int, tokens: int) -> bool:
 def narrow_products(weights: OneToken, functions: ctypes.CDLL) -> Mapping[Product | Head, FewRows]:
     """Return the products of a model, by what they replace, whose weights are used where they are and are bfloat16 without loss."""
     found: dict[Product | Head, FewRows] = {}
-    products: list[Product | Head] = [weights.head]
-    for layer in weights.layers:
-        products += [layer.qkv, layer.out, layer.inner, layer.down]
-    for product in products:
+    for product in weights.products:
         narrow = _narrowed(product, functions)
         if narrow is not None:
             found[product] = FewRows(narrow, product.bias, functions)

@@ -23,9 +23,8 @@ _BYTES = 1 << 31  # of the ring's keys and values; reading more takes longer tha
 def wanted(weights: OneToken, ring: Ring) -> bool:
     """Return whether steps of a ring are to be recorded."""
     small = 2 * ring.keys.numel() * ring.keys.element_size() <= _BYTES
-    synchronizes = any(
-        rotary.by_length for rotary in weights.rotary.values()
-    )  # the longest text is read from the device
+    # the longest text is read from the device
+    synchronizes = any(rotary.by_length for rotary in weights.rotary.values())
     return ring.device.type == "cuda" and os.environ.get("TINYLLM_CUDA_GRAPHS") == "1" and small and not synchronizes
 
 

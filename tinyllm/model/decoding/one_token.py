@@ -29,9 +29,8 @@ class Columns(NamedTuple):
 
     keys: Sequence[Tensor]  # of each layer: (B K, S, head_dim), with the column of the new token
     values: Sequence[Tensor]
-    new_keys: Sequence[
-        Tensor
-    ]  # of each layer: (B, K, head_dim), the column of the new token; with `place` (B, K, S, head_dim)
+    # of each layer: (B, K, head_dim), the column of the new token; with `place`, all columns, (B, K, S, head_dim)
+    new_keys: Sequence[Tensor]
     new_values: Sequence[Tensor]
     masks: Mapping[int | None, Tensor]  # by window: (B, S), 0 or -inf; none where all rows see all columns
     place: Tensor | None = None  # (1,) int64, the column of the new token where it is a number on the device
@@ -39,9 +38,10 @@ class Columns(NamedTuple):
     def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Write the keys and values (B, K, head_dim) of the new token."""
         for found, new in ((self.new_keys[layer], keys), (self.new_values[layer], values)):
-            found.copy_(new) if self.place is None else found.index_copy_(
-                2, self.place, new[:, :, None].to(found.dtype)
-            )
+            if self.place is None:
+                found.copy_(new)
+            else:  # which does not convert
+                found.index_copy_(2, self.place, new[:, :, None].to(found.dtype))
 
 
 class OneToken:
@@ -92,6 +92,11 @@ class OneToken:
         hidden = hidden.to(self.dtype)
         found = self.head(hidden) if self.dtype == self.wide else kernels.wide_product(hidden, self.head.weight)
         return kernels.soft_capped(found, self.config.final_logit_softcapping)
+
+    @property
+    def products(self) -> list[Product | Head]:
+        """The products of all layers, and that of the head."""
+        return [p for layer in self.layers for p in layer.products] + [self.head]
 
     def table(self, rotary: Rotary) -> tuple[Tensor, Tensor]:
         """Return the factors of all positions, (length, rotated dimensions) each; see `_rotation`."""
@@ -154,6 +159,10 @@ class _Layer:
         elif normed:
             self.qk_norm = _normalization_of_heads(attention.q_norm, attention.k_norm, self.heads, self.groups, dtype)
         self.nothing = torch.zeros(1, 1, 1, dtype=dtype, device=self.out.device)
+
+    @property
+    def products(self) -> list[Product | Head]:
+        return [self.qkv, self.out, self.inner, self.down]
 
     @property
     def plain(self) -> bool:

@@ -1,7 +1,7 @@
 """Products on a CPU with weights that MKL has packed: for several rows of a large model, twice as fast.
 
 A product of few rows spends most of its time in bringing the weights into the order in which they are multiplied. Here that is done once
-for many tokens. Results are the same to the bit as those of a product with the weights as they are. The operations are those that
+for many tokens. Results differ from those of a product with the weights as they are by rounding. The operations are those that
 torch.compile uses for weights that do not change; they are not public, so torch's ordinary products are used where they are missing.
 """
 
@@ -18,7 +18,7 @@ from tinyllm.model import sampling_memory
 from tinyllm.model.decoding.one_token import OneToken
 from tinyllm.model.decoding.products import Head, Product
 
-_TOKENS = 16  # new ones, at least; packing takes as long as a few
+_TOKENS = 16  # new ones, at least; packing takes as long as two or three
 
 
 class Packed:
@@ -62,10 +62,7 @@ def pays(weights: OneToken, rows: int, tokens: int) -> bool:
 
 def packed_products(weights: OneToken, rows: int) -> Mapping[Product | Head, Packed]:
     """Return the products of a model, by what they replace, whose weights are used where they are."""
-    products: list[Product | Head] = [weights.head]
-    for layer in weights.layers:
-        products += [layer.qkv, layer.out, layer.inner, layer.down]
-    return {product: Packed(product, rows) for product in products if product.weights}
+    return {product: Packed(product, rows) for product in weights.products if product.weights}
 
 
 @cache
