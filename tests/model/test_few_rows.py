@@ -79,13 +79,13 @@ def test_only_few_rows_and_long_texts_read_narrow_weights(
 
 
 def test_a_weight_that_would_lose_something_stays_as_it_is() -> None:
-    model = published()
+    model = published(intermediate_size=160)  # the first 4,096 numbers of a matrix are looked at before the others
     weight = model.model.layers[1].mlp.up_proj.weight  # beside gate_proj, with which it is one product
     with torch.no_grad():
         weight[-1, -1] += 2.0**-12
     found = narrow(model)
     assert len(found) == 8
-    assert sum(len(product.weight) == 96 for product in found.values()) == 1
+    assert sum(len(product.weight) == 320 for product in found.values()) == 1
     assert_scored(model, PROMPTS, generate(model, PROMPTS, Sampling(12, seed=1), rows=2), 1e-5)
     assert not narrow(made(0.3))
 
