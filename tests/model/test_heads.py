@@ -73,6 +73,23 @@ def test_what_is_kept_changes_no_score(dtype: torch.dtype, monkeypatch: pytest.M
         torch.testing.assert_close(a, b, atol=1e-5 if dtype == torch.float32 else 1e-12, rtol=1e-6)
 
 
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_a_total_does_not_need_the_states_of_the_last_tokens(case: tuple, softcap: float | None) -> None:
+    hidden, head, ids, mask = case
+    found = []
+    for states in (hidden, hidden[:, :-1]):
+        leaves = [states.detach().clone().requires_grad_(), head.detach().clone().requires_grad_()]
+        total = heads.log_prob_total(*leaves, ids, mask, softcap=softcap)
+        to_states, to_head = torch.autograd.grad(total, leaves)
+        with torch.no_grad():
+            torch.testing.assert_close(heads.log_prob_total(*leaves, ids, mask, softcap=softcap), total)
+        found.append((total.detach(), to_states[:, : ids.shape[1] - 1], to_head))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
+    with pytest.raises(ValueError, match="are not of one batch"):
+        heads.log_prob_total(hidden[:, :-2], head, ids, mask)
+
+
 def test_shapes_of_different_batches_are_refused(case: tuple) -> None:
     hidden, head, ids, mask = case
     for given in (
@@ -81,7 +98,8 @@ def test_shapes_of_different_batches_are_refused(case: tuple) -> None:
         (hidden, ids, mask[:, 1:]),
         (hidden, ids, mask[:2]),
     ):
-        for function in (token_log_probs, token_scores, heads.log_prob_total):
+        short = given[0].shape != hidden.shape  # which a total takes for states without those of the last tokens
+        for function in (token_log_probs, token_scores, *([] if short else [heads.log_prob_total])):
             with pytest.raises(ValueError, match="are not of one batch"):
                 function(given[0], head, *given[1:])
 

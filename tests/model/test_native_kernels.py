@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -93,6 +95,28 @@ def test_gate(dtype: torch.dtype) -> None:
     torch.testing.assert_close(ours(*together.chunk(2, -1)), ours(gate, up), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("length", "width", "shared"), [(2, 8, 1), (7, 8, 2), (64, 16, 1), (130, 6, 3)])
+def test_attention(length: int, width: int, shared: int, dtype: torch.dtype) -> None:
+    q = generated(2, 2 * shared, length, width, dtype=dtype) * 2
+    k, v = (generated(2, 2, length, width, seed=seed, dtype=dtype) * 2 for seed in (1, 2))
+    formula = partial(F.scaled_dot_product_attention, is_causal=True, enable_gqa=True)
+    assert_same(kernels.explicit_attention, formula, q, k, v, error=4 * DTYPES[dtype])
+
+
+def test_attention_of_scores_that_are_not_finite_and_of_more_keys_than_the_function_has_room_for() -> None:
+    q, k, v = (generated(1, 1, 8, 4, seed=seed) for seed in range(3))
+    k[0, 0, 3] = torch.nan
+    found = kernels.explicit_attention(q, k, v)
+    wanted = F.scaled_dot_product_attention(q[..., :3, :], k[..., :3, :], v[..., :3, :], is_causal=True)
+    torch.testing.assert_close(found[..., :3, :], wanted)
+    assert found[..., 3:, :].isnan().all()
+    for length in (1024, 1025):
+        x = torch.ones(1, 1, length, 1)
+        assert native_kernels.covers_attention(x, x, x) == (length <= 1024)
+        assert not native_kernels.covers_attention(x, x, x[:, :0])
+
+
 def loss_and_gradients(function, rows: int, vocabulary: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
     hidden = generated(3, rows, 16).to(dtype)
     head = generated(vocabulary, 16, seed=1).to(dtype)
@@ -142,7 +166,7 @@ def test_entropies_and_logits_that_are_not_finite() -> None:
     logits[3], logits[4, 7] = -torch.inf, torch.inf
     targets = torch.tensor([0, 5, 1, 1, 1, 1])
     values, entropies, gaps = torch.empty(6), torch.empty(6), torch.empty(6, 300)
-    native_kernels.log_probabilities(logits, targets, values, entropies, gaps)
+    native_kernels.log_probabilities(logits.clone(), targets, values, entropies, gaps)
     p = logits[[0, 1, 5]].double().softmax(-1)
     kept = values[[0, 1, 5]].double()
     torch.testing.assert_close(kept, p.log().gather(1, targets[[0, 1, 5], None])[:, 0], atol=1e-6, rtol=1e-6)

@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from tinyllm.model.kernels import compute_dtype, soft_capped, wide_product
 from tinyllm.model.native import kernels as native_kernels
+from tinyllm.model.native import wide_products
 
 _ROW_MULTIPLE = 64  # few distinct row counts: a matrix product is prepared and cached once per shape
 _BLOCK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 27, "mps": 1 << 24}  # logits held at once; 4 MiB stay in a CPU's cache
@@ -88,12 +89,14 @@ def log_prob_total(
 ) -> Tensor:
     """Return the sum of `token_log_probs`. As all tokens weigh the same, its gradient is known in the forward pass.
 
+    Shapes as there; the states of the last tokens, which predict nothing, can be left out: hidden (B, T - 1, D).
+
     Args:
         compiled: compile what lies between the products, where no kernel of our own computes it.
     """
+    rows, targets = _predictions(hidden, ids, mask, short=hidden.shape[1] == ids.shape[1] - 1)
     if softcap is not None or not torch.is_grad_enabled():
-        return token_log_probs(hidden, head, ids, mask, temperature=temperature, softcap=softcap).sum()
-    rows, targets = _predictions(hidden, ids, mask)
+        return _scored(rows, head, targets, temperature, softcap, False)[0].sum()
     return _TotalLogProb.apply(rows, head, targets, temperature, compiled)
 
 
@@ -109,18 +112,30 @@ def _score_masked(
     hidden: Tensor, head: Tensor, ids: Tensor, mask: Tensor, temperature: float, softcap: float | None, entropy: bool
 ) -> tuple[Tensor, Tensor]:
     rows, targets = _predictions(hidden, ids, mask)
+    return _scored(rows, head, targets, temperature, softcap, entropy)
+
+
+def _scored(
+    rows: Tensor, head: Tensor, targets: Tensor, temperature: float, softcap: float | None, entropy: bool
+) -> tuple[Tensor, Tensor]:
     keeps = torch.is_grad_enabled() and (rows.requires_grad or head.requires_grad)
     return _RowLogProbs.apply(rows, head, targets, temperature, softcap, entropy, keeps)
 
 
-def _predictions(hidden: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the states that predict the scored tokens, those *before* them, (N, D), and the tokens (N,)."""
-    if not hidden.shape[:-1] == ids.shape == mask.shape:
+def _predictions(hidden: Tensor, ids: Tensor, mask: Tensor, *, short: bool = False) -> tuple[Tensor, Tensor]:
+    """Return the states that predict the scored tokens, those *before* them, (N, D), and the tokens (N,).
+
+    Args:
+        short: the states of the last tokens are left out.
+    """
+    rows, length = ids.shape
+    if ids.shape != mask.shape or hidden.shape[:-1] != (rows, length - short):
         raise ValueError(
             f"states {(*hidden.shape,)}, ids {(*ids.shape,)} and mask {(*mask.shape,)} are not of one batch"
         )
     places = mask.flatten().nonzero()[:, 0]  # column 0 is not set, so each has a state before it
-    return hidden.flatten(0, 1)[places - 1], ids.flatten()[places]
+    before = places - 1 - places // length if short else places - 1
+    return hidden.flatten(0, 1)[before], ids.flatten()[places]
 
 
 def _scatter(values: Tensor, mask: Tensor) -> Tensor:
@@ -332,6 +347,9 @@ def _capped_gradients(
 
 def _add_product(to_head: Tensor, to_logits: Tensor, rows: Tensor) -> None:
     """Add (N, V)^T (N, D) to the gradient of the head, some of its rows at a time: the product in bf16 would be half as large as it."""
+    if to_head.dtype == torch.float32 and wide_products.covers(to_logits, rows):
+        wide_products.multiply(to_logits.T, rows, to_head, accumulate=True)
+        return
     for total, part in zip(to_head.split(_HEAD_ROWS), to_logits.split(_HEAD_ROWS, dim=1), strict=True):
         if total.dtype == rows.dtype:
             total.addmm_(part.T, rows)

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tinyllm.model.native import kernels as native_kernels
+from tinyllm.model.native import wide_products
 
 _EXPLICIT_LENGTH = 512  # tokens; above it, attention must not hold all scores at once
 _COLUMNS = 8192  # of a matrix widened at once
@@ -54,7 +55,10 @@ def wide_product(rows: Tensor, matrix: Tensor) -> Tensor:
     if kind != "cpu":
         into_wide = _multiplies_into_float32(kind, rows.dtype)
         return torch.mm(rows, matrix.T, out_dtype=wide) if into_wide else (rows @ matrix.T).to(wide)
-    found, rows = rows.new_empty(len(rows), len(matrix), dtype=wide), rows.to(wide)
+    found = rows.new_empty(len(rows), len(matrix), dtype=wide)
+    if wide_products.covers(rows, matrix):
+        return wide_products.multiply(rows, matrix.T, found)
+    rows = rows.to(wide)
     with torch.autocast(kind, enabled=False):
         for start in range(0, len(matrix), _COLUMNS):  # a whole matrix in float32 would be twice as large as it is
             part = slice(start, start + _COLUMNS)
@@ -104,6 +108,13 @@ class _RMSNorm(torch.autograd.Function):
         inner = gradient * weight.to(x.dtype)
         along = (inner * unit).mean(-1, keepdim=True)  # the part that only changes the length of x
         return torch.addcmul(inner, unit, along, value=-1).mul_(scale), to_weight.to(weight.dtype), None, None
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return x W^T + b, in the compute dtype; x: (..., D), weight: (N, D), bias: (N,)."""
+    if bias is None and native_kernels.covers_linear(x, weight, compute_dtype(weight)):
+        return native_kernels.Linear.apply(x, weight)
+    return F.linear(x, weight, bias)
 
 
 def heads(
@@ -287,6 +298,9 @@ def explicit_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Return causal attention by its formula, with all (T, T) scores of a head in memory. Shapes as in `attention`, with S = T."""
     rows, heads, length, width = q.shape
     k, v = _for_all_heads(q, k, v)
+    if native_kernels.covers_attention(q, k, v):
+        together = (x.reshape(rows * heads, length, width) for x in (q, k, v))
+        return native_kernels.CausalAttention.apply(*together, width**-0.5).view(rows, heads, length, width)
     future = torch.full((length, length), -torch.inf, dtype=q.dtype, device=q.device).triu(1)
     q, k, v = (x.reshape(rows * heads, length, width) for x in (q, k, v))
     scores = torch.baddbmm(future, q, k.transpose(1, 2), alpha=width**-0.5)

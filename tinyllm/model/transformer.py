@@ -63,6 +63,13 @@ class KVCache:
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
 
+class Linear(nn.Linear):
+    """x W^T + b of a block; see `kernels.linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return kernels.linear(x, self.weight, self.bias)
+
+
 class RMSNorm(nn.Module):
     """x / rms(x) * weight over the last dimension (arXiv 1910.07467).
 
@@ -114,12 +121,12 @@ class Attention(nn.Module):
         self.widths = (q, kv, kv)
         self.fused = config.fused_projections
         if self.fused:
-            self.qkv_proj = nn.Linear(width, q + 2 * kv, bias=bias)
+            self.qkv_proj = Linear(width, q + 2 * kv, bias=bias)
         else:
-            self.q_proj = nn.Linear(width, q, bias=bias)
-            self.k_proj = nn.Linear(width, kv, bias=bias)
-            self.v_proj = nn.Linear(width, kv, bias=bias)
-        self.o_proj = nn.Linear(q, width, bias=bias and config.output_bias)
+            self.q_proj = Linear(width, q, bias=bias)
+            self.k_proj = Linear(width, kv, bias=bias)
+            self.v_proj = Linear(width, kv, bias=bias)
+        self.o_proj = Linear(q, width, bias=bias and config.output_bias)
         self.norm_all_heads = config.qk_norm_of_all_heads
         q, kv = (q, kv) if self.norm_all_heads else (config.head_dim, config.head_dim)
         self.q_norm = _norm(config, q) if config.qk_norm else nn.Identity()
@@ -178,12 +185,12 @@ class MLP(nn.Module):
         width, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
         self.gated, self.fused = config.gated_mlp, config.gated_mlp and config.fused_projections
         if self.fused:
-            self.gate_up_proj = nn.Linear(width, 2 * inner, bias=bias)
+            self.gate_up_proj = Linear(width, 2 * inner, bias=bias)
         else:
             if self.gated:
-                self.gate_proj = nn.Linear(width, inner, bias=bias)
-            self.up_proj = nn.Linear(width, inner, bias=bias)
-        self.down_proj = nn.Linear(inner, width, bias=bias)
+                self.gate_proj = Linear(width, inner, bias=bias)
+            self.up_proj = Linear(width, inner, bias=bias)
+        self.down_proj = Linear(inner, width, bias=bias)
         self.activation = _ACTIVATIONS[config.activation]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -431,7 +438,9 @@ class CausalLM(Loaded):
     def log_prob_total(self, ids: Tensor, mask: Tensor, *, attend: Tensor | None = None) -> Tensor:
         """Return the sum of `log_probs`, a scalar, which costs less where its gradient is wanted; see `heads.log_prob_total`."""
         softcap, head = self.config.final_logit_softcapping, head_matrix(self.lm_head)
-        return log_prob_total(self(ids, attend), head, ids, mask, softcap=softcap, compiled=self.compiled)
+        # the last token predicts nothing; without it, rows of a dataset have a length that kernels like (256, not 257)
+        hidden = self(ids[:, :-1], None if attend is None else attend[:, :-1])
+        return log_prob_total(hidden, head, ids, mask, softcap=softcap, compiled=self.compiled)
 
     def token_scores(
         self,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from tinyllm.model.heads import head_matrix
+from tinyllm.model.heads import AdaptedHead, head_matrix
 
 _FEW = 64  # rows
 
@@ -19,7 +19,7 @@ class Product:
         self.layers, self.matrix, self.bias = layers, None, None
         linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
         self.device = linear[0].weight.device
-        plain = all(type(layer) is nn.Linear and layer.weight.dtype == dtype for layer in linear)
+        plain = all(not isinstance(layer, AdaptedHead) and layer.weight.dtype == dtype for layer in linear)
         self.weights: list[Tensor] = []  # (out, in) each, of layers that are used where they are
         if copied or any(layer.weight.dtype != dtype for layer in linear):
             self.matrix = torch.cat([head_matrix(layer).detach().to(dtype) for layer in linear]).T.contiguous()

@@ -10,6 +10,7 @@ gains are summed in `chunks` parts, whatever the number of threads, so that they
 #include "vector.h"
 
 #define LARGEST_HEAD 512
+#define LONGEST 1024 /* keys of a softmax */
 #define SMALL 16384 /* numbers that one thread handles alone */
 #define PART 4096
 
@@ -199,37 +200,77 @@ void gate_backward(int64_t n, int64_t narrow, const void *gradient, const void *
     }
 }
 
+/* --- attention: probabilities of the keys that a query sees, itself and those before it -------------------------------------------------- */
+
+INLINE void softmax_row(void *scores, int64_t start, int64_t seen, int64_t length, float scale, int narrow) {
+    float highest = largest(scores, start, start + seen, narrow), total = 0, e[LONGEST];
+    for (int64_t i = 0; i < seen; i++) total += e[i] = exponential((load(scores, start + i, narrow) - highest) * scale);
+    for (int64_t i = 0; i < seen; i++) store(scores, start + i, e[i] / total, narrow);
+    for (int64_t i = seen; i < length; i++) store(scores, start + i, 0, narrow);
+}
+
+/* scores (heads, length, length) become softmax(scores * scale) of the keys that each query sees, and 0 for others; scale > 0 */
+void causal_softmax(int64_t heads, int64_t length, float scale, int64_t narrow, void *scores) {
+#pragma omp parallel for if (heads * length * length > SMALL) schedule(static, 64)
+    for (int64_t row = 0; row < heads * length; row++) {
+        if (narrow) softmax_row(scores, row * length, row % length + 1, length, scale, 1);
+        else softmax_row(scores, row * length, row % length + 1, length, scale, 0);
+    }
+}
+
+INLINE void softmax_row_backward(
+    const void *probabilities, void *gradient, int64_t start, int64_t seen, int64_t length, float scale, int narrow
+) {
+    float along = 0;
+    for (int64_t i = start; i < start + seen; i++) along += load(probabilities, i, narrow) * load(gradient, i, narrow);
+    for (int64_t i = start; i < start + seen; i++)
+        store(gradient, i, scale * load(probabilities, i, narrow) * (load(gradient, i, narrow) - along), narrow);
+    for (int64_t i = start + seen; i < start + length; i++) store(gradient, i, 0, narrow);
+}
+
+/* The gradient of probabilities becomes that of scores. */
+void causal_softmax_backward(int64_t heads, int64_t length, float scale, int64_t narrow, const void *probabilities, void *gradient) {
+#pragma omp parallel for if (heads * length * length > SMALL) schedule(static, 64)
+    for (int64_t row = 0; row < heads * length; row++) {
+        if (narrow) softmax_row_backward(probabilities, gradient, row * length, row % length + 1, length, scale, 1);
+        else softmax_row_backward(probabilities, gradient, row * length, row % length + 1, length, scale, 0);
+    }
+}
+
 /* --- log-probabilities over a vocabulary ------------------------------------------------------------------------------------------------ */
 
-/* onehot(target) - p, from logits or, in place, from e^(x - highest) */
-INLINE void gap_row(const float *logits, int64_t n, float highest, float total, int64_t target, void *gap, int narrow) {
-    float factor = -1 / total, at_target = 1 - exponential(logits[target] - highest) / total;
-    for (int64_t i = 0; i < n; i++) store(gap, i, exponential(logits[i] - highest) * factor, narrow);
+/* onehot(target) - p from e^(x - highest), whose sum is `total` */
+INLINE void gap_row(const float *powers, int64_t n, float total, int64_t target, void *gap, int narrow) {
+    float factor = -1 / total, at_target = 1 - powers[target] / total;
+    for (int64_t i = 0; i < n; i++) store(gap, i, powers[i] * factor, narrow);
     store(gap, target, at_target, narrow);
 }
 
-/* log p(target) of each row of logits; where they are wanted, entropies, and onehot(target) - p, which may overwrite the logits. */
+/* log p(target) of each row of logits; where they are wanted, entropies, and onehot(target) - p: then the logits are overwritten. */
 void log_probabilities(
-    int64_t rows, int64_t width, int64_t narrow, const float *logits, const int64_t *targets, float *log_probs, float *entropies, void *gaps
+    int64_t rows, int64_t width, int64_t narrow, float *logits, const int64_t *targets, float *log_probs, float *entropies, void *gaps
 ) {
 #pragma omp parallel for if (rows * width > SMALL)
     for (int64_t row = 0; row < rows; row++) {
-        const float *x = logits + row * width;
-        float highest = largest(x, 0, width, 0), total = 0, weighed = 0;
+        float *x = logits + row * width;
+        float highest = largest(x, 0, width, 0), at_target = x[targets[row]] - highest, total = 0, weighed = 0;
         if (entropies) /* -sum p log p = log(total) - sum p (x - highest) */
             for (int64_t i = 0; i < width; i++) {
                 float below = x[i] - highest, e = exponential(below);
                 total += e;
                 weighed += e > 0 ? e * below : e; /* 0 where below is -inf; NaN stays */
+                if (gaps) x[i] = e;
             }
+        else if (gaps)
+            for (int64_t i = 0; i < width; i++) total += x[i] = exponential(x[i] - highest);
         else
             for (int64_t i = 0; i < width; i++) total += exponential(x[i] - highest);
-        if (log_probs) log_probs[row] = x[targets[row]] - highest - logf(total);
+        if (log_probs) log_probs[row] = at_target - logf(total);
         if (entropies) entropies[row] = logf(total) - weighed / total;
         if (gaps) {
-            if (narrow) gap_row(x, width, highest, total, targets[row], (uint16_t *)gaps + row * width, 1);
-            else if (gaps == logits) gap_row(x, width, highest, total, targets[row], (void *)x, 0); /* visibly the same array */
-            else gap_row(x, width, highest, total, targets[row], (float *)gaps + row * width, 0);
+            if (narrow) gap_row(x, width, total, targets[row], (uint16_t *)gaps + row * width, 1);
+            else if (gaps == logits) gap_row(x, width, total, targets[row], x, 0); /* visibly the same array */
+            else gap_row(x, width, total, targets[row], (float *)gaps + row * width, 0);
         }
     }
 }

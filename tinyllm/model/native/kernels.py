@@ -1,6 +1,6 @@
 """Kernels of a training step on a CPU in float32 and bfloat16: autograd functions around `kernels.c`.
 
-`model/kernels.py` and `model/heads.py` decide when they are used. Attention is torch's own: its kernel for a CPU leaves little to gain.
+`model/kernels.py` and `model/heads.py` decide when they are used. Attention in float32 is torch's own, whose kernel leaves little to gain.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tinyllm.model.native import compilation
+from tinyllm.model.native import compilation, wide_products
 
 _DTYPES = (torch.float32, torch.bfloat16)
 _TYPES = (Tensor, torch.nn.Parameter)  # others, as those of tracing, may have no memory
 _CHUNKS = 64  # parts in which gradients of gains are summed
-_LARGEST_HEAD = 512  # of kernels.c
+_LARGEST_HEAD, _LONGEST = 512, 1024  # of kernels.c
 _SIGNATURES = {  # integers (i), floats (f) and pointers (p)
     "norm": "iifipppp",
     "norm_backward": "iiiipppppp",
@@ -27,6 +27,8 @@ _SIGNATURES = {  # integers (i), floats (f) and pointers (p)
     "heads_backward": "p",
     "gate": "iippp",
     "gate_backward": "iippppp",
+    "causal_softmax": "iifip",
+    "causal_softmax_backward": "iifipp",
     "log_probabilities": "iiippppp",
 }
 _KINDS = {"i": ctypes.c_int64, "f": ctypes.c_float, "p": ctypes.c_void_p}
@@ -79,6 +81,29 @@ def covers_heads(tokens: Tensor, width: int, gain: Tensor | None, cos: Tensor | 
         and all(x.ndim == 4 and x.shape[0] in (1, len(tokens)) and x.shape[1:3] == (1, length) for x in angles)
         and len({x.shape for x in angles}) <= 1
         and all(2 * x.shape[-1] <= width for x in angles)
+    )
+
+
+def covers_attention(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Return whether `CausalAttention` can be used for queries, keys and values (..., T, D) of as many heads."""
+    return q.shape == k.shape == v.shape and q.shape[-2] <= _LONGEST and covers(q, k, v, dtype=q.dtype)
+
+
+def covers_linear(x: Tensor, weight: Tensor, dtype: torch.dtype) -> bool:
+    """Return whether `Linear` can be used, and gains: a weight that is trained in float32, with products in bfloat16.
+
+    Args:
+        dtype: of the products.
+    """
+    return (
+        dtype == torch.bfloat16
+        and weight.dtype == torch.float32
+        and weight.requires_grad
+        and torch.is_grad_enabled()
+        and x.ndim > 1
+        and x.numel() > 0
+        and covers(x, weight)
+        and wide_products.pays()
     )
 
 
@@ -215,6 +240,52 @@ class SiluGate(torch.autograd.Function):
         return to_gate, to_up
 
 
+class CausalAttention(torch.autograd.Function):
+    """softmax(q k^T * scale) v over the keys up to each query, with all probabilities in memory: q, k, v (N, T, D), T <= 1024."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        scores = torch.bmm(q, k.transpose(1, 2))
+        heads, length, _ = scores.shape
+        _functions().causal_softmax(heads, length, scale, _is_narrow(scores), scores.data_ptr())
+        ctx.save_for_backward(q, k, v, scores)
+        ctx.scale = scale
+        return torch.bmm(scores, v)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        q, k, v, probabilities = ctx.saved_tensors
+        heads, length, _ = probabilities.shape
+        to_v = torch.bmm(probabilities.transpose(1, 2), gradient)
+        to_scores = torch.bmm(gradient, v.transpose(1, 2))
+        pointers = probabilities.data_ptr(), to_scores.data_ptr()
+        _functions().causal_softmax_backward(heads, length, ctx.scale, _is_narrow(to_scores), *pointers)
+        return torch.bmm(to_scores, k), torch.bmm(to_scores.transpose(1, 2), q), to_v, None
+
+
+class Linear(torch.autograd.Function):
+    """x W^T in bfloat16, with a gradient of W that is summed in float32 and not rounded."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        rows, matrix = x.to(torch.bfloat16).flatten(0, -2), weight.to(torch.bfloat16)
+        ctx.save_for_backward(rows, matrix)
+        ctx.shape, ctx.dtype = x.shape, x.dtype
+        return torch.mm(rows, matrix.T).view(*x.shape[:-1], len(matrix))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        rows, matrix = ctx.saved_tensors
+        gradient = gradient.flatten(0, -2).contiguous()
+        to_x = torch.mm(gradient, matrix).view(ctx.shape).to(ctx.dtype) if ctx.needs_input_grad[0] else None
+        if not ctx.needs_input_grad[1]:
+            return to_x, None
+        to_weight = torch.empty(matrix.shape, dtype=torch.float32)
+        return to_x, wide_products.multiply(gradient.T, rows, to_weight)
+
+
 def log_probabilities(
     logits: Tensor,
     targets: Tensor,
@@ -224,7 +295,7 @@ def log_probabilities(
 ) -> None:
     """Write log p(target) and the entropy of each row of logits (N, V), and onehot(target) - p, where they are wanted.
 
-    `gaps` (N, V) may be the logits themselves.
+    With `gaps` (N, V), which may be the logits themselves, the logits are overwritten.
 
     Raises:
         IndexError: a target is not in the vocabulary.
