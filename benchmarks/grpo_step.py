@@ -1,12 +1,12 @@
 """One GRPO step against TRL: the same weights, prompts, group size, answer length and optimizer, in turns in one run.
 
     python benchmarks/grpo_step.py [MODEL] [--prompts 8] [--answers 8] [--prompt 30] [--new 64] [--steps 3] [--rounds 3] [--threads 2]
-        [--micro 64] [--tiny]
+        [--micro 64] [--precision fp32|bf16] [--tiny]
 
 MODEL is a checkpoint folder with a tokenizer; without one, the 1.4M shape with random weights. A step samples answers, scores them with a
 function (the share of different tokens), and makes one update of AdamW without a reference model. No token ends an answer, so that both
-compute as many. Both run in float32, TRL's default on a CPU. Prints seconds a step (the median), of ours also the share of sampling, and
-the ratio. Needs the `parity` extra. `--tiny` proves the script in seconds.
+compute as many. Both run in float32, TRL's default on a CPU, or both with products in bfloat16. Prints seconds a step (the median), of
+ours also the share of sampling, and the ratio. Needs the `parity` extra. `--tiny` proves the script in seconds.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import argparse
 import statistics
 import tempfile
 import time
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ from tinyllm.rollout.config import RolloutConfig
 from tinyllm.rollout.judge import Judge
 from tinyllm.rollout.rewards import Reward
 from tinyllm.train.config import OptimConfig
-from tinyllm.train.engine import Engine
+from tinyllm.train.engine import Engine, autocast
 
 RATE = 1e-6
 
@@ -58,11 +57,11 @@ class Ours:
             batch_size=options.prompts * options.answers,
             micro_batch_size=options.micro,
             seed=0,
-            autocast=nullcontext,
+            autocast=partial(autocast, options.precision, torch.device("cpu")),
         )
         loss = partial(grpo.loss, settings, temperature=1.0)
         optim = OptimConfig(optimizer="adamw", learning_rate=RATE)
-        self.engine = Engine(model, loss, optim, 10_000, precision="fp32", seed=0)
+        self.engine = Engine(model, loss, optim, 10_000, precision=options.precision, seed=0)
         self.sampling: list[float] = []
         self.done = 0
 
@@ -114,7 +113,7 @@ class TRL:
             beta=0.0,
             max_steps=count,
             learning_rate=RATE,
-            bf16=False,
+            bf16=options.precision == "bf16",
             use_cpu=True,
             gradient_checkpointing=False,
             report_to="none",
@@ -148,6 +147,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--micro", type=int, default=64)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args()
     if options.tiny:
@@ -164,8 +164,8 @@ def main() -> None:
         lengths = f"{min(map(len, ids))} to {max(map(len, ids))}"
         print(
             f"{options.model or '1.4M shape, random weights'}; {options.prompts} prompts of {lengths} tokens x "
-            f"{options.answers} answers of {options.new}; {torch.get_num_threads()} threads, torch {torch.__version__}, "
-            f"{options.rounds} rounds of {options.steps} steps"
+            f"{options.answers} answers of {options.new}; {options.precision}, {torch.get_num_threads()} threads, "
+            f"torch {torch.__version__}, {options.rounds} rounds of {options.steps} steps"
         )
         ours.steps(1)
         theirs.steps(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -116,16 +117,17 @@ def test_sampler_and_training_forward_agree(policy: CausalLM, tokenizer: Tokeniz
     assert metrics["sampler_gap"].value < 1e-4
 
 
-def test_answers_are_sampled_in_the_precision_of_training_but_on_a_cpu(
+def test_answers_are_sampled_in_the_precision_of_training_where_that_is_faster(
     policy: CausalLM, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     narrow = partial(torch.autocast, "cpu", torch.bfloat16)
     source = made(policy, tokenizer)
     source.autocast = narrow
-    assert isinstance(source._precision(), nullcontext)
-    source.device = torch.device("cuda")
-    assert isinstance(source._precision(), torch.autocast)
-    source.device = torch.device("cpu")
+    for pays, largest, context in ((True, 0, torch.autocast), (False, 0, nullcontext), (True, 1 << 30, nullcontext)):
+        monkeypatch.setattr("tinyllm.model.native.wide_products.pays", lambda pays=pays: pays)
+        monkeypatch.setattr(sys.modules[decoding.gains_from_bfloat16.__module__], "COPIED_BYTES", largest)
+        assert isinstance(source._precision(), context)
+    assert decoding.gains_from_bfloat16(CausalLM(policy.config).to("meta"))
     monkeypatch.setattr(source, "_precision", narrow)
     samples, metrics = source.rollout(0)
     seed = int(source._random(0, 0).integers(1 << 62))

@@ -23,7 +23,7 @@ from tinyllm.data.datasets.batches import Samples, ScoredSamples, padded_width, 
 from tinyllm.data.datasets.datasets import TokenPrompt
 from tinyllm.errors import FAILED, UserError
 from tinyllm.mean import Mean, masked, over
-from tinyllm.model.decoding import Completion, Sampling, generate
+from tinyllm.model.decoding import Completion, Sampling, gains_from_bfloat16, generate
 from tinyllm.model.transformer import ActorCritic, CausalLM
 from tinyllm.rollout.config import RolloutConfig
 from tinyllm.rollout.judge import Judge, answer_rows, score_answers
@@ -237,8 +237,8 @@ class RolloutSource:
         return prompts, answers, reward, metrics
 
     def _precision(self) -> AbstractContextManager:
-        """Return the context of sampling: on a CPU float32, in which small operations are compiled (`decoding.native`)."""
-        return nullcontext() if self.device.type == "cpu" else self.autocast()
+        """Return the context of sampling: that of training, or float32 where training in bfloat16 is faster but sampling is not."""
+        return self.autocast() if gains_from_bfloat16(self.policy) else nullcontext()
 
     @torch.no_grad()
     def _measure(

@@ -9,8 +9,20 @@ from tinyllm.errors import UserError
 from tinyllm.model.decoding.completion import Completion, Sampling
 from tinyllm.model.decoding.engine import Engine, Row
 from tinyllm.model.decoding.prefill import products_dtype
-from tinyllm.model.sampling_memory import together
+from tinyllm.model.native import wide_products
+from tinyllm.model.sampling_memory import COPIED_BYTES, together
 from tinyllm.model.transformer import CausalLM
+
+
+def gains_from_bfloat16(model: CausalLM) -> bool:
+    """Return whether a batch is decoded faster with products in bfloat16 than in float32.
+
+    On a CPU the small operations of a float32 step are compiled (`decoding.native`). That is worth more, unless products take most of the
+    time and the processor multiplies bfloat16.
+    """
+    weight = next(model.parameters())
+    size = sum(p.numel() * p.element_size() for p in model.model.parameters())
+    return weight.device.type != "cpu" or (size > COPIED_BYTES and wide_products.pays())
 
 
 def generate(

@@ -40,7 +40,9 @@ def multiply(a: Tensor, b: Tensor, out: Tensor, *, accumulate: bool = False) -> 
     if b.shape[0] != inner or out.shape != (rows, columns) or out.dtype != torch.float32:
         raise ValueError(f"{(*a.shape,)} times {(*b.shape,)} is not written to {(*out.shape,)} of {out.dtype}")
     function, of_a, of_b = _function(), _layout(a), _layout(b)
-    assert function is not None and of_a is not None and of_b is not None
+    assert function is not None
+    assert of_a is not None
+    assert of_b is not None
     operands = rows, columns, inner, 1.0, a.data_ptr(), of_a[1], b.data_ptr(), of_b[1]
     function(_ROW_MAJOR, of_a[0], of_b[0], *operands, float(accumulate), out.data_ptr(), max(out.stride(0), columns))
     return out
