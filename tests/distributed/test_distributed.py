@@ -197,6 +197,28 @@ def test_the_first_error_is_printed_and_the_rest_only_with_debug(ranks: Callable
     assert (code, err) == (3, "noise\nerror: rank 1: torn\nfix: repair\n")
 
 
+def test_a_rank_whose_draft_of_a_checkpoint_another_rank_removed_does_not_report_that(ranks: Callable[..., Any]) -> None:
+    """The rank that could not write is reported, also where the other one notices first."""
+    code, err, _ = ranks("""
+import torch
+from tinyllm.train import checkpoint
+dist.start(torch.device("cpu"))
+def write(draft):
+    if rank == 0: raise OSError(28, "No space left on device")
+    while draft.exists(): time.sleep(0.01)
+    (draft / "source").write_text("")
+try: checkpoint.save(Path("checkpoints"), 5, write)
+except UserError as error:
+    if rank == 0: time.sleep(0.5)
+    raised(str(error), error.code, error)
+except Exception as error:
+    raised("error: gone", 1, error)
+""")
+    assert code == 4
+    assert err.startswith("error: the checkpoint of step 5 could not be written"), err
+    assert "No space left on device" in err
+
+
 def test_restarts_resume_and_are_counted(ranks: Callable[..., Any]) -> None:
     """Each start knows that training has begun."""
     count = "open(f'begun-{rank}-{attempt}', 'w').write(str(begun))\n"

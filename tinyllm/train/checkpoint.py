@@ -52,6 +52,8 @@ def save(folder: Path, step: int, write: Callable[[Path], None]) -> Path:
             os.replace(draft, target)
             _sync(folder)
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk as an error of its own
+        if not draft.exists():  # another rank could not write either, removed it and says why: this one ends with it
+            dist.barrier()
         written = sum(p.stat().st_size for p in draft.rglob("*") if p.is_file())
         shutil.rmtree(draft, ignore_errors=True)
         raise UserError(

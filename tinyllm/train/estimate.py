@@ -177,7 +177,8 @@ def _sampling_bytes(run: Training) -> int:
         return 0
     weights = 4 * run.shape.parameters()
     cache = _decoded_together(run) * run.context * sampling_memory.bytes_of_token(run.shape, _width(run))
-    return cache + (weights if weights <= sampling_memory.PACKED_BYTES else 0)
+    copied = weights // 2 if run.bf16 else 0  # to bfloat16
+    return cache + (weights if weights <= sampling_memory.PACKED_BYTES else copied)
 
 
 def _sampling_logits(run: Training) -> int:
