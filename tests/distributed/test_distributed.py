@@ -197,7 +197,9 @@ def test_the_first_error_is_printed_and_the_rest_only_with_debug(ranks: Callable
     assert (code, err) == (3, "noise\nerror: rank 1: torn\nfix: repair\n")
 
 
-def test_a_rank_whose_draft_of_a_checkpoint_another_rank_removed_does_not_report_that(ranks: Callable[..., Any]) -> None:
+def test_a_rank_whose_draft_of_a_checkpoint_another_rank_removed_does_not_report_that(
+    ranks: Callable[..., Any],
+) -> None:
     """The rank that could not write is reported, also where the other one notices first."""
     code, err, _ = ranks("""
 import torch

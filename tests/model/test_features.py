@@ -112,6 +112,20 @@ def test_a_packed_row_is_rotated_by_the_length_of_each_document() -> None:
     torch.testing.assert_close(packed[:, 7:], found(long), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_total_of_log_probabilities_is_that_of_the_whole_text_where_rotation_depends_on_its_length(
+    packed: bool,
+) -> None:
+    factors = {"short_factor": (1.0,) * 4, "long_factor": (9.0, 5.0, 3.0, 2.0), "original_max_position_embeddings": 8}
+    found = model(rope_scaling=RopeScaling(rope_type="longrope", **factors), model_type="llama", qk_norm=False)
+    ids = IDS[:, :9]  # one token more than the context of the short factors
+    attend = torch.tensor([1] * 3 + [2] * 6).expand(ids.shape) if packed else None
+    mask = torch.arange(9).expand(ids.shape) > 0
+    torch.testing.assert_close(
+        found.log_prob_total(ids, mask, attend=attend), found.log_probs(ids, mask, attend=attend).sum()
+    )
+
+
 def test_layers_without_rope_do_not_see_the_order_of_earlier_tokens() -> None:
     shuffled = IDS[:1].clone()
     shuffled[0, :5] = shuffled[0, [3, 1, 4, 0, 2]]

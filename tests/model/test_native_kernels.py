@@ -104,6 +104,16 @@ def test_attention(length: int, width: int, shared: int, dtype: torch.dtype) -> 
     assert_same(kernels.explicit_attention, formula, q, k, v, error=4 * DTYPES[dtype])
 
 
+@pytest.mark.parametrize("wide", [(0,), (2,), (1, 2)])
+def test_attention_of_an_adapter_whose_products_are_float32_in_autocast(wide: tuple[int, ...]) -> None:
+    narrow = [generated(1, 2, 20, 8, seed=seed, dtype=torch.bfloat16) for seed in range(3)]
+    mixed = [x.float() if i in wide else x for i, x in enumerate(narrow)]
+    with torch.autocast("cpu", torch.bfloat16):
+        found, wanted = gradients(kernels.explicit_attention, *mixed), gradients(kernels.explicit_attention, *narrow)
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a.bfloat16(), b)
+
+
 def test_attention_of_scores_that_are_not_finite_and_of_more_keys_than_the_function_has_room_for() -> None:
     q, k, v = (generated(1, 1, 8, 4, seed=seed) for seed in range(3))
     k[0, 0, 3] = torch.nan

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from tinyllm.model import heads, kernels
-from tinyllm.model.native import kernels as native_kernels
+from tests.model.test_decoding import FEATURES, made
+from tinyllm.model import heads, kernels, lora
+from tinyllm.model.adapter_config import LoRAConfig
 from tinyllm.model.native import wide_products
 
 needs_mkl = pytest.mark.skipif(not wide_products.available(), reason="torch has no such product here")
@@ -43,14 +47,38 @@ def test_a_product_has_float32_sums(m: int, n: int, k: int, a_stored: str, b_sto
 @needs_mkl
 def test_shapes_and_layouts_that_do_not_fit_are_refused() -> None:
     narrow = torch.ones(4, 6, dtype=torch.bfloat16)
-    with pytest.raises(ValueError, match="is not written to"):
-        wide_products.multiply(narrow, narrow, torch.empty(4, 6))
-    with pytest.raises(ValueError, match="is not written to"):
-        wide_products.multiply(narrow, narrow.T, torch.empty(4, 5))
-    with pytest.raises(ValueError, match=r"of torch\.bfloat16"):
-        wide_products.multiply(narrow, narrow.T, torch.empty(4, 4, dtype=torch.bfloat16))
+    for a, b, out in (
+        (narrow, narrow, torch.empty(4, 6)),
+        (narrow, narrow.T, torch.empty(4, 5)),
+        (narrow, narrow.T, torch.empty(4, 4, dtype=torch.bfloat16)),
+        (narrow, narrow.T, torch.empty(4, 4).T),
+        (narrow, narrow.T, torch.empty(4, 8)[:, ::2]),
+        (narrow, narrow[:, :1].expand(4, 6).T, torch.empty(4, 4)),
+        (narrow, narrow.T, torch.empty(4, 4, device="meta")),
+    ):
+        with pytest.raises(ValueError, match=r"is not written to|are not multiplied"):
+            wide_products.multiply(a, b, out)
+
+
+@needs_mkl
+def test_tensors_without_memory_of_their_own_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where new tensors are those of tracing, or of another dtype or device than usual."""
+    wide_products.available.cache_clear()
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        with torch.device("meta"), FakeTensorMode():
+            assert wide_products.available()
+    finally:
+        torch.set_default_dtype(before)
+    monkeypatch.setattr(wide_products, "pays", lambda: True)
+    narrow = torch.ones(4, 6, dtype=torch.bfloat16)
+    assert wide_products.covers(narrow, narrow[:, :3], narrow.T)
     for wrong in (torch.ones(4, 6), torch.ones(6).bfloat16(), narrow[:, ::2], narrow[:0], narrow.to("meta")):
         assert not wide_products.covers(wrong)
+    with FakeTensorMode():
+        assert not wide_products.covers(torch.ones(4, 6, dtype=torch.bfloat16))
+    assert not wide_products.covers(narrow.requires_grad_())
 
 
 @needs_mkl
@@ -76,8 +104,6 @@ def test_what_uses_them_has_the_same_results_without_them(monkeypatch: pytest.Mo
 
 @needs_mkl
 def test_the_gradient_of_a_weight_is_not_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    if native_kernels.library() is None:
-        pytest.skip("there is no C compiler")
     monkeypatch.setattr(wide_products, "pays", lambda: True)
     x, weight, upstream = generated(2, 50, 24), generated(16, 24, seed=1), generated(2, 50, 16, seed=2).bfloat16()
 
@@ -93,21 +119,52 @@ def test_the_gradient_of_a_weight_is_not_rounded(monkeypatch: pytest.MonkeyPatch
     for a, b in zip(ours[:2], plain[:2], strict=True):
         assert a.dtype == b.dtype
         torch.testing.assert_close(a, b)
+    upstream = upstream.transpose(1, 2).contiguous().transpose(1, 2)  # neither contiguous nor a view of rows
+    x = torch.cat((x, x), 2)[..., ::2]
+    for a, b in zip(gradients(kernels.linear), gradients(F.linear), strict=True):
+        torch.testing.assert_close(a, b, atol=0.02, rtol=0.02)
 
 
-def test_weights_that_are_frozen_or_not_float32_and_layers_with_a_bias_are_left_to_torch(
-    monkeypatch: pytest.MonkeyPatch,
+@needs_mkl
+@pytest.mark.parametrize("name", ["qwen2", "llama", "phi3"])
+def test_gradients_of_blocks_are_not_rounded_also_where_an_adapter_was_merged(
+    name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(wide_products, "pays", lambda: True)
+    model = made(0.3, **FEATURES[name]).train()
+    merged = lora.merge(lora.attach(copy.deepcopy(model), LoRAConfig(r=2)))
+    ids = torch.randint(0, model.config.vocab_size, (3, 14), generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(14).expand(3, 14) > 0
+    for m in (model, merged):
+        with torch.autocast("cpu", torch.bfloat16):
+            m.log_prob_total(ids, mask).backward()
+        matrices = {name: p.grad for name, p in m.named_parameters() if "_proj.weight" in name}
+        biased = {
+            name.removesuffix("bias") + "weight" for name, _ in m.named_parameters() if name.endswith("_proj.bias")
+        }
+        rounded = {name for name, g in matrices.items() if torch.equal(g, g.bfloat16().float())}
+        assert rounded == biased
+
+
+@needs_mkl
+def test_a_bias_of_a_layer_that_is_trained_is_added() -> None:
+    x, weight, bias = generated(2, 24), generated(16, 24, seed=1).requires_grad_(), torch.full((16,), 50.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(kernels.linear(x, weight, bias), F.linear(x, weight, bias), rtol=0, atol=0)
+
+
+def test_weights_that_are_frozen_or_not_float32_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wide_products, "pays", lambda: True)
     x, weight = generated(2, 24), generated(16, 24, seed=1)
-    narrow = torch.bfloat16
-    if native_kernels.library() is not None:
-        assert native_kernels.covers_linear(x, weight.clone().requires_grad_(), narrow)
-    assert not native_kernels.covers_linear(x, weight, narrow)
-    assert not native_kernels.covers_linear(x, weight.clone().requires_grad_(), torch.float32)
-    assert not native_kernels.covers_linear(x, weight.bfloat16().requires_grad_(), narrow)
-    assert not native_kernels.covers_linear(x[0], weight.clone().requires_grad_(), narrow)
+
+    def is_ours(x: Tensor, weight: Tensor, enabled: bool = True) -> bool:
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            return "_Linear" in type(kernels.linear(x, weight, None).grad_fn).__name__
+
+    assert is_ours(x, weight.clone().requires_grad_())
+    assert not is_ours(x.clone().requires_grad_(), weight)
+    assert not is_ours(x, weight.clone().requires_grad_(), enabled=False)
+    assert not is_ours(x, weight.bfloat16().requires_grad_())
+    assert not is_ours(x[0], weight.clone().requires_grad_())
     with torch.no_grad():
-        assert not native_kernels.covers_linear(x, weight.clone().requires_grad_(), narrow)
-    bias = torch.ones(16)
-    torch.testing.assert_close(kernels.linear(x, weight, bias), F.linear(x, weight, bias), rtol=0, atol=0)
+        assert not is_ours(x, weight.clone().requires_grad_())

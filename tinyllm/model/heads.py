@@ -168,7 +168,9 @@ class _TotalLogProb(torch.autograd.Function):
         rows, head, targets, block = _prepared(hidden, weight, targets, temperature)
         wide = torch.promote_types(rows.dtype, torch.float32)
         values, to_rows = rows.new_empty(len(rows), dtype=wide), torch.empty_like(rows)
-        to_head = torch.zeros_like(head, dtype=wide) if ctx.needs_input_grad[1] else None  # a head may be frozen
+        to_head = None  # a head may be frozen
+        if ctx.needs_input_grad[1]:
+            to_head = torch.zeros(head.shape, dtype=wide, device=head.device)
         for start in range(0, len(rows), block):
             part = slice(start, start + block)
             gap = _gap(wide_product(rows[part], head), targets[part], rows.dtype, values[part], compiled=compiled)
@@ -346,7 +348,10 @@ def _capped_gradients(
 
 
 def _add_product(to_head: Tensor, to_logits: Tensor, rows: Tensor) -> None:
-    """Add (N, V)^T (N, D) to the gradient of the head, some of its rows at a time: the product in bf16 would be half as large as it."""
+    """Add (N, V)^T (N, D) to the gradient of the head.
+
+    A product in bf16 would be half as large as it, so it is made some of its rows at a time where it cannot be added at once.
+    """
     if to_head.dtype == torch.float32 and wide_products.covers(to_logits, rows):
         wide_products.multiply(to_logits.T, rows, to_head, accumulate=True)
         return

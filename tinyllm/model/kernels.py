@@ -1,4 +1,4 @@
-"""Operations that are slow in eager mode when left to autograd: normalization, rotation, causal attention.
+"""Operations that are slow in eager mode when left to autograd: normalization, rotation, causal attention, linear layers in bfloat16.
 
 Each is the textbook formula with its gradient written out, so that an eager step makes fewer passes over memory. On a CPU with a C compiler
 most make one pass (`native.kernels`). Inside a compiled block the plain form is used, which the compiler fuses better.
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from tinyllm.model.native import kernels as native_kernels
 from tinyllm.model.native import wide_products
@@ -112,9 +113,33 @@ class _RMSNorm(torch.autograd.Function):
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return x W^T + b, in the compute dtype; x: (..., D), weight: (N, D), bias: (N,)."""
-    if bias is None and native_kernels.covers_linear(x, weight, compute_dtype(weight)):
-        return native_kernels.Linear.apply(x, weight)
+    narrow = (
+        compute_dtype(weight) == torch.bfloat16 != weight.dtype and weight.requires_grad and torch.is_grad_enabled()
+    )
+    if narrow and bias is None and x.ndim > 1 and x.numel() and wide_products.covers_training(x, weight):
+        return _Linear.apply(x, weight)
     return F.linear(x, weight, bias)
+
+
+class _Linear(torch.autograd.Function):
+    """x W^T in bfloat16, with a gradient of W that is summed in float32 and not rounded."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:
+        rows, matrix = x.to(torch.bfloat16).flatten(0, -2).contiguous(), weight.to(torch.bfloat16).contiguous()
+        ctx.save_for_backward(rows, matrix)
+        ctx.shape = x.shape
+        return torch.mm(rows, matrix.T).view(*x.shape[:-1], len(matrix))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        rows, matrix = ctx.saved_tensors
+        gradient = gradient.flatten(0, -2).contiguous()
+        to_x = torch.mm(gradient, matrix).view(ctx.shape) if ctx.needs_input_grad[0] else None
+        if not ctx.needs_input_grad[1]:
+            return to_x, None
+        return to_x, wide_products.multiply(gradient.T, rows, torch.empty(matrix.shape, dtype=torch.float32))
 
 
 def heads(
@@ -298,6 +323,7 @@ def explicit_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Return causal attention by its formula, with all (T, T) scores of a head in memory. Shapes as in `attention`, with S = T."""
     rows, heads, length, width = q.shape
     k, v = _for_all_heads(q, k, v)
+    q, k, v = (x.to(compute_dtype(x)) for x in (q, k, v))  # an adapter's products can be float32 in autocast
     if native_kernels.covers_attention(q, k, v):
         together = (x.reshape(rows * heads, length, width) for x in (q, k, v))
         return native_kernels.CausalAttention.apply(*together, width**-0.5).view(rows, heads, length, width)

@@ -52,7 +52,7 @@ from tinyllm.model.adapters.plan import (
 )
 from tinyllm.model.adapters.targets import leaf
 from tinyllm.model.config import LoRAConfig
-from tinyllm.model.transformer import CausalLM, SequenceScorer
+from tinyllm.model.transformer import CausalLM, Linear, SequenceScorer
 
 WEIGHTS = "adapter_model.safetensors"
 SCORE = "score"
@@ -240,7 +240,7 @@ def merge(model: Model) -> Model:
         weight = layer.matrix()
         plain: nn.Linear | nn.Embedding
         if isinstance(layer, nn.Linear):
-            plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
+            plain = Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
             plain.bias = layer.bias
         else:
             plain = nn.Embedding(layer.num_embeddings, layer.embedding_dim, device="meta")

@@ -1,4 +1,4 @@
-/* What lies between the matrix products of a training step on a CPU, forward and backward: normalization, heads, activation, losses.
+/* What lies between the matrix products of a training step on a CPU, forward and backward: normalization, heads, softmax, activation, losses.
 
 The same computation as the plain forms in `model/kernels.py` and `model/heads.py`, which are used where there is no C compiler; `kernels.py` beside it calls
 these functions, and `tests/model/test_native_kernels.py` compares the two. Each function makes one pass over its arrays.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tinyllm.model.native import compilation, wide_products
+from tinyllm.model.native import compilation
 
 _DTYPES = (torch.float32, torch.bfloat16)
 _TYPES = (Tensor, torch.nn.Parameter)  # others, as those of tracing, may have no memory
@@ -85,26 +85,9 @@ def covers_heads(tokens: Tensor, width: int, gain: Tensor | None, cos: Tensor | 
 
 
 def covers_attention(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Return whether `CausalAttention` can be used for queries, keys and values (..., T, D) of as many heads."""
-    return q.shape == k.shape == v.shape and q.shape[-2] <= _LONGEST and covers(q, k, v, dtype=q.dtype)
-
-
-def covers_linear(x: Tensor, weight: Tensor, dtype: torch.dtype) -> bool:
-    """Return whether `Linear` can be used, and gains: a weight that is trained in float32, with products in bfloat16.
-
-    Args:
-        dtype: of the products.
-    """
-    return (
-        dtype == torch.bfloat16
-        and weight.dtype == torch.float32
-        and weight.requires_grad
-        and torch.is_grad_enabled()
-        and x.ndim > 1
-        and x.numel() > 0
-        and covers(x, weight)
-        and wide_products.pays()
-    )
+    """Return whether `CausalAttention` can be used: queries, keys and values (..., T, D) of one dtype and as many heads."""
+    alike = q.shape == k.shape == v.shape and q.dtype == k.dtype == v.dtype
+    return alike and q.shape[-2] <= _LONGEST and covers(q, k, v, dtype=q.dtype)
 
 
 def _functions() -> ctypes.CDLL:
@@ -262,28 +245,6 @@ class CausalAttention(torch.autograd.Function):
         pointers = probabilities.data_ptr(), to_scores.data_ptr()
         _functions().causal_softmax_backward(heads, length, ctx.scale, _is_narrow(to_scores), *pointers)
         return torch.bmm(to_scores, k), torch.bmm(to_scores.transpose(1, 2), q), to_v, None
-
-
-class Linear(torch.autograd.Function):
-    """x W^T in bfloat16, with a gradient of W that is summed in float32 and not rounded."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        rows, matrix = x.to(torch.bfloat16).flatten(0, -2), weight.to(torch.bfloat16)
-        ctx.save_for_backward(rows, matrix)
-        ctx.shape, ctx.dtype = x.shape, x.dtype
-        return torch.mm(rows, matrix.T).view(*x.shape[:-1], len(matrix))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        rows, matrix = ctx.saved_tensors
-        gradient = gradient.flatten(0, -2).contiguous()
-        to_x = torch.mm(gradient, matrix).view(ctx.shape).to(ctx.dtype) if ctx.needs_input_grad[0] else None
-        if not ctx.needs_input_grad[1]:
-            return to_x, None
-        to_weight = torch.empty(matrix.shape, dtype=torch.float32)
-        return to_x, wide_products.multiply(gradient.T, rows, to_weight)
 
 
 def log_probabilities(

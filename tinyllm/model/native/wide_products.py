@@ -16,6 +16,7 @@ from torch import Tensor
 
 _ROW_MAJOR, _PLAIN, _TRANSPOSED = 101, 111, 112  # of CBLAS
 _LARGEST = 2**31 - 1  # of its integers
+_TYPES = (Tensor, torch.nn.Parameter)
 
 
 def covers(*matrices: Tensor) -> bool:
@@ -23,33 +24,43 @@ def covers(*matrices: Tensor) -> bool:
     recorded = torch.is_grad_enabled() and any(x.requires_grad for x in matrices)
     return (
         not recorded
-        and all(_is_plain(x) and x.dtype == torch.bfloat16 for x in matrices)
+        and all(_is_plain(x) and x.dtype == torch.bfloat16 and x.ndim == 2 and _layout(x) for x in matrices)
         and not torch.compiler.is_compiling()
         and pays()
     )
+
+
+def covers_training(x: Tensor, weight: Tensor) -> bool:
+    """Return whether a product of these and its gradients can be computed in bfloat16: plain tensors on a CPU that multiplies it."""
+    return _is_plain(x) and _is_plain(weight) and not torch.compiler.is_compiling() and pays()
 
 
 def multiply(a: Tensor, b: Tensor, out: Tensor, *, accumulate: bool = False) -> Tensor:
     """Write a (M, K) times b (K, N) to out (M, N), or add it. Returns `out`.
 
     Args:
-        a, b: bfloat16, each with a stride of 1.
-        out: float32, contiguous rows.
+        a, b: bfloat16, with their rows or their columns in one piece.
+        out: float32, with its rows in one piece.
+
+    Raises:
+        ValueError: they do not fit.
     """
     (rows, inner), columns = a.shape, b.shape[1]
+    of_a, of_b, of_out = _layout(a), _layout(b), _layout(out)
     if b.shape[0] != inner or out.shape != (rows, columns) or out.dtype != torch.float32:
         raise ValueError(f"{(*a.shape,)} times {(*b.shape,)} is not written to {(*out.shape,)} of {out.dtype}")
-    function, of_a, of_b = _function(), _layout(a), _layout(b)
+    if of_a is None or of_b is None or of_out is None or of_out[0] != _PLAIN or not all(map(_is_plain, (a, b, out))):
+        raise ValueError(f"matrices whose strides are {a.stride()}, {b.stride()} and {out.stride()} are not multiplied")
+    function = _function()
     assert function is not None
-    assert of_a is not None
-    assert of_b is not None
     operands = rows, columns, inner, 1.0, a.data_ptr(), of_a[1], b.data_ptr(), of_b[1]
-    function(_ROW_MAJOR, of_a[0], of_b[0], *operands, float(accumulate), out.data_ptr(), max(out.stride(0), columns))
+    function(_ROW_MAJOR, of_a[0], of_b[0], *operands, float(accumulate), out.data_ptr(), of_out[1])
     return out
 
 
 def _is_plain(x: Tensor) -> bool:
-    return x.ndim == 2 and x.device.type == "cpu" and min(x.shape) > 0 and _layout(x) is not None
+    """Return whether a tensor has numbers in the memory of this process; those of tracing have none."""
+    return type(x) in _TYPES and x.device.type == "cpu" and x.numel() > 0
 
 
 def _layout(x: Tensor) -> tuple[int, int] | None:
@@ -62,7 +73,7 @@ def _layout(x: Tensor) -> tuple[int, int] | None:
 
 @cache
 def pays() -> bool:
-    """Return whether the function is there, right, and faster than a product in float32."""
+    """Return whether the function is there, and the processor multiplies bfloat16: on others, products in float32 are as fast."""
     if os.environ.get("TINYLLM_NATIVE", "1") == "0" or not torch.cpu._is_avx512_bf16_supported():
         return False
     return available()
@@ -70,12 +81,18 @@ def pays() -> bool:
 
 @cache
 def available() -> bool:
-    """Return whether torch's libraries have the function, and it multiplies."""
-    if _function() is None:
+    """Return whether torch's libraries have the function, and it computes 2 times 3 plus 1."""
+    function = _function()
+    if function is None:
         return False
-    a, b = torch.arange(6.0).view(2, 3), torch.arange(12.0).view(3, 4)  # small integers: exact in any order
-    found = multiply(a.bfloat16(), b.bfloat16(), torch.ones(2, 4), accumulate=True)
-    return torch.equal(found, a @ b + 1)
+    a, b, out = (
+        ctypes.c_uint16(0x4000),
+        ctypes.c_uint16(0x4040),
+        ctypes.c_float(1),
+    )  # no tensors: they could be those of tracing
+    operands = (ctypes.addressof(a), 1, ctypes.addressof(b), 1, 1.0, ctypes.addressof(out), 1)
+    function(_ROW_MAJOR, _PLAIN, _PLAIN, 1, 1, 1, 1.0, *operands)
+    return out.value == 7
 
 
 @cache
