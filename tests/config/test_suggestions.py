@@ -22,7 +22,9 @@ def misspellings(leaf: str) -> set[str]:
     return found - {leaf, ""}
 
 
-@pytest.mark.parametrize("cls", [stages.PretrainConfig, stages.AlignOnlineConfig, stages.ChatConfig])
+@pytest.mark.parametrize(
+    "cls", [stages.PretrainConfig, pytest.param(stages.AlignOnlineConfig, marks=pytest.mark.slow), stages.ChatConfig]
+)
 def test_one_typo_in_any_key(cls) -> None:
     keys = dotted_keys(cls)
     assert len(keys) > 8

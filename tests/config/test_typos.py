@@ -81,7 +81,11 @@ class Score:
         assert self.right / total >= REQUIRED_RATE
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=[pytest.mark.slow] * (kind in (doubled, dropped))) for kind in KINDS],
+    ids=lambda kind: kind.__name__,
+)
 def test_a_typo_in_any_key_of_any_stage(kind: Callable[..., str]) -> None:
     """Anywhere in the dotted key, including its sections; in a file, with --set and in the environment."""
     sources = (Source("a.yaml", is_file=True), Source("--set"), Source("env", spell=lambda key: f"<{key}>"))

@@ -78,7 +78,7 @@ print(json.dumps(found))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="forks")
-@pytest.mark.parametrize("has_old", [False, True])
+@pytest.mark.parametrize("has_old", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_preparation_recovers_from_a_kill_at_any_file_system_event(tmp_path: Path, has_old: bool) -> None:
     command = [sys.executable, "-c", SWEEP, str(tmp_path), str(has_old)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -104,7 +104,7 @@ def test_planted_bug_fails_its_checks_and_no_others(name: str, monkeypatch: pyte
     ("name", "check"),
     [
         ("resume_starts_over", "resume"),
-        ("optimizer_state_not_restored", "resume"),
+        pytest.param("optimizer_state_not_restored", "resume", marks=pytest.mark.slow),
         pytest.param("every_rank_trains_on_all_rows", "ranks", marks=pytest.mark.two_cores),
     ],
 )

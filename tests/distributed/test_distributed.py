@@ -368,6 +368,7 @@ def test_a_suspended_launcher_suspends_the_ranks(tmp_path: Path, launched: Calla
     assert process.wait(10) == 143
 
 
+@pytest.mark.slow
 def test_time_in_which_the_launcher_slept_is_no_silence_of_the_ranks(
     tmp_path: Path, launched: Callable[..., Any]
 ) -> None:

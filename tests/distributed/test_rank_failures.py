@@ -192,6 +192,7 @@ def test_debug_shows_the_output_of_every_rank(place: Path) -> None:
     assert "ValueError: planted\nby a test" in done.err
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_the_same_command_resumes(place: Path, straight: dict[int, Path]) -> None:
     process = start(place, *command("--nproc", "2", **{"train.steps": 100_000, "train.log_every": 1}))
     metrics = place / "runs" / "sft" / "full" / "x" / "metrics.jsonl"

@@ -120,6 +120,7 @@ def test_a_penalty_sees_the_tokens_of_its_own_row_only() -> None:
     assert [c.ids for c in generate(model, PROMPTS, sampling, rows=3)] == alone
 
 
+@pytest.mark.slow
 def test_a_text_that_is_rotated_in_another_way_from_some_length_on_enters_again() -> None:
     factors = {"short_factor": (1.0,) * 4, "long_factor": (9.0, 5.0, 3.0, 2.0), "original_max_position_embeddings": 16}
     model = made(model_type="llama", qk_norm=False, rope_scaling=RopeScaling(rope_type="longrope", **factors))

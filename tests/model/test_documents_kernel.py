@@ -99,6 +99,7 @@ def test_limited_scores_need_a_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not kernel.calls
 
 
+@pytest.mark.slow
 def test_a_compiled_block_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the operations of the kernel traced, and numbers of documents that change."""
     model = made(0.3).double()

@@ -18,9 +18,9 @@ STAGE = "stages/test_align_online.py::test_"
 MUTANTS = [
     # --- 1: the shift --------------------------------------------------------------------------------------------------------------
     M("no-shift-states", "1", "a token is scored with the state that has seen it", "model/heads.py",
-      "hidden.flatten(0, 1)[places - 1]", "hidden.flatten(0, 1)[places]", HEADS),
+      "places - 1 - places // length if short else places - 1", "places - places // length if short else places", HEADS),
     M("no-shift-targets", "1", "the state's own token is scored instead of the next", "model/heads.py",
-      "[places - 1], ids.flatten()[places]", "[places - 1], ids.flatten()[places - 1]", HEADS),
+      "[before], ids.flatten()[places]", "[before], ids.flatten()[places - 1]", HEADS),
     M("no-shift-sampler", "1", "the state before the last one chooses the next token", "model/decoding/prefill.py",
       "hidden[row, length - 1]", "hidden[row, max(0, length - 2)]", GENERATE),
 
@@ -202,7 +202,7 @@ MUTANTS = [
 
     # --- 10: ranks -----------------------------------------------------------------------------------------------------------------
     M("unwrapped-forward", "10", "the forward pass goes around the hooks of the model", "model/transformer.py",
-      "log_prob_total(self(ids, attend), head,", "log_prob_total(self.model(ids, attend), head,",
+      "hidden = self(ids[:, :length],", "hidden = self.model(ids[:, :length],",
       COMMON),
     M("gradients-never-meet", "10", "ranks never exchange their gradients", "train/engine.py",
       "set_requires_gradient_sync(number == len(batches) - 1)", "set_requires_gradient_sync(False)", COMMON),

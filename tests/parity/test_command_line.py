@@ -11,7 +11,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
@@ -132,7 +134,15 @@ def compare(stage: str, row: dict, ours: tiny.Outcome, oracle: tiny.Outcome) -> 
     assert tiny.difference(ours, oracle).gradient < GRADIENT, stage
 
 
-@pytest.mark.parametrize("stage", FILES)
+# What differs from another stage in its formula only, which `test_parity.py` compares at every run; these run with `-m slow`.
+ALIKE = {"sft_packed", "orpo", "simpo", "dapo", "dr_grpo", "gspo", "cispo", "rloo"}
+
+
+def marked(stages: Iterable[str]) -> list[Any]:
+    return [pytest.param(stage, marks=[pytest.mark.slow] * (stage in ALIKE)) for stage in stages]
+
+
+@pytest.mark.parametrize("stage", marked(FILES))
 def test_learning_from_files(place: Path, stage: str) -> None:
     row, ours, run = second_step(place, stage, *FILES[stage], more=MORE.get(stage, {}))
     oracle = getattr(jsonl, stage)(place / "model", run)
@@ -150,7 +160,7 @@ def test_learning_from_files(place: Path, stage: str) -> None:
 ONLINE = ("grpo", "dapo", "dr_grpo", "gspo", "cispo", "rloo", "ppo")
 
 
-@pytest.mark.parametrize("algorithm", ONLINE)
+@pytest.mark.parametrize("algorithm", marked(ONLINE))
 def test_learning_from_a_rollout(place: Path, algorithm: str) -> None:
     verb = ["align-online", f"--algorithm={algorithm}"]
     row, ours, run = second_step(place, algorithm, verb, "PROMPTS", rows=12, micro=4, more=ROLLOUT)

@@ -310,6 +310,7 @@ def test_a_model_too_large_to_train_costs_no_download_of_its_weights(
     assert WEIGHTS not in requests(fake)
 
 
+@pytest.mark.slow
 def test_processes_that_need_a_model_download_it_once(
     files: dict[str, bytes], serve: Callable, command: Callable, tmp_path: Path
 ) -> None:

@@ -167,6 +167,7 @@ main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     sys.platform != "linux" or torch.version.cuda is not None, reason="RLIMIT_AS; the libraries of CUDA need more of it"
 )
@@ -362,7 +363,9 @@ def lines_of(file: Path) -> int:
     return len(file.read_text().splitlines()) if file.exists() else 0
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_a_signal_finishes_the_step_saves_and_prints_the_command(number: int, code: int) -> None:
     """During a step, an evaluation and a save. The run resumes each time."""
     for turn in range(2):

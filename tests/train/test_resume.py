@@ -182,8 +182,8 @@ STAGES: dict[str, tuple[Callable[[], dict[str, Any]], int]] = {
 
 SLOW = {"pretrain, compiled"}
 # What has the loop of another one: without `-m slow` it stops twice, in the middle of an epoch or rollout and at its edge.
-ALIKE = {*algorithms.names("offline"), *algorithms.names("online")} - {"dpo", "kto", "grpo", "ppo"}
-ALIKE |= {name for name in STAGES if "," in name} - {"pretrain, packed", "sft, lora", "dapo, dynamic sampling"} - SLOW
+ALIKE = {*algorithms.names("offline"), *algorithms.names("online")} - {"dpo", "kto", "ppo"}
+ALIKE |= {name for name in STAGES if "," in name} - {"pretrain, packed", "dapo, dynamic sampling"} - SLOW
 STOPS = [pytest.param(name, (2, 4), id=name) for name in STAGES if name in ALIKE]
 STOPS += [
     pytest.param(

@@ -89,9 +89,8 @@ def log_prob_total(
 ) -> Tensor:
     """Return the sum of `token_log_probs`. As all tokens weigh the same, its gradient is known in the forward pass.
 
-    Shapes as there; the states of the last tokens, which predict nothing, can be left out: hidden (B, T - 1, D).
-
     Args:
+        hidden: (B, T, D), or (B, T - 1, D) without the last tokens, which predict nothing.
         compiled: compile what lies between the products, where no kernel of our own computes it.
     """
     rows, targets = _predictions(hidden, ids, mask, short=hidden.shape[1] == ids.shape[1] - 1)
@@ -168,9 +167,8 @@ class _TotalLogProb(torch.autograd.Function):
         rows, head, targets, block = _prepared(hidden, weight, targets, temperature)
         wide = torch.promote_types(rows.dtype, torch.float32)
         values, to_rows = rows.new_empty(len(rows), dtype=wide), torch.empty_like(rows)
-        to_head = None  # a head may be frozen
-        if ctx.needs_input_grad[1]:
-            to_head = torch.zeros(head.shape, dtype=wide, device=head.device)
+        has_gradient = ctx.needs_input_grad[1]  # a head may be frozen
+        to_head = torch.zeros(head.shape, dtype=wide, device=head.device) if has_gradient else None
         for start in range(0, len(rows), block):
             part = slice(start, start + block)
             gap = _gap(wide_product(rows[part], head), targets[part], rows.dtype, values[part], compiled=compiled)

@@ -438,10 +438,9 @@ class CausalLM(Loaded):
     def log_prob_total(self, ids: Tensor, mask: Tensor, *, attend: Tensor | None = None) -> Tensor:
         """Return the sum of `log_probs`, a scalar, which costs less where its gradient is wanted; see `heads.log_prob_total`."""
         softcap, head = self.config.final_logit_softcapping, head_matrix(self.lm_head)
-        if self.model.forgetful:
-            hidden = self(ids, attend)
-        else:  # the last token predicts nothing; without it, rows of a dataset have a length that kernels like (256, not 257)
-            hidden = self(ids[:, :-1], None if attend is None else attend[:, :-1])
+        # the last token predicts nothing; without it, rows of a dataset have a length that kernels like (256, not 257)
+        length = ids.shape[1] - (not self.model.forgetful)
+        hidden = self(ids[:, :length], None if attend is None else attend[:, :length])
         return log_prob_total(hidden, head, ids, mask, softcap=softcap, compiled=self.compiled)
 
     def token_scores(
