@@ -13,8 +13,9 @@ from contextlib import ExitStack, contextmanager, suppress
 
 from tinyllm import signals
 
-# seconds of training left: compiling costs 20 to 40 and gains about a third, beside our own kernels up to a tenth
-_WORTH_COMPILING, _BESIDE_KERNELS = 180.0, 1200.0
+_WORTH_COMPILING = (
+    180.0  # seconds of training left: compiling costs 20 to 40 and gains about a third, beside our own kernels nothing
+)
 
 
 def is_worth_compiling(mode: str, seconds_left: float, *, has_kernels: bool) -> bool:
@@ -24,8 +25,7 @@ def is_worth_compiling(mode: str, seconds_left: float, *, has_kernels: bool) -> 
         has_kernels: without compiling, the model computes with `model.native.kernels`.
     """
     possible = sys.platform != "win32" and any(map(shutil.which, ("g++", "clang++", "c++")))
-    least = _BESIDE_KERNELS if has_kernels else _WORTH_COMPILING
-    return mode == "on" or (mode == "auto" and possible and seconds_left > least)
+    return mode == "on" or (mode == "auto" and possible and not has_kernels and seconds_left > _WORTH_COMPILING)
 
 
 @contextmanager
