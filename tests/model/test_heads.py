@@ -293,7 +293,7 @@ def test_compiling_a_model_compiles_its_loss(monkeypatch: pytest.MonkeyPatch) ->
         return heads._pointwise_gap(logits, targets, dtype)
 
     monkeypatch.setattr(heads, "_compiled_gap", lambda: counted)
-    monkeypatch.setattr(Block, "compile", lambda self: None)
+    monkeypatch.setattr(Block, "compile", lambda self, **_: None)
     torch.testing.assert_close(model.log_prob_total(ids, mask), wanted, atol=1e-10, rtol=1e-12)
     assert not calls
     compile_blocks(model)

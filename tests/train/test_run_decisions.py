@@ -56,7 +56,7 @@ def test_a_run_stopped_in_the_step_that_decides_is_compiled_from_the_same_step(
 ) -> None:
     """Later, its weights would differ from those of an undisturbed run: a compiled step rounds and drops otherwise."""
     step, found = Engine.step, dict[str, int | None]()
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda *_: None)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda *_, **__: None)
     for name, stop in (("undisturbed", 0), ("stopped", 10)):
         with monkeypatch.context() as patched:
 
@@ -89,7 +89,9 @@ def test_whether_a_run_is_compiled_is_decided_once(
             signal.raise_signal(signal.SIGTERM)
         return step(engine, *arguments)
 
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda *_: compiled.append(engines[0].updates if engines else -1))
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda *_, **__: compiled.append(engines[0].updates if engines else -1)
+    )
     folder, common = tmp_path / "run", {"steps": 14, "every": 99, "evaluate": falling}
     with monkeypatch.context() as patched:
         patched.setattr(Engine, "step", watched)
