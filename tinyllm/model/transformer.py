@@ -248,6 +248,12 @@ class Block(nn.Module):
         return x if self.residual_multiplier == 1 else x * self.residual_multiplier
 
 
+def _embedding(rows: int, width: int) -> nn.Embedding:
+    """Return an embedding: on the device "meta" without random numbers, for which torch would import its compiler (two seconds)."""
+    weight = torch.empty(rows, width)
+    return nn.Embedding(rows, width, _weight=weight) if weight.is_meta else nn.Embedding(rows, width)
+
+
 class Decoder(nn.Module):
     """Token ids to final hidden states: the part that a language model and a reward model share."""
 
@@ -255,9 +261,9 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.checkpointing = False  # see `set_activation_checkpointing`
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = _embedding(config.vocab_size, config.hidden_size)
         if config.learned_positions:
-            self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+            self.embed_positions = _embedding(config.max_position_embeddings, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = _norm(config, config.hidden_size)
         # Layers differ in the base of their rotary embeddings and in their window: what they share is computed once.
