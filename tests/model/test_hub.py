@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -168,6 +170,17 @@ def test_links_into_the_store_of_huggingface_hub_are_followed(tmp_path: Path) ->
     for file in blobs.iterdir():
         (revision / file.name).symlink_to(f"../../blobs/{file.name}")
     assert torch.equal(hub.load_causal_lm(revision)(IDS), model(IDS))
+
+
+def test_loading_does_not_import_the_compiler_of_torch(tmp_path: Path) -> None:
+    """Which random numbers on the device "meta" would do, in two seconds."""
+    small.saved(small.rough(), tmp_path / "model")
+    code = (
+        "import sys, torch\nfrom pathlib import Path\nfrom tinyllm.model import hub\nbefore = set(sys.modules)\n"
+        "hub.load_causal_lm(Path('model'))\nprint(len({'sympy', 'torch._dynamo'} & (set(sys.modules) - before)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "0", done.stderr
 
 
 def test_restore_fills_a_model_of_the_same_shape_and_refuses_another(tmp_path: Path) -> None:

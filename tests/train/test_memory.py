@@ -280,6 +280,17 @@ def test_an_estimate_counts_gradients_and_moments_of_trained_weights_only() -> N
     assert tuned["gradients"] == 4 * adapter
 
 
+def test_an_estimate_counts_what_bf16_keeps_and_copies() -> None:
+    """Probabilities up to 512 tokens, also of rows whose last token is left out; copies of weights too large to be packed."""
+    kept = [estimate.kept(run_of(SHAPE, length=length, bf16=True)) / length for length in (512, 513, 514)]
+    assert kept[1] > kept[0] > 1.2 * kept[2]
+    large = SHAPE.model_copy(update={"vocab_size": 1 << 22, "hidden_size": 128})
+    sampling = [
+        estimate._sampling_bytes(run_of(large, bf16=bf16, sampled=1, context=2, trained=0)) for bf16 in (False, True)
+    ]
+    assert sampling[1] - sampling[0] == pytest.approx(2 * large.parameters(), rel=0.01)
+
+
 @pytest.mark.parametrize("dora", [False, True])
 def test_the_size_of_an_adapter_is_that_of_its_tensors(dora: bool) -> None:
     for targets in (("q_proj", "down_proj"), ("all-linear",)):

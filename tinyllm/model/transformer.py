@@ -250,8 +250,8 @@ class Block(nn.Module):
 
 def _embedding(rows: int, width: int) -> nn.Embedding:
     """Return an embedding: on the device "meta" without random numbers, for which torch would import its compiler (two seconds)."""
-    weight = torch.empty(rows, width)
-    return nn.Embedding(rows, width, _weight=weight) if weight.is_meta else nn.Embedding(rows, width)
+    weight = torch.empty(rows, width) if torch.empty(0).is_meta else None
+    return nn.Embedding(rows, width, _weight=weight)
 
 
 class Decoder(nn.Module):

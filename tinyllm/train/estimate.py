@@ -17,9 +17,8 @@ PROCESS = 380_000_000  # bytes of Python, torch and the code and tables of its l
 COMFORTABLE = 0.6  # share of the memory there is, above which `activation_checkpointing: auto` is on
 _HEAD_ROWS, _HEAD_LOGITS = 256, 1 << 20  # in a block of logits on a CPU; see `model.heads`
 _KEPT_BYTES = 1 << 26  # of derivatives by logits that are kept, at most; those of pretraining and fine-tuning are not
-_EXPLICIT_LENGTH = (
-    512 + 1
-)  # up to it, attention in bfloat16 keeps its probabilities; see `model.kernels` (the last token may be left out)
+# tokens up to which attention in bfloat16 keeps its probabilities, see `model.kernels`, and the last one, which may be left out
+_EXPLICIT_LENGTH = 512 + 1
 _MOMENTS = 2  # of AdamW
 _HOLES = 0.5  # of a block: lost between tensors by the allocator, as measured
 _MOST_HOLES = 256_000_000  # bytes: large tensors leave no holes

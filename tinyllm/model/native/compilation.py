@@ -34,11 +34,16 @@ def structure(name: str, integers: str = "", floats: str = "", pointers: str = "
     return type(name, (ctypes.Structure,), {"_fields_": fields})
 
 
+def is_enabled() -> bool:
+    """Return whether functions of this package and of other libraries that are not torch's may be used: TINYLLM_NATIVE is not 0."""
+    return os.environ.get("TINYLLM_NATIVE", "1") != "0"
+
+
 @cache
 def load(source: Path) -> ctypes.CDLL | None:
     """Return the functions of a C file; None where there is no compiler, or TINYLLM_NATIVE is 0."""
     compiler = shutil.which(os.environ.get("CC", "cc"))
-    if compiler is None or sys.platform == "win32" or os.environ.get("TINYLLM_NATIVE", "1") == "0":
+    if compiler is None or sys.platform == "win32" or not is_enabled():
         return None
     openmp = openmp_of_torch()
     flags = [flag for flag in _FLAGS.split() if platform.machine() in _X86 or flag != _WIDE]

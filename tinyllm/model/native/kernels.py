@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tinyllm.model.native import compilation
+from tinyllm.model.native.wide_products import TYPES
 
 _DTYPES = (torch.float32, torch.bfloat16)
-_TYPES = (Tensor, torch.nn.Parameter)  # others, as those of tracing, may have no memory
 _CHUNKS = 64  # parts in which gradients of gains are summed
 _LARGEST_HEAD, _LONGEST = 512, 1024  # of kernels.c
 _SIGNATURES = {  # integers (i), floats (f) and pointers (p)
@@ -62,7 +62,7 @@ def covers(*tensors: Tensor, dtype: torch.dtype = torch.float32) -> bool:
         dtype: of the result.
     """
     return (
-        all(type(x) in _TYPES and x.device.type == "cpu" and x.dtype in _DTYPES for x in tensors)
+        all(type(x) in TYPES and x.device.type == "cpu" and x.dtype in _DTYPES for x in tensors)
         and dtype in _DTYPES
         and not torch.compiler.is_compiling()
         and library() is not None

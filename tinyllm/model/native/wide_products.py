@@ -6,7 +6,6 @@ MKL has the function, and torch comes with MKL on x86. It is used where the proc
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -14,9 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tinyllm.model.native import compilation
+
 _ROW_MAJOR, _PLAIN, _TRANSPOSED = 101, 111, 112  # of CBLAS
 _LARGEST = 2**31 - 1  # of its integers
-_TYPES = (Tensor, torch.nn.Parameter)
+TYPES = (Tensor, torch.nn.Parameter)  # others, as those of tracing, may have no memory
 
 
 def covers(*matrices: Tensor) -> bool:
@@ -60,7 +61,7 @@ def multiply(a: Tensor, b: Tensor, out: Tensor, *, accumulate: bool = False) -> 
 
 def _is_plain(x: Tensor) -> bool:
     """Return whether a tensor has numbers in the memory of this process; those of tracing have none."""
-    return type(x) in _TYPES and x.device.type == "cpu" and x.numel() > 0
+    return type(x) in TYPES and x.device.type == "cpu" and x.numel() > 0
 
 
 def _layout(x: Tensor) -> tuple[int, int] | None:
@@ -74,9 +75,7 @@ def _layout(x: Tensor) -> tuple[int, int] | None:
 @cache
 def pays() -> bool:
     """Return whether the function is there, and the processor multiplies bfloat16: on others, products in float32 are as fast."""
-    if os.environ.get("TINYLLM_NATIVE", "1") == "0" or not torch.cpu._is_avx512_bf16_supported():
-        return False
-    return available()
+    return compilation.is_enabled() and torch.cpu._is_avx512_bf16_supported() and available()
 
 
 @cache
@@ -85,11 +84,8 @@ def available() -> bool:
     function = _function()
     if function is None:
         return False
-    a, b, out = (
-        ctypes.c_uint16(0x4000),
-        ctypes.c_uint16(0x4040),
-        ctypes.c_float(1),
-    )  # no tensors: they could be those of tracing
+    # no tensors: they could be those of tracing
+    a, b, out = ctypes.c_uint16(0x4000), ctypes.c_uint16(0x4040), ctypes.c_float(1)
     operands = (ctypes.addressof(a), 1, ctypes.addressof(b), 1, 1.0, ctypes.addressof(out), 1)
     function(_ROW_MAJOR, _PLAIN, _PLAIN, 1, 1, 1, 1.0, *operands)
     return out.value == 7
